@@ -1,0 +1,3 @@
+//! The `npkfs` command.
+
+fn main() {}
