@@ -306,3 +306,127 @@ fn is_temporary(name: &str) -> bool {
         |id| id.len() == TEMPORARY_ID_LEN && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use tempfile::TempDir;
+
+    /// A storage whose unnamed files have no name, and one whose unnamed files have a temporary one.
+    fn both_kinds() -> [(TempDir, DirStorage); 2] {
+        [true, false].map(|has_unnamed| {
+            let dir = tempfile::tempdir().expect("temporary directory");
+            let storage = DirStorage::open(dir.path()).expect("opens");
+            storage.has_unnamed.fetch_and(has_unnamed, Ordering::Relaxed);
+            (dir, storage)
+        })
+    }
+
+    fn put(storage: &DirStorage, name: &str, contents: &[u8]) {
+        let file = storage.create_unnamed().expect("creates");
+        file.write_at(contents, 0).expect("writes");
+        storage.link(&file, name).expect("links");
+    }
+
+    #[test]
+    fn create_makes_missing_parents_and_open_does_not() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("a/b");
+        assert_eq!(DirStorage::open(&path).expect_err("missing").kind(), io::ErrorKind::NotFound);
+        assert_eq!(DirStorage::create(&path).expect("creates").path(), path);
+        DirStorage::create(&path).expect("is there");
+        let file = path.join("file");
+        fs::write(&file, "").expect("writes");
+        assert_eq!(DirStorage::open(&file).expect_err("no directory").kind(), io::ErrorKind::NotADirectory);
+    }
+
+    #[test]
+    fn storage_stays_in_its_directory_when_that_is_renamed() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let storage = DirStorage::create(&dir.path().join("old")).expect("creates");
+        fs::rename(dir.path().join("old"), dir.path().join("new")).expect("renames");
+        put(&storage, "a", b"");
+        assert!(dir.path().join("new/a").exists());
+    }
+
+    #[test]
+    fn only_regular_files_are_opened_and_links_are_not_followed() {
+        for (dir, storage) in both_kinds() {
+            put(&storage, "file", b"abc");
+            symlink("file", dir.path().join("link")).expect("links");
+            fs::create_dir(dir.path().join("dir")).expect("makes a directory");
+            rustix::fs::mknodat(&storage, "fifo", rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+                .expect("makes a FIFO");
+            for access in [FileAccess::Read, FileAccess::Write] {
+                let error = storage.open("link", access).expect_err("a symbolic link");
+                assert_eq!(error.raw_os_error(), Some(libc::ELOOP));
+                storage.open("dir", access).expect_err("a directory");
+                let error = storage.open("fifo", access).expect_err("a FIFO");
+                assert_eq!(error.to_string(), "not a regular file");
+            }
+            assert!(!storage.stat("link").expect("stat").is_file());
+            let new = storage.create_unnamed().expect("creates");
+            storage.replace(&new, "link").expect("replaces the link, not the file");
+            assert_eq!(fs::read(dir.path().join("file")).expect("reads"), b"abc");
+            storage.remove("dir").expect_err("a directory");
+        }
+    }
+
+    #[test]
+    fn names_that_are_not_utf8_are_not_listed() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let (dir, storage) = &both_kinds()[0];
+        fs::write(dir.path().join(std::ffi::OsStr::from_bytes(b"a\xff")), "").expect("writes");
+        put(storage, "b", b"");
+        assert_eq!(storage.list().expect("lists"), ["b"]);
+    }
+
+    #[test]
+    fn new_files_have_the_permissions_of_the_umask() {
+        for (dir, storage) in both_kinds() {
+            fs::write(dir.path().join("by_std"), "").expect("writes");
+            put(&storage, "a", b"");
+            drop(storage.lock("lock", Duration::ZERO).expect("locks"));
+            let mode = |name| fs::metadata(dir.path().join(name)).expect("metadata").permissions().mode();
+            assert_eq!(mode("a"), mode("by_std"));
+            assert_eq!(mode("lock"), mode("by_std"));
+        }
+    }
+
+    #[test]
+    fn named_temporaries_behave_like_unnamed_files() {
+        for (_dir, storage) in both_kinds() {
+            let file = storage.create_unnamed().expect("creates");
+            file.write_at(b"abc", 0).expect("writes");
+            put(&storage, "a", b"old");
+            assert_eq!(storage.link(&file, "a").expect_err("taken").kind(), io::ErrorKind::AlreadyExists);
+            storage.link(&file, "b").expect("links");
+            let new = storage.create_unnamed().expect("creates");
+            storage.replace(&new, "a").expect("replaces");
+            drop((file, new));
+            drop(storage.create_unnamed().expect("creates, and is dropped"));
+            let mut names = storage.list().expect("lists");
+            names.sort();
+            assert_eq!(names, ["a", "b"]);
+            assert_eq!(storage.stat("a").expect("stat").len, 0);
+            assert_eq!(storage.stat("b").expect("stat").len, 3);
+        }
+    }
+
+    #[test]
+    fn sweep_removes_what_no_writer_has_open() {
+        let [_, (dir, storage)] = both_kinds();
+        let at_work = storage.create_unnamed().expect("creates");
+        fs::write(dir.path().join("tmp_0123456789abcdef.npkd"), "left behind").expect("writes");
+        for name in ["tmp_mine.npkd", "tmp_0123456789ABCDEF.npkd", "tmp_0123456789abcdef.npk", "data_a.npkd"]
+        {
+            fs::write(dir.path().join(name), "a user's").expect("writes");
+        }
+        assert_eq!(storage.sweep_temporaries().expect("sweeps"), 1);
+        assert!(!dir.path().join("tmp_0123456789abcdef.npkd").exists());
+        assert_eq!(storage.list().expect("lists").len(), 5);
+        storage.link(&at_work, "b").expect("links");
+        assert_eq!(storage.sweep_temporaries().expect("sweeps"), 0);
+    }
+}

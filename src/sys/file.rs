@@ -186,3 +186,87 @@ fn read_full_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
     }
     Ok(filled)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    fn file_of(bytes: &[u8]) -> DirFile {
+        let file = tempfile::tempfile().expect("temporary file");
+        file.write_all_at(bytes, 0).expect("writes");
+        DirFile::new(file.into(), None)
+    }
+
+    fn contents(file: &DirFile) -> Vec<u8> {
+        let mut bytes = vec![0; file.stat().expect("stat").len as usize];
+        file.read_at(&mut bytes, 0).expect("reads");
+        bytes
+    }
+
+    #[test]
+    fn offsets_beyond_the_largest_file_are_errors() {
+        let file = file_of(b"abc");
+        for offset in [u64::MAX, u64::MAX - 1, i64::MAX as u64 + 1] {
+            file.read_at(&mut [0; 4], offset).expect_err("no such offset");
+            file.write_at(b"xy", offset).expect_err("no such offset");
+            file.set_len(offset).expect_err("no such length");
+            file.reserve(offset).expect_err("no such length");
+        }
+        let src = file_of(b"abc");
+        file.copy_from(src.as_fd(), 0, u64::MAX, 2).expect_err("no such offset");
+        assert_eq!(contents(&file), b"abc");
+    }
+
+    #[test]
+    fn copy_needs_no_help_of_the_kernel() {
+        let bytes: Vec<u8> = (0..COPY_CHUNK_LEN as u32 + 5000).map(|i| (i % 251) as u8).collect();
+        let src = file_of(&bytes);
+        let dst = file_of(b"..");
+        let n = copy_by_reading(src.as_fd(), 3, &dst.file, 1, u64::MAX).expect("copies");
+        assert_eq!(n, bytes.len() as u64 - 3);
+        assert!(contents(&dst)[1..] == bytes[3..]);
+        assert_eq!(copy_by_reading(src.as_fd(), 0, &dst.file, 0, 2).expect("copies"), 2);
+        assert_eq!(contents(&dst)[..4], [0, 1, 4, 5]);
+    }
+
+    #[test]
+    fn copy_reads_files_of_proc_whose_length_is_zero() {
+        let src = File::open("/proc/self/mountinfo").expect("opens");
+        let dst = file_of(b"");
+        let n = dst.copy_from(src.as_fd(), 0, 0, 100).expect("copies");
+        assert_eq!(n, 100);
+        assert!(contents(&dst).is_ascii());
+    }
+
+    #[test]
+    fn copy_whose_source_cannot_be_read_fails() {
+        let dst = file_of(b"");
+        let src = tempfile::NamedTempFile::new().expect("temporary file");
+        let write_only = File::options().write(true).open(src.path()).expect("opens");
+        let error = dst.copy_from(write_only.as_fd(), 0, 0, 1).expect_err("open for writing only");
+        assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+    }
+
+    #[test]
+    fn reserve_allocates_without_changing_the_length() {
+        let file = file_of(b"abc");
+        file.reserve(1 << 20).expect("reserves, or cannot");
+        assert_eq!(file.stat().expect("stat").len, 3);
+        file.reserve(1).expect("never cuts");
+        assert_eq!(contents(&file), b"abc");
+    }
+
+    #[test]
+    fn stat_has_what_the_system_says() {
+        use std::os::unix::fs::MetadataExt as _;
+        let file = file_of(&[1; 10_000]);
+        file.set_times(None, Some(UNIX_EPOCH - Duration::from_millis(1500))).expect("sets");
+        let (stat, metadata) = (file.stat().expect("stat"), file.file.metadata().expect("metadata"));
+        assert_eq!((stat.ino, stat.dev, stat.len), (metadata.ino(), metadata.dev(), 10_000));
+        assert_eq!((stat.mode, stat.uid, stat.gid), (metadata.mode(), metadata.uid(), metadata.gid()));
+        assert_eq!((stat.allocated, stat.nlink), (metadata.blocks() * 512, 0));
+        assert_eq!(stat.atime, metadata.accessed().expect("atime"));
+        assert_eq!(stat.mtime, UNIX_EPOCH - Duration::from_millis(1500));
+    }
+}

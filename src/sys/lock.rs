@@ -216,3 +216,202 @@ fn write_lock(line: &str) -> Option<((u32, u32), u64)> {
     let minor = u32::from_str_radix(id.next()?, 16).ok()?;
     Some(((major, minor), id.next()?.parse().ok()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::{DirStorage, Storage};
+    use std::process;
+    use tempfile::TempDir;
+
+    const NO_WAIT: Duration = Duration::ZERO;
+    const NAME: &str = "lock";
+
+    fn storages() -> (TempDir, DirStorage, DirStorage) {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let open = || DirStorage::open(dir.path()).expect("opens");
+        let (one, other) = (open(), open());
+        (dir, one, other)
+    }
+
+    fn is_held(storage: &DirStorage) -> bool {
+        match storage.lock(NAME, NO_WAIT) {
+            Ok(_) => false,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => true,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Runs `child` in a forked process, and returns its answer.
+    #[expect(unsafe_code, reason = "std cannot fork")]
+    fn in_fork(child: impl FnOnce() -> bool) -> bool {
+        // SAFETY: the child only makes system calls and allocates, which glibc allows after a fork, and leaves
+        // without running anything of the test harness.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            let answer = child();
+            // SAFETY: ends this process and touches no memory.
+            unsafe { libc::_exit(i32::from(answer)) }
+        }
+        let mut status = 0;
+        // SAFETY: `status` outlives the call.
+        assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+        assert!(libc::WIFEXITED(status), "the child was killed");
+        libc::WEXITSTATUS(status) == 1
+    }
+
+    #[test]
+    fn two_storages_of_one_process_exclude_each_other() {
+        let (_dir, one, other) = storages();
+        let guard = one.lock(NAME, NO_WAIT).expect("locks");
+        assert!(is_held(&other));
+        assert!(is_held(&one));
+        drop(guard);
+        let guard = other.lock(NAME, NO_WAIT).expect("locks");
+        assert!(is_held(&one));
+        drop(guard);
+        assert!(!is_held(&one));
+    }
+
+    #[test]
+    fn timeout_is_waited_for_and_named() {
+        let (_dir, one, other) = storages();
+        let _guard = one.lock(NAME, NO_WAIT).expect("locks");
+        let start = Instant::now();
+        let error = other.lock(NAME, Duration::from_millis(30)).err().expect("held");
+        assert!(start.elapsed() >= Duration::from_millis(30));
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(error.to_string(), "another writer holds the lock");
+    }
+
+    #[test]
+    fn endless_timeout_ends_with_the_lock() {
+        let (_dir, one, other) = storages();
+        let guard = one.lock(NAME, Duration::MAX).expect("locks");
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| other.lock(NAME, Duration::MAX).map(drop));
+            drop(guard);
+            waiting.join().expect("no panic").expect("locks");
+        });
+    }
+
+    #[test]
+    fn threads_take_turns() {
+        let (_dir, one, other) = storages();
+        let inside = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for storage in [&one, &other, &one, &other] {
+                let inside = &inside;
+                scope.spawn(move || {
+                    for _ in 0..200 {
+                        let guard = storage.lock(NAME, Duration::from_secs(60)).expect("locks");
+                        assert!(!inside.swap(true, Ordering::SeqCst), "two at once");
+                        assert!(inside.swap(false, Ordering::SeqCst));
+                        drop(guard);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn forked_child_is_another_writer() {
+        let (_dir, one, _) = storages();
+        let guard = one.lock(NAME, NO_WAIT).expect("locks");
+        assert!(in_fork(|| is_held(&one)), "the child must not share its parent's lock");
+        assert!(in_fork(|| {
+            drop(guard);
+            is_held(&one)
+        }));
+    }
+
+    #[test]
+    fn child_that_drops_an_inherited_guard_leaves_the_lock_alone() {
+        let (_dir, one, other) = storages();
+        let mut guard = Some(one.lock(NAME, NO_WAIT).expect("locks"));
+        in_fork(|| guard.take().is_some());
+        assert!(is_held(&other));
+        drop(guard);
+        assert!(!is_held(&other));
+    }
+
+    #[test]
+    fn lock_ends_with_its_process() {
+        let (_dir, one, other) = storages();
+        assert!(!is_held(&one));
+        assert!(in_fork(|| {
+            std::mem::forget(one.lock(NAME, NO_WAIT));
+            is_held(&other)
+        }));
+        assert!(!is_held(&other));
+    }
+
+    #[test]
+    fn removed_lock_file_is_noticed() {
+        let (dir, one, other) = storages();
+        assert!(!is_held(&one));
+        fs::remove_file(dir.path().join(NAME)).expect("removes");
+        let stale = one.lock(NAME, NO_WAIT).expect("locks what nobody else can find");
+        let _guard = other.lock(NAME, NO_WAIT).expect("locks the new file");
+        assert!(!stale.is_current().expect("stat"));
+        drop(stale);
+        assert!(is_held(&one), "the next lock is on the new file");
+    }
+
+    #[test]
+    fn whoever_waited_for_a_removed_lock_file_locks_the_new_one() {
+        let (dir, one, other) = storages();
+        assert!(!is_held(&other));
+        let guard = one.lock(NAME, NO_WAIT).expect("locks");
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                let guard = other.lock(NAME, Duration::from_secs(60)).expect("locks");
+                guard.is_current().expect("stat")
+            });
+            fs::remove_file(dir.path().join(NAME)).expect("removes");
+            drop(guard);
+            // Where the other thread came too late to wait, it has locked the removed file, and says so.
+            let waited = waiting.join().expect("no panic");
+            assert_eq!(waited, dir.path().join(NAME).exists());
+        });
+    }
+
+    #[test]
+    fn lock_file_is_never_a_link() {
+        let (dir, one, _) = storages();
+        std::os::unix::fs::symlink("elsewhere", dir.path().join(NAME)).expect("links");
+        let error = one.lock(NAME, NO_WAIT).err().expect("a symbolic link");
+        assert_eq!(error.raw_os_error(), Some(libc::ELOOP));
+        assert!(!dir.path().join("elsewhere").exists());
+    }
+
+    #[test]
+    fn holder_is_the_process_with_the_lock() {
+        let (dir, one, _) = storages();
+        let path = dir.path().join(NAME);
+        assert_eq!(holder(&path), None);
+        let guard = one.lock(NAME, NO_WAIT).expect("locks");
+        assert_eq!(holder(&path), Some(process::id()));
+        drop(guard);
+        assert_eq!(holder(&path), None);
+    }
+
+    #[test]
+    fn only_write_locks_of_descriptions_are_read_from_fdinfo() {
+        let lock = "lock:\t1: OFDLCK ADVISORY  WRITE -1 fe:1f:18446744073709551615 0 0";
+        assert_eq!(write_lock(lock), Some(((0xfe, 0x1f), u64::MAX)));
+        for other in [
+            "",
+            "lock:",
+            "pos:\t0",
+            "lock:\t1: OFDLCK ADVISORY  READ -1 08:01:12 0 0",
+            "lock:\t1: POSIX  ADVISORY  WRITE 77 08:01:12 0 EOF",
+            "lock:\t1: FLOCK  ADVISORY  WRITE 77 08:01:12 0 EOF",
+            "lock:\t1: OFDLCK ADVISORY  WRITE -1 08:01",
+            "lock:\t1: OFDLCK ADVISORY  WRITE -1",
+            "lock:\t1: OFDLCK ADVISORY  WRITE -1 x:01:12 0 0",
+        ] {
+            assert_eq!(write_lock(other), None, "{other:?}");
+        }
+    }
+}
