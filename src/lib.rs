@@ -7,4 +7,5 @@
 
 pub mod bytes;
 pub mod format;
+pub mod store;
 pub mod sys;

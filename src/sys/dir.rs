@@ -15,12 +15,11 @@ use rustix::fs::{
     renameat_with, statat, unlinkat,
 };
 use rustix::io::{Errno, retry_on_intr};
-use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::file::{DirFile, Temporary};
 use super::lock::LockTable;
 use super::storage::check_name;
-use super::{FileAccess, FileStat, LockGuard, Storage, StorageFile};
+use super::{FileAccess, FileStat, LockGuard, Storage, StorageFile, random_bytes};
 
 const TEMPORARY_PREFIX: &str = "tmp_";
 const TEMPORARY_SUFFIX: &str = ".npkd";
@@ -290,10 +289,8 @@ fn lock_whole(fd: BorrowedFd<'_>, operation: FlockOperation) -> rustix::io::Resu
 }
 
 fn temporary_name() -> io::Result<String> {
-    let mut id = [0; TEMPORARY_ID_LEN / 2];
-    retry_on_intr(|| getrandom(&mut id, GetRandomFlags::empty()))?; // up to 256 bytes come whole
     let mut name = String::from(TEMPORARY_PREFIX);
-    for byte in id {
+    for byte in random_bytes::<{ TEMPORARY_ID_LEN / 2 }>()? {
         write!(name, "{byte:02x}").expect("a String takes any text");
     }
     name.push_str(TEMPORARY_SUFFIX);

@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, FallocateFlags, copy_file_range, fallocate, fstat, unl
 use rustix::io::{Errno, retry_on_intr};
 
 use super::fork;
-use super::{FileStat, Map, StorageFile};
+use super::{FileAccess, FileStat, Map, SharedWord, StorageFile, netfs};
 
 const COPY_CHUNK_LEN: usize = 1 << 20;
 
@@ -138,6 +138,13 @@ impl StorageFile for DirFile {
         let from = checked_offset(src_offset, copied)?;
         let to = checked_offset(dst_offset, copied)?;
         Ok(copied + copy_by_reading(src, from, &self.file, to, len - copied)?)
+    }
+
+    fn word(&self, offset: usize, access: FileAccess) -> io::Result<SharedWord> {
+        if netfs::kind(&self.file)?.is_shared() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        SharedWord::of_file(&self.file, offset, access == FileAccess::Write)
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

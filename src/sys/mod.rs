@@ -11,8 +11,12 @@ pub mod lock;
 mod mmap;
 pub mod mounts;
 pub mod netfs;
+mod random;
 mod storage;
+mod word;
 
 pub use dir::DirStorage;
 pub use mmap::Map;
+pub use random::random_bytes;
 pub use storage::{FileAccess, FileStat, LockGuard, Storage, StorageFile};
+pub use word::SharedWord;

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::Map;
+use super::{Map, SharedWord};
 
 /// What an opened file is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -119,6 +119,15 @@ pub trait StorageFile: Any + Send + Sync + fmt::Debug {
     /// Copies `len` bytes from `src_offset` of `src` to `dst_offset` of this file, and returns the number copied,
     /// which is less than `len` only if `src` ends before. The ranges must not overlap in one file.
     fn copy_from(&self, src: BorrowedFd<'_>, src_offset: u64, dst_offset: u64, len: u64) -> io::Result<u64>;
+
+    /// Maps the `u64` at `offset`, a multiple of 8, to be shared with other processes.
+    ///
+    /// # Errors
+    /// `Unsupported` where processes do not share memory through files: in a network file system, in memory.
+    fn word(&self, offset: usize, access: FileAccess) -> io::Result<SharedWord> {
+        let _ = (offset, access);
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// The descriptor, where there is one.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
