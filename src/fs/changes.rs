@@ -96,7 +96,6 @@ impl Fs {
                     self.reconcile(&mut tree, &from, false, now, &mut round);
                     self.reconcile(&mut tree, &change.name, false, now, &mut round);
                 }
-                ChangeKind::Written => self.reconcile(&mut tree, &change.name, true, now, &mut round),
                 ChangeKind::Added | ChangeKind::Removed | ChangeKind::Resized | ChangeKind::Attrs => {
                     self.reconcile(&mut tree, &change.name, false, now, &mut round);
                 }
@@ -115,7 +114,7 @@ impl Fs {
 
     /// Lets the tree and the inodes follow what the store has under a name.
     fn reconcile(&self, tree: &mut Tree, name: &Arc<str>, written: bool, now: SystemTime, round: &mut Round) {
-        let array = match self.store.array(name) {
+        let array = match self.store.record(name) {
             Ok(array) => array,
             Err(StoreError::NotFound { .. }) => {
                 for place in tree.take(name, now) {

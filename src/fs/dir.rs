@@ -295,10 +295,12 @@ mod tests {
     #[test]
     fn odd_names_each_have_a_place_of_their_own() {
         let long = "x".repeat(300);
-        let odd = ["", "/", "//", "a//b", "a/", "/a", ".", "..", "../a", "./a", "x.npy/a", "x", "x.npy", &long]
-            .map(str::to_owned);
-        let names = [&odd[..], &[format!("{long}/a"), format!("{long}y/a"), format!("{long}/b"), format!("{long}y")]]
-            .concat();
+        let odd =
+            ["", "/", "//", "a//b", "a/", "/a", ".", "..", "../a", "./a", "x.npy/a", "x", "x.npy", &long]
+                .map(str::to_owned);
+        let names =
+            [&odd[..], &[format!("{long}/a"), format!("{long}y/a"), format!("{long}/b"), format!("{long}y")]]
+                .concat();
         let mut tree = Tree::new(NOW);
         for (ino, name) in (2..).zip(&names) {
             assert_eq!(place(&mut tree, name, ino).before, None, "{name}");
@@ -307,7 +309,10 @@ mod tests {
             assert_eq!(tree.ino_of_array(name), Some(Ino(ino)), "{name}");
         }
         for path in all(&tree) {
-            assert!(path.trim_end_matches('/').split('/').all(|part| !["", ".", ".."].contains(&part)), "{path}");
+            assert!(
+                path.trim_end_matches('/').split('/').all(|part| !["", ".", ".."].contains(&part)),
+                "{path}"
+            );
             assert!(path.split('/').all(|part| part.len() <= 255));
         }
         for name in &names {

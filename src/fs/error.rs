@@ -110,7 +110,9 @@ impl fmt::Display for FsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoEntry => write!(f, "no such file or folder"),
-            Self::Stale { ino } => write!(f, "inode {ino} is of an array version that no name leads to any more"),
+            Self::Stale { ino } => {
+                write!(f, "inode {ino} is of an array version that no name leads to any more")
+            }
             Self::BadHandle { fh } => write!(f, "no open file has the handle {fh}"),
             Self::NotADirectory => write!(f, "not a folder"),
             Self::IsADirectory => write!(f, "is a folder"),

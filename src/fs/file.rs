@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use log::{debug, warn};
 
-use super::inode::Inode;
-use super::{Fh, Fs, FsError, Ino};
+use super::inode::{Effect, Inode};
+use super::{Fh, Fs, FsError, Ino, Invalidation};
 use crate::store::{Array, StoreError};
 
 /// How a file is opened.
@@ -55,47 +55,41 @@ impl Fs {
         }
         self.sync()?;
         let inode = self.inodes.get(ino).ok_or(FsError::Stale { ino })?;
-        inode.opened();
-        match self.prepare(&inode, flags) {
-            Ok(array) => {
-                let settled = inode.is_settled();
-                let fh = self.files.insert(OpenFile { inode, write: flags.write });
-                Ok(Opened { fh, array, settled })
-            }
-            Err(error) => {
-                self.close(&inode);
-                Err(error)
-            }
-        }
-    }
-
-    /// Opens the data file, which must be the one that the name leads to.
-    fn prepare(&self, inode: &Inode, flags: OpenFlags) -> Result<Array, FsError> {
-        let (array, _) = inode.array();
         if !inode.is_named() {
-            return Err(FsError::Stale { ino: inode.ino });
+            return Err(FsError::Stale { ino });
         }
-        match array.backing() {
-            Ok(Some(_)) => Ok(array),
-            Ok(None) => {
-                if flags.write && array.n_deleted() == 0 {
-                    match array.mend_header() {
-                        Ok(true) => debug!("array {:?}: the header follows the manifest again", array.name()),
-                        Ok(false) => {}
-                        Err(error) => debug!("array {:?}: header not mended: {error}", array.name()),
-                    }
-                }
-                Ok(array)
-            }
+        let array = match inode.opened() {
+            Ok(array) => array,
             Err(error) => {
-                // Overwritten between the kernel's lookup and now?
+                // Overwritten since?
                 self.sync()?;
                 if !inode.is_named() {
-                    return Err(FsError::Stale { ino: inode.ino });
+                    return Err(FsError::Stale { ino });
                 }
-                warn!("cannot open array {:?}: {error}", array.name());
-                Err(error.into())
+                warn!("cannot open: {error}");
+                return Err(error.into());
             }
+        };
+        if flags.write {
+            mend_header(&array);
+        }
+        let settled = inode.is_settled();
+        let fh = self.files.insert(OpenFile { inode, write: flags.write });
+        Ok(Opened { fh, array, settled })
+    }
+
+    /// For open files of which the kernel caches pages: looks whether others wrote to the data file in place, which
+    /// is no commit. Returns whether the kernel's pages are of the present state; see [`Opened::settled`].
+    pub fn revalidate(&self, ino: Ino) -> bool {
+        let Some(inode) = self.inodes.get(ino) else { return true };
+        let effect = inode.written_elsewhere();
+        self.tell(ino, effect);
+        inode.is_settled()
+    }
+
+    fn tell(&self, ino: Ino, effect: Option<Effect>) {
+        if let Some(Effect::Content { header_len, from }) = effect {
+            (self.invalidate)(Invalidation::Content { ino, header_len, from });
         }
     }
 
@@ -151,12 +145,13 @@ impl Fs {
             let len = usize::try_from(shown_len.saturating_sub(offset)).unwrap_or(usize::MAX);
             data = data.get(..len).unwrap_or(data);
         }
-        let result = match array.write_npy_at(offset, data) {
+        let (result, effect) = file.inode.write_with(&array, || match array.write_npy_at(offset, data) {
             Err(StoreError::HeaderWrite { .. }) if from_cache => {
                 write_back_beside_header(&file.inode, &array, offset, data)
             }
             result => result,
-        };
+        });
+        self.tell(file.inode.ino, effect);
         result.inspect_err(|error| warn!("refused a write of {} bytes at {offset}: {error}", data.len()))?;
         Ok(())
     }
@@ -178,21 +173,39 @@ impl Fs {
     /// Closes a file.
     pub fn release(&self, fh: Fh) {
         if let Some(file) = self.files.remove(fh) {
-            self.close(&file.inode);
+            file.inode.closed(|array| self.store.record(array.name()).ok());
         }
     }
+}
 
-    fn close(&self, inode: &Inode) {
-        inode.closed(|array| self.store.array(array.name()).ok());
+/// Lets the file's header follow the manifest, where a writer died between the two.
+fn mend_header(array: &Array) {
+    if array.n_deleted() > 0 || !matches!(array.backing(), Ok(None)) {
+        return;
+    }
+    match array.mend_header() {
+        Ok(true) => debug!("array {:?}: the header in its file follows the manifest again", array.name()),
+        Ok(false) => {}
+        // Files that are read through the daemon show a header that is made from the manifest.
+        Err(error) => debug!("array {:?}: its header stays as it is: {error}", array.name()),
     }
 }
 
 /// Writes a page back that begins within a header which was replaced since the page was read: its data only.
-fn write_back_beside_header(inode: &Inode, array: &Array, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-    let in_header = usize::try_from(array.header_len().saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
+fn write_back_beside_header(
+    inode: &Inode,
+    array: &Array,
+    offset: u64,
+    data: &[u8],
+) -> Result<(), StoreError> {
+    let in_header =
+        usize::try_from(array.header_len().saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
     let (header, rest) = data.split_at(in_header);
     if !inode.is_old_header(offset, header) {
-        return Err(StoreError::HeaderWrite { array: array.name().to_string(), header_len: array.header_len() });
+        return Err(StoreError::HeaderWrite {
+            array: array.name().to_string(),
+            header_len: array.header_len(),
+        });
     }
     if rest.is_empty() { Ok(()) } else { array.write_npy_at(array.header_len(), rest) }
 }

@@ -7,6 +7,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::SystemTime;
+
+use log::warn;
 
 use super::{lock, names, read, write};
 use crate::store::{Array, ArrayId, ArrayMap, StoreError};
@@ -72,6 +75,9 @@ pub(super) fn ino_of(array: &Array) -> Ino {
 pub(super) struct Inode {
     pub(super) ino: Ino,
     state: RwLock<State>,
+    /// The data file's time of change of which the kernel's pages are, as far as anybody asked. Held while writing
+    /// in place, so that our own writes are told from those of others.
+    seen: Mutex<Option<SystemTime>>,
 }
 
 /// Headers that writeback may still bring, for arrays whose header shares a page with data.
@@ -127,7 +133,7 @@ impl Inode {
             map: None,
             old_headers: VecDeque::new(),
         };
-        Self { ino: ino_of(&state.array), state: RwLock::new(state) }
+        Self { ino: ino_of(&state.array), state: RwLock::new(state), seen: Mutex::new(None) }
     }
 
     /// The array as it is read, and the length as it is shown.
@@ -148,9 +154,12 @@ impl Inode {
         write(&self.state).named = named;
     }
 
-    /// Counts an open file.
-    pub(super) fn opened(&self) {
-        write(&self.state).n_open += 1;
+    /// Counts an open file, and opens the data file, which then stays readable whatever happens to the store.
+    pub(super) fn opened(&self) -> Result<Array, StoreError> {
+        let mut state = write(&self.state);
+        state.array.pin()?;
+        state.n_open += 1;
+        Ok(state.array.clone())
     }
 
     /// Uncounts an open file. After the last one nothing of the array's file stays open, if `again` gives the same
@@ -200,6 +209,12 @@ impl Inode {
     /// After [`Effect::Content`], [`Inode::settle`] must follow once the kernel has dropped its pages.
     pub(super) fn follow(&self, array: Array, written: bool) -> Effect {
         let mut state = write(&self.state);
+        if state.n_open > 0
+            && let Err(error) = array.pin()
+        {
+            warn!("array {:?} is shown as it was: {error}", array.name());
+            return Effect::Attributes;
+        }
         let header_len = array.header_len();
         let grown = array.shape() != state.array.shape();
         if grown && state.n_open > 0 && header_len % PAGE_LEN != 0 {
@@ -220,6 +235,34 @@ impl Inode {
         state.n_unsettled += 1;
         let from = if written { header_len } else { state.shown_len };
         Effect::Content { header_len, from }
+    }
+
+    /// Whether somebody else wrote to the data file in place since the last call. After `Some`, [`Inode::settle`]
+    /// must follow, as after [`Inode::follow`].
+    pub(super) fn written_elsewhere(&self) -> Option<Effect> {
+        let (array, _) = self.array();
+        let mut seen = lock(&self.seen);
+        let now = array.stat().ok()?.mtime;
+        let changed = seen.replace(now).is_some_and(|before| before != now);
+        changed.then(|| self.unsettle())
+    }
+
+    /// Writes in place by `write`. Returns its result, and what the kernel has to be told if others wrote as well.
+    pub(super) fn write_with<T>(&self, array: &Array, write: impl FnOnce() -> T) -> (T, Option<Effect>) {
+        let mut seen = lock(&self.seen);
+        let before = array.stat().ok().map(|stat| stat.mtime);
+        let result = write();
+        // Never asked: the first open with a cache has not asked yet, and has no old pages.
+        let Some(known) = *seen else { return (result, None) };
+        *seen = array.stat().ok().map(|stat| stat.mtime);
+        (result, (before != Some(known)).then(|| self.unsettle()))
+    }
+
+    fn unsettle(&self) -> Effect {
+        let mut state = write(&self.state);
+        state.n_unsettled += 1;
+        let header_len = state.array.header_len();
+        Effect::Content { header_len, from: header_len }
     }
 
     /// Shows the array's length, once the invalidations of all changes are carried out.

@@ -9,11 +9,11 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::SystemTime;
 
-use crate::store::{Access, Array, FileStat, FsStat, Store, StoreError};
+use crate::store::{Access, Array, FileStat, FsStat, Store};
 
 mod attr;
 mod changes;
@@ -38,7 +38,7 @@ use inode::{Inode, Inodes, ino_of};
 
 /// A mounted store, as far as no kernel is involved. All methods take `&self` and may run in parallel.
 pub struct Fs {
-    store: Arc<Store>,
+    store: Store,
     read_only: bool,
     /// Held while the store's changes are taken over, so that they are in order.
     syncing: Mutex<()>,
@@ -94,12 +94,13 @@ impl Fs {
     /// # Errors
     /// `Store` if the manifest cannot be read.
     pub fn new(
-        store: Arc<Store>,
+        store: Store,
         read_only: bool,
         invalidate: impl Fn(Invalidation) + Send + Sync + 'static,
     ) -> Result<Self, FsError> {
         let read_only = read_only || store.access() == Access::Read;
         // What changed up to here is in the names that are read now.
+        store.track_changes();
         store.refresh()?;
         let now = SystemTime::now();
         let mut tree = Tree::new(store.dir_stat().map_or(now, |stat| stat.mtime));
@@ -123,7 +124,7 @@ impl Fs {
     }
 
     /// The store.
-    pub fn store(&self) -> &Arc<Store> {
+    pub fn store(&self) -> &Store {
         &self.store
     }
 
@@ -359,7 +360,7 @@ impl Fs {
                 drop(tree);
                 return self.directory_attr(ino);
             }
-            Child::File { array, .. } => self.store.array(array)?,
+            Child::File { array, .. } => self.store.record(array)?,
         };
         let inode = self.inodes.look_up(array);
         drop(tree);
@@ -466,7 +467,11 @@ fn find<'a>(tree: &'a Tree, parent: Ino, name: &OsStr) -> Result<&'a Child, FsEr
         return Err(FsError::NameTooLong);
     }
     if tree.directory(parent).is_none() {
-        return Err(if parent.is_directory() { FsError::Stale { ino: parent } } else { FsError::NotADirectory });
+        return Err(if parent.is_directory() {
+            FsError::Stale { ino: parent }
+        } else {
+            FsError::NotADirectory
+        });
     }
     name.to_str().and_then(|name| tree.child(parent, name)).ok_or(FsError::NoEntry)
 }

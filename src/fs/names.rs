@@ -67,7 +67,10 @@ pub(super) fn is_cut(name: &str, kind: FileKind) -> bool {
         FileKind::File => name.strip_suffix(SUFFIX).unwrap_or(name),
         FileKind::Directory => name,
     };
-    stem.len().checked_sub(CUT_LEN).and_then(|cut| stem.get(cut..)).is_some_and(|end| end.starts_with(CUT_MARK))
+    stem.len()
+        .checked_sub(CUT_LEN)
+        .and_then(|cut| stem.get(cut..))
+        .is_some_and(|end| end.starts_with(CUT_MARK))
 }
 
 /// Escapes each percent sign that could be taken for the start of an escape or of a cut mark.
@@ -119,7 +122,9 @@ fn hex_value(digit: u8) -> u8 {
 
 /// 64-bit FNV-1a. The same on every machine and in every release: inode numbers of folders and cut names hang on it.
 pub(super) fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]
@@ -128,7 +133,20 @@ mod tests {
 
     #[test]
     fn plain_names_stand_as_they_are() {
-        for name in ["a", "a b", "temp.2024", "100%", "%", "%zz", "%4", "a%2e", "x.npy", "\u{e4}\u{f6}", "...", "a\nb"] {
+        for name in [
+            "a",
+            "a b",
+            "temp.2024",
+            "100%",
+            "%",
+            "%zz",
+            "%4",
+            "a%2e",
+            "x.npy",
+            "\u{e4}\u{f6}",
+            "...",
+            "a\nb",
+        ] {
             assert_eq!(encode(name, FileKind::File, 0), format!("{name}.npy"));
             assert_eq!(decode(&format!("{name}.npy"), FileKind::File).as_deref(), Some(name));
         }

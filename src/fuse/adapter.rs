@@ -8,10 +8,10 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use log::debug;
 
@@ -100,23 +100,21 @@ impl Adapter {
     }
 }
 
-/// Answers an open, passed through if possible.
-fn answer_open(passthrough: &Passthrough, ino: Ino, opened: &Opened, write: bool, reply: ReplyOpen) {
-    let backing = opened.array.backing().ok().flatten();
+/// Answers an open.
+fn answer_open(reply: ReplyOpen, opened: &Opened, write: bool, open_as: &OpenAs) {
     let fh = FileHandle(opened.fh.0);
-    // Pages never change behind the kernel's back without it being told, so they outlive the open file.
-    match passthrough.open(ino, backing, |fd| reply.open_backing(fd)) {
+    match open_as {
         OpenAs::Backed(id) => {
             // Through such a handle write() could reach past the array's end, and change its header, unseen. With
             // DIRECT_IO it comes to us, and only mappings go to the file.
             let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
             let flags = if write { direct } else { FopenFlags::empty() };
-            reply.opened_passthrough(fh, flags | FopenFlags::FOPEN_NOFLUSH, &id);
+            reply.opened_passthrough(fh, flags | FopenFlags::FOPEN_NOFLUSH, id);
         }
-        OpenAs::Cached { keep } => {
-            let keep = keep || opened.array.n_deleted() > 0;
+        OpenAs::Cached { keep, .. } => {
             let mut flags = FopenFlags::empty();
-            flags.set(FopenFlags::FOPEN_KEEP_CACHE, keep);
+            // Pages never change behind the kernel's back without it being told, so they outlive the open file.
+            flags.set(FopenFlags::FOPEN_KEEP_CACHE, *keep);
             // Nothing of ours to flush; but closing a file that was written to must bring its pages here.
             flags.set(FopenFlags::FOPEN_NOFLUSH, !write);
             reply.opened(fh, flags);
@@ -274,11 +272,22 @@ impl Filesystem for Adapter {
             Ok(opened) => opened,
             Err(error) => return reply.error(errno(&error)),
         };
-        if opened.settled {
-            answer_open(&self.passthrough, ino, &opened, write, reply);
+        let backing = opened.array.backing().ok().flatten();
+        let may_pass = opened.array.n_deleted() == 0;
+        let open_as = self.passthrough.open(ino, may_pass, backing, |fd| reply.open_backing(fd));
+        let settled = match open_as {
+            OpenAs::Backed(_) => opened.settled,
+            OpenAs::Cached { first, .. } => {
+                if first {
+                    let _ = self.jobs.send(Job::Cached);
+                }
+                self.fs.revalidate(ino)
+            }
+        };
+        if settled {
+            answer_open(reply, &opened, write, &open_as);
         } else {
-            let passthrough = Arc::clone(&self.passthrough);
-            let answer = Box::new(move || answer_open(&passthrough, ino, &opened, write, reply));
+            let answer = Box::new(move || answer_open(reply, &opened, write, &open_as));
             // If nobody reads the queue any more, the reply is dropped, which answers EIO.
             let _ = self.jobs.send(Job::Then(answer));
         }

@@ -11,12 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{INodeNo, Notifier};
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 use log::{debug, info, warn};
 
+use super::passthrough::Passthrough;
 use crate::fs::{Fs, Invalidation};
 
 /// Something for the notifier to do.
@@ -25,41 +26,65 @@ pub(super) enum Job {
     Changed,
     /// The kernel must drop something.
     Invalidate(Invalidation),
+    /// A file was opened through the page cache, and none was open so before.
+    Cached,
     /// What had to wait for the jobs before it.
     Then(Box<dyn FnOnce() + Send>),
     /// The mount is gone.
     Stop,
 }
 
-/// How often the manifest is looked at where inotify does not see every change of it.
-const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// How often to look for what nobody tells: writes in place to files that are open, and the manifest where inotify
+/// does not see every change of it.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Carries out jobs until [`Job::Stop`]. `poll`: looks for changes by itself every second.
-pub(super) fn notify(fs: &Fs, kernel: &Notifier, jobs: &Receiver<Job>, poll: bool) {
-    loop {
-        let job = if poll {
-            match jobs.recv_timeout(POLL_INTERVAL) {
-                Ok(job) => job,
-                Err(RecvTimeoutError::Timeout) => Job::Changed,
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
-        } else {
-            match jobs.recv() {
-                Ok(job) => job,
-                Err(_) => return,
-            }
-        };
-        match job {
-            // `sync` has logged it, and what could be seen before can be seen still.
-            Job::Changed => drop(fs.sync()),
-            Job::Invalidate(invalidation) => {
-                debug!("{invalidation:?}");
-                if let Err(error) = invalidate(fs, kernel, &invalidation) {
-                    debug!("{invalidation:?}: {error}");
+/// What the notifier works with.
+pub(super) struct Notice {
+    pub(super) fs: Arc<Fs>,
+    pub(super) passthrough: Arc<Passthrough>,
+    pub(super) kernel: Notifier,
+    /// Whether to look at the manifest, too.
+    pub(super) poll: bool,
+}
+
+impl Notice {
+    /// Carries out jobs until [`Job::Stop`].
+    fn run(&self, jobs: &Receiver<Job>) {
+        let mut next_look = Instant::now();
+        loop {
+            let job = if self.poll || self.passthrough.has_cached() {
+                jobs.recv_timeout(next_look.saturating_duration_since(Instant::now()))
+            } else {
+                let job = jobs.recv().map_err(RecvTimeoutError::from);
+                next_look = Instant::now() + LOOK_INTERVAL;
+                job
+            };
+            match job {
+                // `sync` has logged it, and what could be seen before can be seen still.
+                Ok(Job::Changed) => drop(self.fs.sync()),
+                Ok(Job::Invalidate(invalidation)) => {
+                    debug!("{invalidation:?}");
+                    if let Err(error) = invalidate(&self.fs, &self.kernel, &invalidation) {
+                        debug!("{invalidation:?}: {error}");
+                    }
                 }
+                Ok(Job::Then(then)) => then(),
+                Ok(Job::Cached) => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    self.look();
+                    next_look = Instant::now() + LOOK_INTERVAL;
+                }
+                Ok(Job::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
-            Job::Then(then) => then(),
-            Job::Stop => return,
+        }
+    }
+
+    fn look(&self) {
+        if self.poll {
+            drop(self.fs.sync());
+        }
+        for ino in self.passthrough.cached() {
+            self.fs.revalidate(ino);
         }
     }
 }
@@ -168,11 +193,6 @@ pub(super) fn queue(jobs: Sender<Job>) -> impl Fn(Invalidation) + Send + Sync + 
 }
 
 /// Starts the notifier.
-pub(super) fn start(
-    fs: Arc<Fs>,
-    kernel: Notifier,
-    jobs: Receiver<Job>,
-    poll: bool,
-) -> io::Result<JoinHandle<()>> {
-    thread::Builder::new().name("npkfs-notify".into()).spawn(move || notify(&fs, &kernel, &jobs, poll))
+pub(super) fn start(notice: Notice, jobs: Receiver<Job>) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name("npkfs-notify".into()).spawn(move || notice.run(&jobs))
 }
