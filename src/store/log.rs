@@ -278,17 +278,18 @@ fn difference(old: &Table, new: &Table, changed: &mut dyn FnMut(Change)) {
             Some(_) => continue,
         };
         let name = now.map_or(&was.name, |now| &now.name);
-        changed(Change { name: Arc::clone(name), id: was.id, kind });
+        changed(Change { name: Arc::clone(name), id: was.id, kind, is_own: false });
     }
     let by_id: std::collections::HashMap<_, _> = old.records().map(|record| (record.id, record)).collect();
     for now in new.records() {
         let kind = match by_id.get(&now.id) {
             None => ChangeKind::Added,
             Some(was) if was.layout != now.layout || was.deleted != now.deleted => ChangeKind::Resized,
+            Some(was) if was.mtime != now.mtime => ChangeKind::Written,
             Some(was) if was.attrs != now.attrs => ChangeKind::Attrs,
             Some(_) => continue,
         };
-        changed(Change { name: Arc::clone(&now.name), id: now.id, kind });
+        changed(Change { name: Arc::clone(&now.name), id: now.id, kind, is_own: false });
     }
 }
 
