@@ -92,6 +92,9 @@ impl Fs {
         let mut tree = write(&self.tree);
         for change in changes {
             match change.kind {
+                // What a program wrote through the mount, the kernel has in its pages.
+                ChangeKind::Written if change.is_own => {}
+                ChangeKind::Written => self.reconcile(&mut tree, &change.name, true, now, &mut round),
                 ChangeKind::Renamed { from } => {
                     self.reconcile(&mut tree, &from, false, now, &mut round);
                     self.reconcile(&mut tree, &change.name, false, now, &mut round);

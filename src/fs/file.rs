@@ -71,15 +71,15 @@ impl Fs {
             }
         };
         if flags.write {
-            mend_header(&array);
+            mend(&array);
         }
         let settled = inode.is_settled();
         let fh = self.files.insert(OpenFile { inode, write: flags.write });
         Ok(Opened { fh, array, settled })
     }
 
-    /// For open files of which the kernel caches pages: looks whether others wrote to the data file in place, which
-    /// is no commit. Returns whether the kernel's pages are of the present state; see [`Opened::settled`].
+    /// For open files of which the kernel caches pages: looks whether others wrote to the data file in place without
+    /// telling, as mappings do. Returns whether the kernel's pages are of the present state; see [`Opened::settled`].
     pub fn revalidate(&self, ino: Ino) -> bool {
         let Some(inode) = self.inodes.get(ino) else { return true };
         let effect = inode.written_elsewhere();
@@ -178,16 +178,16 @@ impl Fs {
     }
 }
 
-/// Lets the file's header follow the manifest, where a writer died between the two.
-fn mend_header(array: &Array) {
+/// Finishes what a writer that died may have left of an append, so that the file can be passed through.
+fn mend(array: &Array) {
     if array.n_deleted() > 0 || !matches!(array.backing(), Ok(None)) {
         return;
     }
-    match array.mend_header() {
-        Ok(true) => debug!("array {:?}: the header in its file follows the manifest again", array.name()),
+    match array.mend() {
+        Ok(true) => debug!("array {:?}: its file follows the manifest again", array.name()),
         Ok(false) => {}
         // Files that are read through the daemon show a header that is made from the manifest.
-        Err(error) => debug!("array {:?}: its header stays as it is: {error}", array.name()),
+        Err(error) => debug!("array {:?}: its file stays as it is: {error}", array.name()),
     }
 }
 

@@ -208,6 +208,7 @@ impl Inode {
     ///
     /// After [`Effect::Content`], [`Inode::settle`] must follow once the kernel has dropped its pages.
     pub(super) fn follow(&self, array: Array, written: bool) -> Effect {
+        self.absorb(&array);
         let mut state = write(&self.state);
         if state.n_open > 0
             && let Err(error) = array.pin()
@@ -217,7 +218,7 @@ impl Inode {
         }
         let header_len = array.header_len();
         let grown = array.shape() != state.array.shape();
-        if grown && state.n_open > 0 && header_len % PAGE_LEN != 0 {
+        if grown && state.n_open > 0 && !header_len.is_multiple_of(PAGE_LEN) {
             let mut header = vec![0; usize::try_from(header_len).unwrap_or(0)];
             if state.array.read_npy_at(0, &mut header).is_ok() {
                 if state.old_headers.len() == MAX_OLD_HEADERS {
@@ -235,6 +236,14 @@ impl Inode {
         state.n_unsettled += 1;
         let from = if written { header_len } else { state.shown_len };
         Effect::Content { header_len, from }
+    }
+
+    /// Takes the data file's present time of change for that of a commit which was told.
+    fn absorb(&self, array: &Array) {
+        let mut seen = lock(&self.seen);
+        if seen.is_some() {
+            *seen = array.stat().ok().map(|stat| stat.mtime);
+        }
     }
 
     /// Whether somebody else wrote to the data file in place since the last call. After `Some`, [`Inode::settle`]

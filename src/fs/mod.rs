@@ -13,7 +13,10 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::SystemTime;
 
-use crate::store::{Access, Array, FileStat, FsStat, Store};
+use log::info;
+
+use crate::store::{Access, Array, Store};
+use crate::sys::{FileStat, FsStat, LockGuard};
 
 mod attr;
 mod changes;
@@ -48,6 +51,8 @@ pub struct Fs {
     inodes: Inodes,
     files: Handles<OpenFile>,
     directories: Handles<OpenDirectory>,
+    /// Lets writers tell what they write in place.
+    watch: Mutex<Option<Box<dyn LockGuard>>>,
     invalidate: Box<dyn Fn(Invalidation) + Send + Sync>,
 }
 
@@ -103,7 +108,7 @@ impl Fs {
         store.track_changes();
         store.refresh()?;
         let now = SystemTime::now();
-        let mut tree = Tree::new(store.dir_stat().map_or(now, |stat| stat.mtime));
+        let mut tree = Tree::new(store.stat().map_or(now, |stat| stat.mtime));
         let mtime = tree.directory(Ino::ROOT).map_or(now, |root| root.mtime);
         for array in store.arrays()? {
             if tree.place(array.name(), ino_of(&array), mtime).is_none() {
@@ -119,6 +124,7 @@ impl Fs {
             inodes: Inodes::default(),
             files: Handles::new(),
             directories: Handles::new(),
+            watch: Mutex::new(None),
             invalidate: Box::new(invalidate),
         })
     }
@@ -126,6 +132,19 @@ impl Fs {
     /// The store.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// Asks all writers of the store to tell what they write in place, from now on: for a kernel that caches pages.
+    ///
+    /// May wait for a writer that is at work.
+    pub fn watch(&self) {
+        let mut watch = lock(&self.watch);
+        if watch.is_none() {
+            match self.store.watch() {
+                Ok(guard) => *watch = Some(guard),
+                Err(error) => info!("writes in place by others are seen a second late: {error}"),
+            }
+        }
     }
 
     /// Whether nothing can be changed.
@@ -339,7 +358,7 @@ impl Fs {
     /// # Errors
     /// `Store`.
     pub fn statfs(&self) -> Result<FsStat, FsError> {
-        Ok(self.store.fs_stat()?)
+        Ok(self.store.stat_fs()?)
     }
 
     /// Brings the names in a folder to the disk.
@@ -398,7 +417,7 @@ impl Fs {
             let directory = tree.directory(ino).ok_or(FsError::Stale { ino })?;
             (directory.mtime, directory.n_subdirectories)
         };
-        let stat = self.store.dir_stat()?;
+        let stat = self.store.stat()?;
         Ok(Attr {
             ino,
             kind: FileKind::Directory,
@@ -438,7 +457,7 @@ impl Fs {
     fn data_file_stat(&self, array: &Array) -> FileStat {
         let time = array.committed();
         array.stat().unwrap_or_else(|_| {
-            let store = self.store.dir_stat().ok();
+            let store = self.store.stat().ok();
             FileStat {
                 ino: 0,
                 dev: 0,

@@ -17,7 +17,9 @@ use log::debug;
 
 use super::notify::Job;
 use super::passthrough::{OpenAs, Passthrough};
-use crate::fs::{Attr, BLKSIZE, Fh, FileKind, Fs, FsError, Ino, OpenFlags, Opened, Rename, SetAttr};
+use crate::fs::{
+    Attr, BLKSIZE, Fh, FileKind, Fs, FsError, Ino, NAME_MAX, OpenFlags, Opened, Rename, SetAttr,
+};
 
 /// How long the kernel may use names and attributes without asking. Commits are told to it as they are seen, so this
 /// bounds only what is not told: times after writes to a mapping, and commits that inotify does not see.
@@ -417,16 +419,20 @@ impl Filesystem for Adapter {
 
     fn statfs(&self, _req: &Request, _node: INodeNo, reply: ReplyStatfs) {
         match self.fs.statfs() {
-            Ok(stat) => reply.statfs(
-                stat.blocks,
-                stat.bfree,
-                stat.bavail,
-                stat.files,
-                stat.ffree,
-                stat.bsize,
-                u32::try_from(crate::fs::NAME_MAX).unwrap_or(u32::MAX),
-                stat.frsize,
-            ),
+            Ok(stat) => {
+                let block_len = u32::try_from(stat.block_len).unwrap_or(BLKSIZE);
+                let name_max = u32::try_from(NAME_MAX).unwrap_or(u32::MAX);
+                reply.statfs(
+                    stat.blocks,
+                    stat.blocks_free,
+                    stat.blocks_available,
+                    stat.files,
+                    stat.files_free,
+                    block_len,
+                    name_max,
+                    block_len,
+                );
+            }
             Err(error) => reply.error(errno(&error)),
         }
     }

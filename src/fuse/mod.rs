@@ -183,7 +183,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
             None
         }
     };
-    let poll = watcher.is_none() || !fs.store().is_local();
+    let poll = watcher.is_none() || fs.store().stat_fs().is_ok_and(|stat| stat.is_shared);
     let mut threads = Helpers { jobs, watcher, notifier: None };
 
     let session = Session::new(adapter, mountpoint, &config)

@@ -69,7 +69,7 @@ impl Notice {
                     }
                 }
                 Ok(Job::Then(then)) => then(),
-                Ok(Job::Cached) => {}
+                Ok(Job::Cached) => self.fs.watch(),
                 Err(RecvTimeoutError::Timeout) => {
                     self.look();
                     next_look = Instant::now() + LOOK_INTERVAL;
