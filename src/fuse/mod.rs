@@ -6,30 +6,27 @@
 
 use std::error::Error;
 use std::fmt;
-use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread::{self, JoinHandle};
 
-use fuser::{MountOption, Session, SessionACL};
+use fuser::{Session, SessionACL};
 use log::{info, warn};
 
 use crate::fs::{Fs, FsError};
 use crate::store::Store;
 
 mod adapter;
+mod device;
 mod notify;
 mod passthrough;
 
 use adapter::Adapter;
+use device::DEVICE;
 use notify::{Job, Notice, Watcher};
 use passthrough::Passthrough;
-
-const DEVICE: &str = "/dev/fuse";
 
 /// Threads that answer requests. The kernel's copying into and out of them is what limits a mount without
 /// passthrough, and more than two gain nothing there.
@@ -84,8 +81,8 @@ pub enum MountError {
         /// What the system said.
         source: io::Error,
     },
-    /// Standard input, output or error are closed, and the FUSE device would take their place.
-    StandardStreams,
+    /// Only root may mount without fusermount3, and that is not installed.
+    NoHelper,
     /// The store's arrays cannot be listed.
     Store {
         /// Why.
@@ -95,7 +92,12 @@ pub enum MountError {
     Refused {
         /// The mountpoint.
         mountpoint: PathBuf,
-        /// What was said.
+        /// Its words.
+        said: String,
+    },
+    /// The kernel mounted, but does not speak with us; it is unmounted again.
+    Handshake {
+        /// What the system said.
         source: io::Error,
     },
     /// A thread could not be started.
@@ -130,13 +132,16 @@ impl fmt::Display for MountError {
                     _ => write!(f, "the kernel or the container must offer FUSE"),
                 }
             }
-            Self::StandardStreams => write!(
+            Self::NoHelper => write!(
                 f,
-                "cannot mount while standard input, output or error is closed; redirect it to /dev/null instead"
+                "cannot mount: only root can without fusermount3, which is not installed; install the package fuse3"
             ),
             Self::Store { source } => source.fmt(f),
-            Self::Refused { mountpoint, source } => {
-                write!(f, "cannot mount at {}: {}", mountpoint.display(), source.to_string().trim_end())
+            Self::Refused { mountpoint, said } => {
+                write!(f, "cannot mount at {}: {said}", mountpoint.display())
+            }
+            Self::Handshake { source } => {
+                write!(f, "the kernel's FUSE does not answer as it should: {source}")
             }
             Self::Thread { source } => write!(f, "cannot start a thread: {source}"),
         }
@@ -148,10 +153,10 @@ impl Error for MountError {
         match self {
             Self::Mountpoint { source, .. }
             | Self::Device { source }
-            | Self::Refused { source, .. }
+            | Self::Handshake { source }
             | Self::Thread { source } => Some(source),
             Self::Store { source } => Some(source),
-            Self::NotADirectory { .. } | Self::StandardStreams => None,
+            Self::NotADirectory { .. } | Self::NoHelper | Self::Refused { .. } => None,
         }
     }
 }
@@ -161,8 +166,6 @@ impl Error for MountError {
 /// # Errors
 /// See [`MountError`]; nothing is mounted then.
 pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<Mounted, MountError> {
-    check_mountpoint(mountpoint)?;
-    let may_clone = check_device()?;
     let (jobs, queue) = mpsc::channel();
     let manifest = store.manifest_path();
     let fs = Fs::new(store, options.read_only, notify::queue(jobs.clone()))
@@ -170,7 +173,6 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
     let fs = Arc::new(fs);
     let passthrough = Arc::new(Passthrough::new(options.passthrough == PassthroughMode::Auto));
     let adapter = Adapter { fs: Arc::clone(&fs), passthrough: Arc::clone(&passthrough), jobs: jobs.clone() };
-    let config = config(&fs, options, may_clone);
 
     // Watching starts before the mount, so that no commit falls between.
     let thread = |source| MountError::Thread { source };
@@ -186,8 +188,17 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
     let poll = watcher.is_none() || fs.store().stat_fs().is_ok_and(|stat| stat.is_shared);
     let mut threads = Helpers { jobs, watcher, notifier: None };
 
-    let session = Session::new(adapter, mountpoint, &config)
-        .map_err(|source| MountError::Refused { mountpoint: mountpoint.to_owned(), source })?;
+    let path = fs.store().path().display().to_string();
+    let request = device::Request {
+        source: if options.source_name.is_empty() { &path } else { &options.source_name },
+        read_only: fs.is_read_only(),
+        allow_other: options.allow_other,
+        options: &options.kernel,
+    };
+    let (device, mount) = device::mount(mountpoint, &request)?;
+    let (acl, config) = config(options);
+    let session =
+        Session::from_fd(adapter, device, acl, config).map_err(|source| MountError::Handshake { source })?;
     let kernel = session.notifier();
     let notice = Notice { fs, passthrough, kernel, poll };
     threads.notifier = Some(notify::start(notice, queue).map_err(thread)?);
@@ -199,6 +210,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
             result
         })
         .map_err(thread)?;
+    mount.keep();
     info!("mounted at {}", mountpoint.display());
     Ok(Mounted { session })
 }
@@ -246,63 +258,13 @@ impl Drop for Helpers {
     }
 }
 
-fn check_mountpoint(mountpoint: &Path) -> Result<(), MountError> {
-    let owned = || mountpoint.to_owned();
-    let metadata =
-        fs::metadata(mountpoint).map_err(|source| MountError::Mountpoint { mountpoint: owned(), source })?;
-    if metadata.is_dir() { Ok(()) } else { Err(MountError::NotADirectory { mountpoint: owned() }) }
-}
-
-/// Whether this process can open the device by itself, as each further thread must to have one of its own.
-fn check_device() -> Result<bool, MountError> {
-    match OpenOptions::new().read(true).write(true).open(DEVICE) {
-        // fuser asserts this.
-        Ok(device) if device.as_raw_fd() <= 2 => Err(MountError::StandardStreams),
-        Ok(_) => Ok(true),
-        Err(source) => Err(MountError::Device { source }),
-    }
-}
-
-fn config(fs: &Fs, options: &MountOptions, may_clone: bool) -> fuser::Config {
-    let mut source = options.source_name.clone();
-    if source.is_empty() {
-        source = fs.store().path().display().to_string();
-    }
-    // fusermount3, which mounts for users who are not root, splits its options at commas.
-    let is_root = std::fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0);
-    if !is_root {
-        source = source.replace('\\', "\\\\").replace(',', "\\,");
-    }
+/// What fuser has to know. It is handed a device that is mounted, so mount options are none of its business.
+fn config(options: &MountOptions) -> (SessionACL, fuser::Config) {
     let mut config = fuser::Config::default();
-    config.mount_options = vec![
-        MountOption::FSName(source),
-        // Not MountOption::Subtype, which fuser gives to fusermount3 alone.
-        MountOption::CUSTOM("subtype=npk".into()),
-        // Permissions are checked by the kernel, against what stat shows.
-        MountOption::DefaultPermissions,
-        if fs.is_read_only() { MountOption::RO } else { MountOption::RW },
-    ];
-    config.mount_options.extend(options.kernel.iter().map(|option| kernel_option(option)));
-    config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     let threads = if options.threads == 0 { DEFAULT_THREADS } else { options.threads.min(MAX_THREADS) };
     config.n_threads = Some(threads);
-    config.clone_fd = may_clone && threads > 1;
-    config
-}
-
-fn kernel_option(option: &str) -> MountOption {
-    match option {
-        "dev" => MountOption::Dev,
-        "nodev" => MountOption::NoDev,
-        "suid" => MountOption::Suid,
-        "nosuid" => MountOption::NoSuid,
-        "exec" => MountOption::Exec,
-        "noexec" => MountOption::NoExec,
-        "atime" => MountOption::Atime,
-        "noatime" => MountOption::NoAtime,
-        "dirsync" => MountOption::DirSync,
-        "sync" => MountOption::Sync,
-        "async" => MountOption::Async,
-        _ => MountOption::CUSTOM(option.to_owned()),
-    }
+    // Needs the device to be opened anew, which mounting did as well.
+    config.clone_fd = threads > 1;
+    let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    (acl, config)
 }
