@@ -39,6 +39,15 @@ pub fn find(path: &Path) -> io::Result<Option<MountEntry>> {
     Ok(find_in(&mounts, &written).or_else(|| find_in(&mounts, &fs::canonicalize(path).ok()?)).cloned())
 }
 
+/// Asks the file system at `path` something that no cache answers: how much room it has. Waits as long as it does.
+///
+/// # Errors
+/// `NotConnected` if the process that serves it is gone.
+pub fn probe(path: &Path) -> io::Result<()> {
+    rustix::fs::statfs(path)?;
+    Ok(())
+}
+
 /// Unmounts what is mounted at `mount_point`; symbolic links are not followed. `lazy` takes it out of sight at once,
 /// and it ends with the last open file. What the kernel does not let this process unmount, fusermount3 unmounts, if
 /// it is a FUSE mount of the same user.
@@ -186,6 +195,12 @@ nonsense
         ] {
             assert_eq!(unescape(field), plain);
         }
+    }
+
+    #[test]
+    fn file_systems_without_a_process_answer() {
+        assert!(probe(Path::new("/proc")).is_ok());
+        assert_eq!(probe(Path::new("/no/such/place")).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]
