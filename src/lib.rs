@@ -6,6 +6,8 @@
 //! on disk are specified in `spec/npk-format.md`.
 
 pub mod bytes;
+#[cfg(feature = "fuse")]
+pub mod cli;
 pub mod format;
 pub mod fs;
 #[cfg(feature = "fuse")]
