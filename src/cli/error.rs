@@ -197,3 +197,28 @@ pub fn store_exit(error: &StoreError) -> Exit {
         | StoreError::Io { .. } => Exit::Failed,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn exit_codes_tell_damage_from_use_and_refusal() {
+        let store = || PathBuf::from("data.npk");
+        let locked = StoreError::Locked { store: store(), waited: Duration::from_secs(30), holder: Some(7) };
+        assert_eq!(store_exit(&locked), Exit::InUse);
+        let broken = |source| StoreError::Format { path: "data.npk/metadata.npkm".into(), source };
+        let magic = || FormatError::Magic { expected: "manifest", found: b"RIFF".to_vec() };
+        assert_eq!(store_exit(&broken(magic())), Exit::Damaged);
+        assert_eq!(store_exit(&broken(FormatError::Version { found: 9, newest: 1 })), Exit::Failed);
+        let first = Arc::new(broken(magic()));
+        assert_eq!(store_exit(&StoreError::Poisoned { store: store(), first }), Exit::Damaged);
+        let missing = StoreError::NotAStore { path: store(), found: NotAStore::Missing };
+        assert_eq!(store_exit(&missing), Exit::Failed);
+        let lost = StoreError::NotAStore { path: store(), found: NotAStore::ManifestLost };
+        assert_eq!(store_exit(&lost), Exit::Damaged);
+    }
+}

@@ -1,13 +1,14 @@
 //! `npkfs export`: arrays out of a store, as `.npy` files. A file gets its name when it is complete; what is there is
 //! never half an array.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Seek as _, SeekFrom, Write as _};
-use std::os::fd::BorrowedFd;
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::fs::{FileKind, names};
 use crate::store::{Access, Array, Store, StoreError};
+use crate::sys::{DirStorage, Storage as _, StorageFile};
 
 use super::config::ExportConfig;
 use super::error::{CliError, store_exit};
@@ -37,7 +38,9 @@ pub fn export(config: &ExportConfig) -> Result<(), CliError> {
                     progress.message(&error.to_string());
                 }
                 Failure::Store(error) => return Err(error.into()),
-                Failure::Dest(error) if error.kind() == io::ErrorKind::StorageFull => {
+                Failure::Dest(error)
+                    if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+                {
                     return Err(CliError::Io {
                         action: "write to",
                         path: config.dest.clone(),
@@ -102,17 +105,29 @@ impl From<io::Error> for Failure {
 
 fn write_array(array: &Array, config: &ExportConfig, progress: &Progress) -> Result<(), Failure> {
     let path = config.dest.join(relative_path(array.name()));
-    let folder = path.parent().unwrap_or(&config.dest);
+    let (folder, file_name) = split(&path);
     if !config.overwrite && fs::symlink_metadata(&path).is_ok() {
         return Err(Failure::Exists(path));
     }
-    fs::create_dir_all(folder)?;
-    let mut unfinished = Unfinished::create(folder)?;
-    copy(array, &mut unfinished.file, progress)?;
-    if let Ok(modified) = array.modified() {
-        unfinished.file.set_modified(modified)?;
+    // The storage that stores use gives files their names when they are complete, and leaves nothing when killed.
+    let folder = DirStorage::create(folder)?;
+    let file = folder.create_unnamed()?;
+    copy(array, &*file, progress)?;
+    file.set_times(None, Some(array.modified()?))?;
+    if config.overwrite {
+        folder.replace(&file, file_name)?;
+        return Ok(());
     }
-    unfinished.finish(&path, config.overwrite)
+    match folder.link(&file, file_name) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(Failure::Exists(path)),
+        result => Ok(result?),
+    }
+}
+
+/// The folder and the name of a file that [`relative_path`] led to.
+fn split(path: &Path) -> (&Path, &str) {
+    let file_name = path.file_name().and_then(OsStr::to_str).expect("the last part is an array's file name");
+    (path.parent().expect("is below the destination"), file_name)
 }
 
 /// The file of an array below the destination: named as in the mount, where no name leads elsewhere.
@@ -130,43 +145,24 @@ fn relative_path(name: &str) -> PathBuf {
 ///
 /// The header comes from the array's record: the one in the data file may grow meanwhile. The elements of a file that
 /// is the array byte for byte are left to the kernel, which may share blocks instead of copying them.
-fn copy(array: &Array, file: &mut File, progress: &Progress) -> Result<(), Failure> {
+fn copy(array: &Array, file: &dyn StorageFile, progress: &Progress) -> Result<(), Failure> {
     let len = array.npy_len();
+    let header = array.npy_header()?;
+    file.write_at(&header, 0)?;
+    let backing = array.backing()?;
+    let mut offset = header.len() as u64;
     let mut buf = Vec::new();
-    let mut offset = 0;
-    let mut copy_until = |end: u64, file: &mut File, offset: &mut u64| -> Result<(), Failure> {
-        while *offset < end {
-            buf.resize(usize::try_from((end - *offset).min(CHUNK_LEN)).unwrap_or(usize::MAX), 0);
-            let n = array.read_npy_at(*offset, &mut buf)?;
-            if n == 0 {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    while offset < len {
+        let chunk = (len - offset).min(CHUNK_LEN);
+        let n = match backing {
+            Some(backing) => file.copy_from(backing, offset, offset, chunk)?,
+            None => {
+                buf.resize(usize::try_from(chunk).expect("a chunk fits into memory"), 0);
+                let n = array.read_npy_at(offset, &mut buf)?;
+                file.write_at(&buf[..n], offset)?;
+                n as u64
             }
-            file.write_all(&buf[..n])?;
-            *offset += n as u64;
-            progress.at(*offset);
-        }
-        Ok(())
-    };
-    copy_until(array.header_len().min(len), file, &mut offset)?;
-    match array.backing()? {
-        Some(backing) => copy_file(backing, file, offset, len, progress),
-        None => copy_until(len, file, &mut offset),
-    }
-}
-
-fn copy_file(
-    backing: BorrowedFd<'_>,
-    file: &mut File,
-    start: u64,
-    end: u64,
-    progress: &Progress,
-) -> Result<(), Failure> {
-    let mut source = File::from(backing.try_clone_to_owned()?);
-    let mut offset = start;
-    while offset < end {
-        // Only this loop uses the position of the array's file: the store reads at offsets.
-        source.seek(SeekFrom::Start(offset))?;
-        let n = io::copy(&mut io::Read::take(&source, (end - offset).min(CHUNK_LEN)), file)?;
+        };
         if n == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
@@ -174,57 +170,6 @@ fn copy_file(
         progress.at(offset);
     }
     Ok(())
-}
-
-/// A file that is removed again unless it is finished.
-struct Unfinished {
-    path: PathBuf,
-    file: File,
-    finished: bool,
-}
-
-impl Unfinished {
-    /// Creates it in `folder`, under a name that no array leads to: it has no `.npy` at its end.
-    fn create(folder: &Path) -> io::Result<Unfinished> {
-        let pid = std::process::id();
-        for attempt in 0_u32.. {
-            let path = folder.join(format!(".npkfs-export-{pid}-{attempt}.part"));
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
-                Ok(file) => return Ok(Unfinished { path, file, finished: false }),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Err(io::ErrorKind::AlreadyExists.into())
-    }
-
-    /// Gives the file its name.
-    fn finish(mut self, path: &Path, overwrite: bool) -> Result<(), Failure> {
-        if !overwrite {
-            // A link, unlike a rename, never replaces what came in between.
-            match fs::hard_link(&self.path, path) {
-                Ok(()) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    return Err(Failure::Exists(path.to_owned()));
-                }
-                // A file system without links: the name was free a moment ago.
-                Err(_) => {}
-            }
-        }
-        fs::rename(&self.path, path)?;
-        self.finished = true;
-        Ok(())
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if !self.finished
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            log::warn!("cannot remove {}: {error}", self.path.display());
-        }
-    }
 }
 
 #[cfg(test)]

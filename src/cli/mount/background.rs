@@ -14,9 +14,8 @@ use std::process::{Command, Stdio};
 use crate::cli::config::MountConfig;
 use crate::cli::error::CliError;
 use crate::cli::exit::Exit;
-use crate::cli::output::Out;
 
-use super::MountError;
+use super::{MountError, say_mounted};
 
 /// Starts this program with `args` as a process of its own, and returns when its mount answers.
 pub fn start(config: &MountConfig, args: &[OsString], log: Option<&Path>) -> Result<(), CliError> {
@@ -43,9 +42,8 @@ pub fn start(config: &MountConfig, args: &[OsString], log: Option<&Path>) -> Res
     (&ours).read_to_end(&mut report).map_err(failed("hear from the process in the background"))?;
     match parse_report(&report) {
         Some((Exit::Done, _)) => {
-            let mut out = Out::new();
-            out.line(&format!("{} mounted at {}", config.store.display(), config.mountpoint.display()))?;
-            out.finish()
+            say_mounted(config);
+            Ok(())
         }
         Some((exit, message)) => {
             // Its end is the end of whatever it had begun.

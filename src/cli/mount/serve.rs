@@ -12,7 +12,6 @@ use signal_hook::iterator::Signals;
 use crate::cli::config::MountConfig;
 use crate::cli::error::CliError;
 use crate::cli::exit::Exit;
-use crate::cli::output::Out;
 use crate::fuse::{self, MountOptions, PassthroughMode};
 use crate::store::{Access, Store, StoreError};
 use crate::sys::{mounts, process};
@@ -20,14 +19,13 @@ use crate::sys::{mounts, process};
 use super::background::Reporter;
 use super::preflight::{self, Place};
 use super::presence::Presence;
-use super::{Choices, MountError};
+use super::{Choices, MountError, say_mounted};
 
 /// Serves the mount in this process, and says on stdout when it answers.
 pub fn in_foreground(config: &MountConfig) -> Result<(), CliError> {
     serve(config, || {
-        let mut out = Out::new();
-        out.line(&format!("{} mounted at {}", config.store.display(), config.mountpoint.display()))?;
-        out.finish()
+        say_mounted(config);
+        Ok(())
     })
 }
 
