@@ -4,25 +4,28 @@ use crate::store::{Access, Store};
 
 use super::error::CliError;
 use super::opts::{CompactOpts, MvOpts, RmOpts};
-use super::{output, select};
+use super::output;
+use super::select::Catalog;
 
 pub fn rm(opts: &RmOpts) -> Result<(), CliError> {
     let store = Store::open(&opts.store, Access::Write)?;
-    let mut doomed = Vec::new();
+    let catalog = Catalog::read(&store)?;
+    let mut doomed: Vec<&str> = Vec::new();
     for name in &opts.names {
-        let arrays = select::arrays(&store, &[name])?;
-        if !opts.recursive && !arrays.iter().any(|array| **array.name() == **name) {
-            return Err(CliError::IsGroup { store: opts.store.clone(), name: name.clone() });
+        let (array, group) = (catalog.array(name), catalog.group(name));
+        match (array, group) {
+            (None, []) => return Err(catalog.nothing_named(name)),
+            (None, _) if !opts.recursive => {
+                return Err(CliError::IsGroup { store: opts.store.clone(), name: name.clone() });
+            }
+            _ => {}
         }
-        doomed.extend(
-            arrays
-                .iter()
-                .map(|array| array.name().clone())
-                .filter(|found| opts.recursive || **found == **name),
-        );
+        let members = if opts.recursive { group } else { &[] };
+        doomed.extend(array.into_iter().chain(members).map(|array| &**array.name()));
     }
-    let names: Vec<&str> = doomed.iter().map(|name| &**name).collect();
-    let n_removed = store.remove(&names)?;
+    doomed.sort_unstable();
+    doomed.dedup();
+    let n_removed = store.remove(&doomed)?;
     log::info!("{}: removed {}", opts.store.display(), output::count(n_removed, "array"));
     Ok(())
 }
@@ -36,7 +39,7 @@ pub fn mv(opts: &MvOpts) -> Result<(), CliError> {
 
 pub fn compact(opts: &CompactOpts) -> Result<(), CliError> {
     let store = Store::open(&opts.store, Access::Write)?;
-    for array in select::arrays(&store, &opts.names)? {
+    for array in Catalog::read(&store)?.chosen(&opts.names)? {
         let before = array.stat()?.allocated;
         if store.compact(array.name())? {
             let after = store.array(array.name())?.stat()?.allocated;

@@ -15,14 +15,14 @@ use super::error::{CliError, store_exit};
 use super::exit::Exit;
 use super::output;
 use super::progress::Progress;
-use super::select;
+use super::select::Catalog;
 
 /// Bytes that are copied between two moves of the progress bar.
 const CHUNK_LEN: u64 = 8 * 1024 * 1024;
 
 pub fn export(config: &ExportConfig) -> Result<(), CliError> {
     let store = Store::open(&config.store, Access::Read)?;
-    let arrays = select::arrays(&store, &config.names)?;
+    let arrays = Catalog::read(&store)?.chosen(&config.names)?;
     fs::create_dir_all(&config.dest).map_err(CliError::io("create", &config.dest))?;
 
     let n_bytes = arrays.iter().map(Array::npy_len).sum();

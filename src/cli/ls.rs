@@ -5,13 +5,14 @@ use serde_json::json;
 use crate::store::{Access, Array, Store};
 
 use super::error::CliError;
+use super::info;
 use super::opts::LsOpts;
 use super::output::{self, Align, Out, Table};
-use super::{info, select};
+use super::select::Catalog;
 
 pub fn ls(opts: &LsOpts) -> Result<(), CliError> {
     let store = Store::open(&opts.store, Access::Read)?;
-    let arrays = select::arrays(&store, opts.prefix.as_slice())?;
+    let arrays = Catalog::read(&store)?.chosen(opts.prefix.as_slice())?;
     let mut out = Out::new();
     if opts.json {
         let listed = arrays.iter().map(info::array_json).collect::<Result<Vec<_>, _>>()?;

@@ -59,7 +59,7 @@ pub struct MountOpts {
     /// passthrough=auto|off: let the kernel read uncompressed arrays from the store itself where it
     /// can (default: auto).
     /// threads=N: number of threads that answer the kernel (1 to 16, default: 2).
-    /// nodev, nosuid, noexec, noatime, sync, dirsync, their opposites, and defaults: as in mount(8)
+    /// nodev, nosuid, noexec, noatime, nodiratime, relatime, sync, dirsync, their opposites, and defaults: as in mount(8)
     /// (default: nodev,nosuid).
     #[arg(short = 'o', value_name = "OPTIONS", verbatim_doc_comment)]
     pub options: Vec<String>,

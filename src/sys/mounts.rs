@@ -2,7 +2,7 @@
 //!
 //! Asking the table, and not the files, also works for a mount whose daemon has died or does not answer.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt as _;
@@ -65,7 +65,7 @@ pub fn unmount(mount_point: &Path, lazy: bool) -> io::Result<()> {
 }
 
 fn fusermount(mount_point: &Path, lazy: bool) -> io::Result<()> {
-    let run = |program: &OsStr| {
+    let run = |program| {
         let mut command = Command::new(program);
         command
             .env("LC_ALL", "C")
@@ -76,13 +76,10 @@ fn fusermount(mount_point: &Path, lazy: bool) -> io::Result<()> {
             .arg(mount_point);
         command.output()
     };
-    let result = match std::env::var_os("FUSERMOUNT_PATH") {
-        Some(program) => run(&program),
-        None => run(OsStr::new("fusermount3")).or_else(|error| match error.kind() {
-            io::ErrorKind::NotFound => run(OsStr::new("fusermount")),
-            _ => Err(error),
-        }),
-    };
+    let result = run("fusermount3").or_else(|error| match error.kind() {
+        io::ErrorKind::NotFound => run("fusermount"),
+        _ => Err(error),
+    });
     let output = result.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => io::Error::new(
             io::ErrorKind::NotFound,

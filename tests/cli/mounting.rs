@@ -9,7 +9,8 @@ use std::process::{Child, Command};
 use rustix::process::Signal;
 
 use crate::common::{npy, numbers};
-use crate::ways::{as_root, each_way, has_program, is_running, signal, soon};
+use crate::npkfs;
+use crate::ways::{as_root, as_user, each_way, has_program, is_root, is_running, signal, soon};
 
 fn ended(mut child: Child) -> (Option<i32>, String) {
     let mut said = String::new();
@@ -240,6 +241,34 @@ fn what_a_killed_process_leaves_is_named_and_removed() {
         let _unmount = way.mount();
         assert_eq!(way.read("a.npy"), numbers(10, 0));
         way.umount().ok();
+    });
+}
+
+#[test]
+fn root_unmounts_what_users_mounted() {
+    as_user(|way| {
+        if !is_root() {
+            return eprintln!("SKIPPED: only root can unmount what others mounted");
+        }
+        way.make_store(&[("a", numbers(10, 0))]);
+        let _unmount = way.mount();
+        let pid = way.server().expect("somebody serves");
+        npkfs!("umount", way.mnt).ok();
+        assert!(!way.is_mounted() && !is_running(pid));
+    });
+}
+
+#[test]
+fn users_do_not_unmount_what_root_mounted() {
+    as_user(|user| {
+        as_root(|way| {
+            way.make_store(&[("a", numbers(10, 0))]);
+            let _unmount = way.mount();
+            let ran = user.run(["umount".as_ref(), way.mnt.as_os_str()]);
+            assert_eq!(ran.code, Some(1), "{ran:?}");
+            assert!(way.is_mounted());
+            way.umount().ok();
+        });
     });
 }
 

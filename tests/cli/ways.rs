@@ -97,7 +97,7 @@ impl Way {
     fn nobody() -> Result<Way, String> {
         has_device()?;
         has_program("fusermount3")?;
-        has_program("setpriv")?;
+        let setpriv = has_program("setpriv")?;
         let mut way = Way::new("as nobody", "rw");
         way._device = Some(OpenDevice::new());
         let folder = way.place.dir.path();
@@ -109,8 +109,8 @@ impl Way {
         for path in [folder, &way.mnt] {
             chown(path, Some(NOBODY), Some(NOBODY)).expect("folder is given away");
         }
-        way.prefix =
-            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"].map(OsString::from).into();
+        way.prefix = vec![setpriv.into()];
+        way.prefix.extend(["--reuid=65534", "--regid=65534", "--clear-groups"].map(OsString::from));
         Ok(way)
     }
 
@@ -318,13 +318,13 @@ fn has_device() -> Result<(), String> {
     if Path::new(DEVICE).exists() { Ok(()) } else { Err(format!("there is no {DEVICE}")) }
 }
 
-pub fn has_program(name: &str) -> Result<(), String> {
+/// The path of a program, if it is installed.
+pub fn has_program(name: &str) -> Result<PathBuf, String> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    if std::env::split_paths(&path).any(|folder| folder.join(name).is_file()) {
-        Ok(())
-    } else {
-        Err(format!("{name} is not installed"))
-    }
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|program| program.is_file())
+        .ok_or_else(|| format!("{name} is not installed"))
 }
 
 pub fn is_mounted(mnt: &Path) -> bool {

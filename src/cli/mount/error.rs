@@ -5,7 +5,10 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::cli::error::store_exit;
 use crate::cli::exit::Exit;
+use crate::fs::FsError;
+use crate::fuse;
 use crate::store::StoreError;
 
 /// Why a store is not mounted. Nothing is left mounted then.
@@ -28,16 +31,8 @@ pub enum MountError {
     NotEmpty { mountpoint: PathBuf, first: String },
     /// The store would hide itself, or show itself within itself.
     Nested { mountpoint: PathBuf, store: PathBuf },
-    /// The kernel's FUSE device is not there.
-    NoDevice,
-    /// The kernel's FUSE device may not be opened.
-    DeviceDenied { source: io::Error },
-    /// The program is not installed that mounts for users who may not.
-    NoFusermount,
-    /// Users may not let others in.
-    AllowOtherDenied,
     /// What the mount itself says.
-    Fuse { source: crate::fuse::MountError },
+    Fuse { source: fuse::MountError },
     /// The mount was made, but does not answer.
     NoAnswer { mountpoint: PathBuf, source: io::Error },
     /// The background process cannot be started.
@@ -51,7 +46,13 @@ pub enum MountError {
 impl MountError {
     /// The exit code.
     pub fn exit(&self) -> Exit {
-        Exit::Failed
+        match self {
+            // Damage that shows only when all is looked at.
+            Self::Fuse { source: fuse::MountError::Store { source: FsError::Store(source) } } => {
+                store_exit(source)
+            }
+            _ => Exit::Failed,
+        }
     }
 }
 
@@ -94,23 +95,6 @@ impl fmt::Display for MountError {
                 mountpoint.display(),
                 store.display()
             ),
-            Self::NoDevice => f.write_str(
-                "/dev/fuse does not exist: load the kernel module with \"modprobe fuse\", or start the container with \
-                 --device /dev/fuse --cap-add SYS_ADMIN",
-            ),
-            Self::DeviceDenied { source } => write!(
-                f,
-                "cannot open /dev/fuse: {source}; ask the administrator for \"chmod 666 /dev/fuse\", as distributions \
-                 have it, or to allow the device in the container"
-            ),
-            Self::NoFusermount => f.write_str(
-                "fusermount3 is not installed, and only it mounts for users who are not root; \"apt install fuse3\" \
-                 installs it",
-            ),
-            Self::AllowOtherDenied => f.write_str(
-                "-o allow_other is not permitted: users other than root need the line \"user_allow_other\" in \
-                 /etc/fuse.conf; ask the administrator, or mount without it",
-            ),
             Self::Fuse { source } => source.fmt(f),
             Self::NoAnswer { mountpoint, source } => {
                 write!(f, "{}: mounted, but does not answer: {source}; unmounted again", mountpoint.display())
@@ -136,7 +120,6 @@ impl Error for MountError {
             Self::StoreDenied { source } => Some(&**source),
             Self::Fuse { source } => Some(source),
             Self::Unreadable { source, .. }
-            | Self::DeviceDenied { source }
             | Self::NoAnswer { source, .. }
             | Self::Start { source, .. }
             | Self::Serving { source, .. } => Some(source),

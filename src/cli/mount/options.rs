@@ -5,7 +5,8 @@ use std::num::NonZeroUsize;
 
 /// What `-o` can say, for messages.
 const KNOWN: &str = "ro, rw, allow_other, nonempty, passthrough=auto|off, threads=N, dev, nodev, suid, nosuid, \
-                     exec, noexec, atime, noatime, sync, async, dirsync, defaults";
+                     exec, noexec, atime, noatime, nodiratime, relatime, \
+                     strictatime, sync, async, dirsync, defaults";
 
 /// As many threads as a mount takes.
 const MAX_THREADS: usize = 16;
@@ -41,7 +42,7 @@ impl Default for Choices {
 }
 
 /// The mount options that the kernel carries out, each with the one that takes it back.
-const KERNEL_OPTIONS: [(&str, Option<&str>); 11] = [
+const KERNEL_OPTIONS: [(&str, Option<&str>); 14] = [
     ("dev", Some("nodev")),
     ("nodev", Some("dev")),
     ("suid", Some("nosuid")),
@@ -50,6 +51,9 @@ const KERNEL_OPTIONS: [(&str, Option<&str>); 11] = [
     ("noexec", Some("exec")),
     ("atime", Some("noatime")),
     ("noatime", Some("atime")),
+    ("nodiratime", None),
+    ("relatime", Some("strictatime")),
+    ("strictatime", Some("relatime")),
     ("sync", Some("async")),
     ("async", Some("sync")),
     ("dirsync", None),

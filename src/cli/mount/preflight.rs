@@ -1,6 +1,6 @@
-//! Everything that can be known to go wrong before anything is mounted.
+//! What is known to be wrong with a mountpoint before anything is mounted.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -14,9 +14,6 @@ use super::{Choices, MountError};
 /// How long a mount may take to answer before it counts as hanging.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The bit of `CAP_SYS_ADMIN` in capability sets, as in capability.h.
-const CAP_SYS_ADMIN: u32 = 21;
-
 /// Where a store can be mounted: both paths absolute, without symbolic links.
 #[derive(Debug)]
 pub struct Place {
@@ -24,24 +21,9 @@ pub struct Place {
     pub mountpoint: PathBuf,
 }
 
-/// Checks that `store`, which exists, can be mounted on `mountpoint`.
+/// Checks that `mountpoint` is a folder where `store`, which exists, can be mounted. What the system allows is known
+/// only when it is asked to mount.
 pub fn check(store: &Path, mountpoint: &Path, choices: &Choices) -> Result<Place, MountError> {
-    let place = check_folder(store, mountpoint, choices)?;
-    check_device()?;
-    if !may_mount() {
-        if !has_fusermount() {
-            return Err(MountError::NoFusermount);
-        }
-        if choices.allow_other
-            && !conf_allows_others(&fs::read_to_string("/etc/fuse.conf").unwrap_or_default())
-        {
-            return Err(MountError::AllowOtherDenied);
-        }
-    }
-    Ok(place)
-}
-
-fn check_folder(store: &Path, mountpoint: &Path, choices: &Choices) -> Result<Place, MountError> {
     let shown = || mountpoint.to_owned();
     // The table is asked before the folder: a mount that hangs answers no question.
     if let Some(mount) =
@@ -78,48 +60,6 @@ fn check_folder(store: &Path, mountpoint: &Path, choices: &Choices) -> Result<Pl
     Ok(place)
 }
 
-fn check_device() -> Result<(), MountError> {
-    match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
-        Ok(_) => Ok(()),
-        // A device node without its driver: ENODEV, ENXIO.
-        Err(error)
-            if error.kind() == io::ErrorKind::NotFound || matches!(error.raw_os_error(), Some(6 | 19)) =>
-        {
-            Err(MountError::NoDevice)
-        }
-        Err(source) => Err(MountError::DeviceDenied { source }),
-    }
-}
-
-/// Whether this process may call mount(2) itself, without fusermount3.
-pub fn may_mount() -> bool {
-    fs::read_to_string("/proc/self/status").is_ok_and(|status| has_capability(&status, CAP_SYS_ADMIN))
-}
-
-fn has_capability(status: &str, bit: u32) -> bool {
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
-        .is_some_and(|set| set >> bit & 1 == 1)
-}
-
-/// Whether the FUSE library will find fusermount3: it asks this variable, then the search path, then two folders.
-fn has_fusermount() -> bool {
-    if std::env::var_os("FUSERMOUNT_PATH").is_some() {
-        return true;
-    }
-    let mut folders = std::env::var_os("PATH").unwrap_or_default();
-    folders.push(":/sbin:/bin");
-    std::env::split_paths(&folders)
-        .any(|folder| ["fusermount3", "fusermount"].iter().any(|program| folder.join(program).is_file()))
-}
-
-/// Whether fuse.conf lets users other than root use `allow_other`.
-fn conf_allows_others(conf: &str) -> bool {
-    conf.lines().any(|line| line.trim() == "user_allow_other")
-}
-
 /// Whether the process that served the mount is gone. A mount that hangs is not dead.
 fn is_dead(mountpoint: &Path) -> bool {
     answer(mountpoint).is_err_and(|error| is_not_connected(&error))
@@ -144,24 +84,4 @@ pub fn in_time<T: Send + 'static>(timeout: Duration, ask: impl FnOnce() -> T + S
     let asker = thread::Builder::new().name("npkfs-ask".to_owned()).spawn(move || drop(send.send(ask())));
     asker.ok()?;
     answer.recv_timeout(timeout).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn capabilities_are_read_from_the_effective_set() {
-        let status = "Name:\tx\nCapPrm:\t000001ffffffffff\nCapEff:\t0000000000200000\n";
-        assert!(has_capability(status, CAP_SYS_ADMIN));
-        assert!(!has_capability(status, CAP_SYS_ADMIN - 1));
-        assert!(!has_capability("CapEff:\t0000000000000000\n", CAP_SYS_ADMIN));
-        assert!(!has_capability("", CAP_SYS_ADMIN));
-    }
-
-    #[test]
-    fn fuse_conf_comments_allow_nothing() {
-        assert!(conf_allows_others("mount_max = 10\n user_allow_other \n"));
-        assert!(!conf_allows_others("#user_allow_other\n# user_allow_other - Using ...\n"));
-    }
 }

@@ -60,7 +60,6 @@ fn serve(config: &MountConfig, ready: impl FnOnce() -> Result<(), CliError>) -> 
         log::info!("\"npkfs umount\" cannot wait for the end of this process: {error}");
     }
     ready()?;
-    log::info!("{} mounted at {}", config.store.display(), mount.mountpoint.display());
 
     let handle = signals.handle();
     let ended = thread::scope(|scope| {
