@@ -188,7 +188,11 @@ impl fmt::Display for UmountError {
             }
             Self::Table { source } => write!(f, "cannot read the table of mounts: {source}"),
             Self::Refused { mountpoint, source } => {
-                write!(f, "cannot unmount {}: {}", mountpoint.display(), source.to_string().trim_end())
+                write!(f, "cannot unmount {}: {source}", mountpoint.display())?;
+                if source.kind() == io::ErrorKind::PermissionDenied {
+                    f.write_str("; only root and the user who mounted it can")?;
+                }
+                Ok(())
             }
             Self::Lingers { mountpoint, pid, waited_secs } => write!(
                 f,

@@ -11,8 +11,11 @@ use crate::sys::mounts;
 
 use super::{Choices, MountError};
 
-/// How long a mount may take to answer before it counts as hanging.
+/// How long our own mount may take for its first answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long somebody's mount that is in the way may take to tell whether it is dead.
+const DEAD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Where a store can be mounted: both paths absolute, without symbolic links.
 #[derive(Debug)]
@@ -62,7 +65,8 @@ pub fn check(store: &Path, mountpoint: &Path, choices: &Choices) -> Result<Place
 
 /// Whether the process that served the mount is gone. A mount that hangs is not dead.
 fn is_dead(mountpoint: &Path) -> bool {
-    answer(mountpoint).is_err_and(|error| is_not_connected(&error))
+    let path = mountpoint.to_owned();
+    matches!(in_time(DEAD_TIMEOUT, move || mounts::probe(&path)), Some(Err(error)) if is_not_connected(&error))
 }
 
 /// ENOTCONN, "Transport endpoint is not connected".
