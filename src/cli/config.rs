@@ -1,7 +1,7 @@
 //! From what the user typed ([`super::opts`]) to what the program needs.
 
-use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use log::LevelFilter;
@@ -57,7 +57,7 @@ pub enum Process {
     /// This one, until it is unmounted.
     Foreground,
     /// A new one, which this one starts and leaves; its arguments, and its log.
-    Background { args: Vec<std::ffi::OsString>, log: Option<PathBuf> },
+    Background { args: Vec<OsString>, log: Option<PathBuf> },
     /// This one, which was started for it and reports to the socket on stdin.
     Reporting,
 }
@@ -117,7 +117,10 @@ impl TryFrom<Opts> for Config {
                 Command::Umount(UmountConfig { mountpoint, lazy, timeout: Duration::from_secs(timeout) })
             }
             CommandOpts::Import(opts) => Command::Import(import(opts, quiet)?),
-            CommandOpts::Export(opts) => Command::Export(export(opts, quiet)?),
+            CommandOpts::Export(opts) => {
+                let ExportOpts { store, names, dest, overwrite } = opts;
+                Command::Export(ExportConfig { store, names, dest, overwrite, quiet })
+            }
             CommandOpts::Ls(opts) => Command::Ls(opts),
             CommandOpts::Info(opts) => Command::Info(opts),
             CommandOpts::Verify(opts) => Command::Verify(opts),
@@ -142,7 +145,7 @@ fn mount(opts: MountOpts, verbose: u8, quiet: bool) -> Result<MountConfig, CliEr
 }
 
 /// The command line that does in a process of its own what `opts` ask for.
-fn reporting_args(opts: &MountOpts, verbose: u8, quiet: bool) -> Vec<std::ffi::OsString> {
+fn reporting_args(opts: &MountOpts, verbose: u8, quiet: bool) -> Vec<OsString> {
     let mut args = vec!["mount".into(), "--report-to-stdin".into()];
     args.extend((0..verbose).map(|_| "--verbose".into()));
     args.extend(quiet.then(|| "--quiet".into()));
@@ -169,15 +172,4 @@ fn import(opts: ImportOpts, quiet: bool) -> Result<ImportConfig, CliError> {
         (None, Some(prefix)) => Naming::After(prefix + "/"),
     };
     Ok(ImportConfig { sources, store, naming, overwrite, quiet })
-}
-
-fn export(opts: ExportOpts, quiet: bool) -> Result<ExportConfig, CliError> {
-    let ExportOpts { store, mut names_and_dest, overwrite } = opts;
-    let dest = names_and_dest.pop().expect("the option parser asks for one value at least");
-    let names = names_and_dest.iter().map(|name| utf8(name)).collect::<Result<_, _>>()?;
-    Ok(ExportConfig { store, names, dest, overwrite, quiet })
-}
-
-fn utf8(name: &Path) -> Result<String, CliError> {
-    name.to_str().map(str::to_owned).ok_or_else(|| CliError::NameNotUtf8 { name: name.to_owned() })
 }

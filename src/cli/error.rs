@@ -21,8 +21,6 @@ pub enum CliError {
     StoreIsNpy { path: PathBuf },
     /// `--name` with something else than one file.
     NameForSeveral { n_sources: usize },
-    /// An array name on the command line that is not UTF-8.
-    NameNotUtf8 { name: PathBuf },
     /// No array, and no group, has this name.
     NothingNamed { store: PathBuf, name: String },
     /// The name belongs to a group, and `-r` was not given.
@@ -66,10 +64,9 @@ impl CliError {
     /// The exit code.
     pub fn exit(&self) -> Exit {
         match self {
-            CliError::MountOption { .. }
-            | CliError::StoreIsNpy { .. }
-            | CliError::NameForSeveral { .. }
-            | CliError::NameNotUtf8 { .. } => Exit::Usage,
+            CliError::MountOption { .. } | CliError::StoreIsNpy { .. } | CliError::NameForSeveral { .. } => {
+                Exit::Usage
+            }
             CliError::NothingNamed { .. }
             | CliError::IsGroup { .. }
             | CliError::Io { .. }
@@ -97,9 +94,6 @@ impl fmt::Display for CliError {
                 f,
                 "--name is for a single file, and {n_sources} sources are given; for a folder or several files use --prefix"
             ),
-            CliError::NameNotUtf8 { name } => {
-                write!(f, "{}: array names are UTF-8, and this is not", name.display())
-            }
             CliError::NothingNamed { store, name } => write!(
                 f,
                 "{}: array {name:?} does not exist, nor does a group of this name; see \"npkfs ls {}\"",

@@ -128,14 +128,18 @@ pub struct ImportOpts {
 ///
 /// Groups become folders. Each file is there wholly or not at all.
 #[derive(Debug, Args)]
+#[command(allow_missing_positional = true)]
 pub struct ExportOpts {
     /// The store
     pub store: PathBuf,
 
-    /// Arrays or groups, then the folder to write to (created if it does not exist); without names:
-    /// everything
-    #[arg(required = true, value_name = "[NAME]... DEST_DIR")]
-    pub names_and_dest: Vec<PathBuf>,
+    /// Arrays, or groups with all that is in them (default: everything)
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+
+    /// The folder to write to; created if it does not exist
+    #[arg(value_name = "DEST_DIR")]
+    pub dest: PathBuf,
 
     /// Replace files that exist (default: leave them, say so, exit code 1)
     #[arg(long)]

@@ -439,3 +439,22 @@ fn verbosity_is_chosen_by_options_and_environment() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("npkfs: "));
     npkfs!("-q", "-v", "ls", place.store).fails(2, &["cannot be used with"]);
 }
+
+#[test]
+fn names_on_the_command_line_are_text() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    let place = Place::new();
+    let file = place.write("a.npy", &numbers(1, 0));
+    npkfs!("import", file, place.store).ok();
+    let bad = OsStr::from_bytes(b"caf\xe9");
+    npkfs!("export", place.store, bad, place.path("out")).fails(2, &["UTF-8"]);
+    let path = place.dir.path().join(OsStr::from_bytes(b"caf\xe9.npy"));
+    fs::copy(&file, &path).unwrap();
+    npkfs!("import", path, place.store).fails(1, &["not imported", "UTF-8", "rename it"]);
+    npkfs!("import", "--name", "cafe", path, place.store).ok();
+    // Paths are what the system says they are.
+    let out = place.dir.path().join(OsStr::from_bytes(b"out\xe9"));
+    npkfs!("export", place.store, "cafe", out).ok();
+    assert_eq!(fs::read(out.join("cafe.npy")).unwrap(), numbers(1, 0));
+}

@@ -21,8 +21,8 @@ pub enum MountError {
     Missing { mountpoint: PathBuf },
     /// It is a file.
     NotADirectory { mountpoint: PathBuf },
-    /// It cannot be looked at.
-    Unreadable { mountpoint: PathBuf, source: io::Error },
+    /// It, or the store, cannot be looked at.
+    Unreadable { path: PathBuf, source: io::Error },
     /// Something is mounted there.
     Busy { mountpoint: PathBuf, fs_type: String, source: String },
     /// A FUSE file system is mounted there, and its process is gone.
@@ -67,9 +67,7 @@ impl fmt::Display for MountError {
             Self::NotADirectory { mountpoint } => {
                 write!(f, "{}: is not a folder, and a store is mounted on one", mountpoint.display())
             }
-            Self::Unreadable { mountpoint, source } => {
-                write!(f, "cannot look at the mountpoint {}: {source}", mountpoint.display())
-            }
+            Self::Unreadable { path, source } => write!(f, "cannot look at {}: {source}", path.display()),
             Self::Busy { mountpoint, fs_type, source } => {
                 let mountpoint = mountpoint.display();
                 write!(

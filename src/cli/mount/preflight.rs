@@ -30,7 +30,7 @@ pub fn check(store: &Path, mountpoint: &Path, choices: &Choices) -> Result<Place
     let shown = || mountpoint.to_owned();
     // The table is asked before the folder: a mount that hangs answers no question.
     if let Some(mount) =
-        mounts::find(mountpoint).map_err(|source| MountError::Unreadable { mountpoint: shown(), source })?
+        mounts::find(mountpoint).map_err(|source| MountError::Unreadable { path: shown(), source })?
     {
         if mount.fs_type.starts_with("fuse") && is_dead(mountpoint) {
             return Err(MountError::Dead { mountpoint: shown() });
@@ -42,10 +42,11 @@ pub fn check(store: &Path, mountpoint: &Path, choices: &Choices) -> Result<Place
         io::ErrorKind::NotFound => MountError::Missing { mountpoint: shown() },
         io::ErrorKind::NotADirectory => MountError::NotADirectory { mountpoint: shown() },
         _ if is_not_connected(&source) => MountError::Dead { mountpoint: shown() },
-        _ => MountError::Unreadable { mountpoint: shown(), source },
+        _ => MountError::Unreadable { path: shown(), source },
     };
     let place = Place {
-        store: fs::canonicalize(store).map_err(unreadable)?,
+        store: fs::canonicalize(store)
+            .map_err(|source| MountError::Unreadable { path: store.to_owned(), source })?,
         mountpoint: fs::canonicalize(mountpoint).map_err(unreadable)?,
     };
     if !fs::metadata(&place.mountpoint).map_err(unreadable)?.is_dir() {

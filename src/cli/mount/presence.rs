@@ -82,7 +82,7 @@ impl Server {
                 Ok(_) | Err(_) => break,
             }
         }
-        while has_not_ended(self.pid) {
+        while !has_ended(self.pid) {
             if left().is_none() {
                 return false;
             }
@@ -92,13 +92,11 @@ impl Server {
     }
 }
 
-/// Whether a process exists, and is not just waiting for its parent to be told of its end.
-fn has_not_ended(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+/// Whether a process has ended, even if its parent has not been told yet.
+fn has_ended(pid: u32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
     // The state follows the program's name, which is in parentheses and may have some itself.
-    stat.is_ok_and(|stat| {
-        stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
-    })
+    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
 }
 
 /// Removes the sockets of processes that were killed.
@@ -106,7 +104,7 @@ fn sweep(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let pid = entry.file_name().to_str().and_then(parse_name).map(|(_, pid)| pid);
-        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+        if pid.is_some_and(|pid| has_ended(pid)) {
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -201,14 +199,14 @@ mod tests {
     fn a_process_ends_before_its_parent_is_told() {
         let mut child =
             std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().expect("cat runs");
-        assert!(has_not_ended(child.id()));
+        assert!(!has_ended(child.id()));
         drop(child.stdin.take());
         let start = Instant::now();
-        while has_not_ended(child.id()) {
+        while !has_ended(child.id()) {
             assert!(start.elapsed() < Duration::from_secs(10), "cat does not end");
             thread::yield_now();
         }
         assert!(child.wait().expect("cat is waited for").success());
-        assert!(!has_not_ended(child.id()));
+        assert!(has_ended(child.id()));
     }
 }
