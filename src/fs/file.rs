@@ -191,7 +191,8 @@ fn mend(array: &Array) {
     }
 }
 
-/// Writes a page back that begins within a header which was replaced since the page was read: its data only.
+/// Writes back pages that begin within a header: their elements in any case. The header bytes may be those of a
+/// header that was replaced since the page was read.
 fn write_back_beside_header(
     inode: &Inode,
     array: &Array,
@@ -201,11 +202,11 @@ fn write_back_beside_header(
     let in_header =
         usize::try_from(array.header_len().saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
     let (header, rest) = data.split_at(in_header);
-    if !inode.is_old_header(offset, header) {
-        return Err(StoreError::HeaderWrite {
-            array: array.name().to_string(),
-            header_len: array.header_len(),
-        });
+    if !rest.is_empty() {
+        array.write_npy_at(array.header_len(), rest)?;
     }
-    if rest.is_empty() { Ok(()) } else { array.write_npy_at(array.header_len(), rest) }
+    if inode.was_header(offset, header) {
+        return Ok(());
+    }
+    Err(StoreError::HeaderWrite { array: array.name().to_string(), header_len: array.header_len() })
 }

@@ -80,8 +80,8 @@ pub(super) struct Inode {
     seen: Mutex<Option<SystemTime>>,
 }
 
-/// Headers that writeback may still bring, for arrays whose header shares a page with data.
-const MAX_OLD_HEADERS: usize = 16;
+/// Headers that writeback may still bring, for arrays whose header shares a page with elements.
+const MAX_HEADERS: usize = 16;
 const PAGE_LEN: u64 = 4096;
 
 struct State {
@@ -97,8 +97,25 @@ struct State {
     named: bool,
     /// Kept while open. `Some(None)`: the array cannot be mapped.
     map: Option<Option<ArrayMap>>,
-    /// Headers that the file has had, newest last.
-    old_headers: VecDeque<Vec<u8>>,
+    /// Headers that the file has had since it was opened, newest last.
+    headers: VecDeque<Vec<u8>>,
+}
+
+impl State {
+    /// Remembers the header as it is read now.
+    fn note_header(&mut self) {
+        if self.array.header_len().is_multiple_of(PAGE_LEN) {
+            return;
+        }
+        // An array whose header cannot be read cannot be read either.
+        let Ok(header) = self.array.npy_header() else { return };
+        if self.headers.back() != Some(&header) {
+            if self.headers.len() == MAX_HEADERS {
+                self.headers.pop_front();
+            }
+            self.headers.push_back(header);
+        }
+    }
 }
 
 impl fmt::Debug for State {
@@ -131,7 +148,7 @@ impl Inode {
             n_open: 0,
             named: true,
             map: None,
-            old_headers: VecDeque::new(),
+            headers: VecDeque::new(),
         };
         Self { ino: ino_of(&state.array), state: RwLock::new(state), seen: Mutex::new(None) }
     }
@@ -159,6 +176,7 @@ impl Inode {
         let mut state = write(&self.state);
         state.array.pin()?;
         state.n_open += 1;
+        state.note_header();
         Ok(state.array.clone())
     }
 
@@ -169,7 +187,7 @@ impl Inode {
         state.n_open = state.n_open.saturating_sub(1);
         if state.n_open == 0 {
             state.map = None;
-            state.old_headers.clear();
+            state.headers.clear();
             // Another state must come through `follow`, which knows what the kernel has to be told.
             if state.named
                 && let Some(array) = again(&state.array)
@@ -218,17 +236,11 @@ impl Inode {
         }
         let header_len = array.header_len();
         let grown = array.shape() != state.array.shape();
-        if grown && state.n_open > 0 && !header_len.is_multiple_of(PAGE_LEN) {
-            let mut header = vec![0; usize::try_from(header_len).unwrap_or(0)];
-            if state.array.read_npy_at(0, &mut header).is_ok() {
-                if state.old_headers.len() == MAX_OLD_HEADERS {
-                    state.old_headers.pop_front();
-                }
-                state.old_headers.push_back(header);
-            }
-        }
         state.array = array;
         state.named = true;
+        if grown && state.n_open > 0 {
+            state.note_header();
+        }
         if !grown && !written {
             return Effect::Attributes;
         }
@@ -284,10 +296,10 @@ impl Inode {
     }
 
     /// Whether `bytes` stand at `offset` in a header that the file has had since it was opened.
-    pub(super) fn is_old_header(&self, offset: u64, bytes: &[u8]) -> bool {
+    pub(super) fn was_header(&self, offset: u64, bytes: &[u8]) -> bool {
         let Ok(start) = usize::try_from(offset) else { return false };
         read(&self.state)
-            .old_headers
+            .headers
             .iter()
             .any(|header| header.get(start..).and_then(|rest| rest.get(..bytes.len())) == Some(bytes))
     }
