@@ -104,7 +104,7 @@ fn sweep(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let pid = entry.file_name().to_str().and_then(parse_name).map(|(_, pid)| pid);
-        if pid.is_some_and(|pid| has_ended(pid)) {
+        if pid.is_some_and(has_ended) {
             let _ = fs::remove_file(entry.path());
         }
     }
