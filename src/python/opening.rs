@@ -1,0 +1,38 @@
+//! What `NumPack.open` does with a path.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use crate::store::{Access, Store, StoreError};
+
+/// Opens the store at `path` for writing, creates it if there is none, or opens it for reading where that is all we
+/// may do.
+pub(super) fn open_or_create(path: &Path) -> Result<Store, StoreError> {
+    let error = match Store::open_or_create(path) {
+        Ok(store) => return Ok(store),
+        Err(error) => error,
+    };
+    let may_not_write = match &error {
+        StoreError::ReadOnly { .. } => true,
+        StoreError::Io { source, .. } => {
+            matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
+        }
+        _ => false,
+    };
+    if may_not_write && let Ok(store) = Store::open(path, Access::Read) {
+        return Ok(store);
+    }
+    Err(error)
+}
+
+/// Deletes the store at `path`, or a file that is there.
+pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => Store::remove_all(path),
+        Ok(_) => fs::remove_file(path)
+            .map_err(|source| StoreError::Io { action: "remove", path: path.to_owned(), source }),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(StoreError::Io { action: "stat", path: path.to_owned(), source }),
+    }
+}
