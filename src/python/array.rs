@@ -5,7 +5,7 @@ use std::ptr;
 use std::slice;
 
 use numpy::npyffi::{
-    self, NPY_ARRAY_F_CONTIGUOUS, NPY_ORDER, NpyTypes, PY_ARRAY_API, _PyArray_GET_ITEM_DATA, get_type_object,
+    _PyArray_GET_ITEM_DATA, NPY_ARRAY_F_CONTIGUOUS, NPY_ORDER, NpyTypes, PY_ARRAY_API, get_type_object,
 };
 use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
@@ -118,6 +118,13 @@ pub(super) fn filled<'py>(
 /// Holds a mapping for the arrays that lie in it: their `base`.
 #[pyclass(frozen, module = "numpack._native")]
 struct Mapping(ArrayMap);
+
+#[pymethods]
+impl Mapping {
+    fn __repr__(&self) -> String {
+        format!("<mapping of {} bytes of a store>", self.0.len())
+    }
+}
 
 /// A read-only array over `map`, which stays valid as long as it lives.
 #[expect(unsafe_code, reason = "NumPy's buffer")]
@@ -243,7 +250,10 @@ pub(super) fn to_ndarray<'py>(value: &Bound<'py, PyAny>) -> PyResult<Ndarray<'py
 
 /// Rows for an array of dtype `dtype`: as they are if they are an array, else converted, if that is not a conversion
 /// to another kind of numbers. Arrays of the other byte order are converted as well.
-pub(super) fn to_rows<'py>(value: &Bound<'py, PyAny>, dtype: &Bound<'py, PyArrayDescr>) -> PyResult<Ndarray<'py>> {
+pub(super) fn to_rows<'py>(
+    value: &Bound<'py, PyAny>,
+    dtype: &Bound<'py, PyArrayDescr>,
+) -> PyResult<Ndarray<'py>> {
     let rows = to_ndarray(value)?;
     let found = rows.dtype();
     if found.is_equiv_to(dtype) {

@@ -72,23 +72,31 @@ fn number(dtype: &Bound<'_, PyArrayDescr>) -> Option<&'static Dtype> {
 
 fn describe(name: &str, dtype: &Bound<'_, PyArrayDescr>) -> PyResult<Dtype> {
     let refuse = |remedy: &str| {
-        Err(PyTypeError::new_err(format!("array '{name}' has dtype {dtype}, which cannot be stored: {remedy}")))
+        Err(PyTypeError::new_err(format!(
+            "array '{name}' has dtype {dtype}, which cannot be stored: {remedy}"
+        )))
     };
     if dtype.num() == STRING_DTYPE {
         return refuse("its strings have no fixed width; convert it, for example with .astype('U')");
     }
     if dtype.has_object() {
-        return refuse("its items are Python objects; convert it to a dtype of fixed size, such as float64 or 'U16'");
+        return refuse(
+            "its items are Python objects; convert it to a dtype of fixed size, such as float64 or 'U16'",
+        );
     }
     if dtype.num() >= FIRST_USER_TYPE {
-        return refuse("NumPy has no description of it; store a view as a dtype of NumPy's, such as .view('u2')");
+        return refuse(
+            "NumPy has no description of it; store a view as a dtype of NumPy's, such as .view('u2')",
+        );
     }
     static DTYPE_TO_DESCR: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let dtype_to_descr = DTYPE_TO_DESCR.import(dtype.py(), "numpy.lib.format", "dtype_to_descr")?;
     let descr = match dtype_to_descr.call1((dtype,)) {
         Ok(descr) => descr,
         Err(error) if error.is_instance_of::<PyValueError>(dtype.py()) => {
-            return refuse("its fields overlap or are out of order; see numpy.lib.recfunctions.repack_fields");
+            return refuse(
+                "its fields overlap or are out of order; see numpy.lib.recfunctions.repack_fields",
+            );
         }
         Err(error) => return Err(error),
     };

@@ -98,7 +98,9 @@ fn exception(error: &StoreError, message: String) -> PyErr {
         StoreError::Exists { .. } => Exception::ArrayExists.err(message),
         StoreError::NotAStore { path, found } => match found {
             NotAStore::Missing => PyFileNotFoundError::new_err((libc::ENOENT, without(path), path.clone())),
-            NotAStore::NotADirectory => PyFileExistsError::new_err((libc::EEXIST, without(path), path.clone())),
+            NotAStore::NotADirectory => {
+                PyFileExistsError::new_err((libc::EEXIST, without(path), path.clone()))
+            }
             NotAStore::NoManifest | NotAStore::ManifestLost | NotAStore::OldRelease => {
                 Exception::NotAStore.err(message)
             }
@@ -108,7 +110,9 @@ fn exception(error: &StoreError, message: String) -> PyErr {
             PyFileExistsError::new_err((libc::EEXIST, without(path), path.clone()))
         }
         StoreError::ReadOnly { store } => Exception::ReadOnly.os_err(libc::EROFS, without(store), store),
-        StoreError::Locked { store, .. } => Exception::StoreLocked.os_err(libc::ETIMEDOUT, without(store), store),
+        StoreError::Locked { store, .. } => {
+            Exception::StoreLocked.os_err(libc::ETIMEDOUT, without(store), store)
+        }
         StoreError::Format { source, .. } => match source {
             FormatError::Version { .. } | FormatError::Features { .. } => Exception::Unsupported.err(message),
             FormatError::Magic { .. }

@@ -5,7 +5,7 @@ use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMet
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBool, PyEllipsis, PySlice, PyString, PyTuple};
+use pyo3::types::{PyBool, PyEllipsis, PyInt, PySlice, PyString, PyTuple};
 
 use super::array::{Ndarray, as_array, copy_views, filled, is_borrowed};
 use super::index::{Rows, int64s, integer, nonzero, slice_rows, wrapped};
@@ -23,7 +23,11 @@ pub(super) fn all<'py>(array: &Array, dtype: &Bound<'py, PyArrayDescr>) -> PyRes
 }
 
 /// The rows `rows`, in that order.
-pub(super) fn rows<'py>(array: &Array, dtype: &Bound<'py, PyArrayDescr>, rows: &Rows) -> PyResult<Ndarray<'py>> {
+pub(super) fn rows<'py>(
+    array: &Array,
+    dtype: &Bound<'py, PyArrayDescr>,
+    rows: &Rows,
+) -> PyResult<Ndarray<'py>> {
     let mut shape = array.shape().to_vec();
     if let Some(n_rows) = shape.first_mut() {
         *n_rows = rows.len();
@@ -59,7 +63,7 @@ pub(super) fn select<'py>(
     if is_slice && items.len() == 1 {
         return Ok(read.into_any());
     }
-    let renumbered = items[..first].iter().chain(&selection.renumbered).chain(&items[first + 1..]);
+    let renumbered = [&items[..first], &selection.renumbered, &items[first + 1..]].concat();
     // A view would keep all the rows in memory that were read for it.
     copy_views(read.get_item(PyTuple::new(py, renumbered)?)?, is_borrowed)
 }
@@ -72,7 +76,10 @@ fn select_rows<'py>(array: &Array, item: &Bound<'py, PyAny>) -> PyResult<Option<
         let rows = slice_rows(slice, n_rows)?;
         return Ok(Some(Selection { rows, renumbered: vec![PySlice::full(py).into_any()] }));
     }
-    if item.is_instance_of::<PyEllipsis>() || item.is_instance_of::<PyBool>() || item.is_instance_of::<PyString>() {
+    if item.is_instance_of::<PyEllipsis>()
+        || item.is_instance_of::<PyBool>()
+        || item.is_instance_of::<PyString>()
+    {
         return Ok(None);
     }
     let row = |row: i64| {
@@ -84,7 +91,7 @@ fn select_rows<'py>(array: &Array, item: &Bound<'py, PyAny>) -> PyResult<Option<
         && let Some(index) = integer(item)?
     {
         let index = row(index)?;
-        let renumbered = vec![0.into_pyobject(py)?.into_any()];
+        let renumbered = vec![PyInt::new(py, 0).into_any()];
         return Ok(Some(Selection { rows: Rows::Range(index..index + 1), renumbered }));
     }
     let found: Ndarray<'py> = as_array(py)?.call1((item,))?.cast_into()?;

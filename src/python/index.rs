@@ -103,7 +103,9 @@ impl<'py> RowIndex<'py> {
                 Ok(RowIndex::Mask(rows, array.len() as u64))
             }
             b'i' | b'u' => Ok(RowIndex::Many(int64s(array)?)),
-            _ if array.is_empty() && !index.is_instance_of::<PyUntypedArray>() => Ok(RowIndex::Many(Vec::new())),
+            _ if array.is_empty() && !index.is_instance_of::<PyUntypedArray>() => {
+                Ok(RowIndex::Many(Vec::new()))
+            }
             _ => Err(unsuitable(index)),
         }
     }
@@ -116,7 +118,8 @@ impl<'py> RowIndex<'py> {
         self.check_mask(name, n_rows)?;
         let row = |row: i64| {
             wrapped(row, n_rows).ok_or_else(|| {
-                Exception::RowIndex.err(format!("row {row} is out of bounds for array '{name}' with {n_rows} rows"))
+                Exception::RowIndex
+                    .err(format!("row {row} is out of bounds for array '{name}' with {n_rows} rows"))
             })
         };
         Ok(match self {
@@ -124,7 +127,9 @@ impl<'py> RowIndex<'py> {
                 let index = row(*index)?;
                 Rows::Range(index..index + 1)
             }
-            RowIndex::Many(indexes) => Rows::from_list(indexes.iter().map(|&index| row(index)).collect::<Result<_, _>>()?),
+            RowIndex::Many(indexes) => {
+                Rows::from_list(indexes.iter().map(|&index| row(index)).collect::<Result<_, _>>()?)
+            }
             RowIndex::Mask(rows, _) => Rows::from_list(rows.clone()),
             RowIndex::Slice(slice) => slice_rows(slice, n_rows)?,
         })
@@ -157,7 +162,9 @@ pub(super) fn slice_rows(slice: &Bound<'_, PySlice>, n_rows: u64) -> PyResult<Ro
         // An empty slice may start anywhere.
         return Ok(if len == 0 { Rows::Range(0..0) } else { Rows::Range(start..start + len) });
     }
-    Ok(Rows::List((0..slice.slicelength as isize).map(|nth| (slice.start + nth * slice.step) as u64).collect()))
+    Ok(Rows::List(
+        (0..slice.slicelength as isize).map(|nth| (slice.start + nth * slice.step) as u64).collect(),
+    ))
 }
 
 /// The row that `row` means, counted from the start.

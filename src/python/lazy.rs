@@ -197,7 +197,9 @@ impl LazyArray {
         let array = self.to_ndarray(py)?;
         match wanted {
             Some(wanted) if !same_dtype => array.call_method1("astype", (wanted,)),
-            _ if copy == Some(true) && is_view => Ok(array::copy(&array, NPY_ORDER::NPY_KEEPORDER)?.into_any()),
+            _ if copy == Some(true) && is_view => {
+                Ok(array::copy(&array, NPY_ORDER::NPY_KEEPORDER)?.into_any())
+            }
             _ => Ok(array.into_any()),
         }
     }

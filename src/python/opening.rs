@@ -30,8 +30,11 @@ pub(super) fn open_or_create(path: &Path) -> Result<Store, StoreError> {
 pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
     match fs::metadata(path) {
         Ok(found) if found.is_dir() => Store::remove_all(path),
-        Ok(_) => fs::remove_file(path)
-            .map_err(|source| StoreError::Io { action: "remove", path: path.to_owned(), source }),
+        Ok(_) => fs::remove_file(path).map_err(|source| StoreError::Io {
+            action: "remove",
+            path: path.to_owned(),
+            source,
+        }),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(source) => Err(StoreError::Io { action: "stat", path: path.to_owned(), source }),
     }

@@ -102,7 +102,12 @@ struct Replacement<'py> {
     shape: Vec<u64>,
 }
 
-pub(super) fn replace(py: Python<'_>, store: &Store, arrays: &Bound<'_, PyAny>, index: &RowIndex<'_>) -> PyResult<()> {
+pub(super) fn replace(
+    py: Python<'_>,
+    store: &Store,
+    arrays: &Bound<'_, PyAny>,
+    index: &RowIndex<'_>,
+) -> PyResult<()> {
     let replacements = items(arrays)?
         .map(|item| {
             let (name, value) = item?;
@@ -154,11 +159,18 @@ fn fit(array: &Array, shape: &[u64], dtype: &Dtype, n_rows: u64) -> Result<(), S
         let (found, expected) = (dtype.clone(), array.dtype().clone());
         return Err(StoreError::DtypeMismatch { array: name(), found, expected });
     }
-    let Some((&found, row_shape)) = shape.split_first().filter(|(_, row_shape)| *row_shape == &array.shape()[1..])
-    else {
-        return Err(StoreError::ShapeMismatch { array: name(), found: shape.to_vec(), expected: array.shape().to_vec() });
+    let Some(&found) = shape.first().filter(|_| shape[1..] == array.shape()[1..]) else {
+        return Err(StoreError::ShapeMismatch {
+            array: name(),
+            found: shape.to_vec(),
+            expected: array.shape().to_vec(),
+        });
     };
-    if found == n_rows { Ok(()) } else { Err(StoreError::RowCount { array: name(), found, expected: n_rows }) }
+    if found == n_rows {
+        Ok(())
+    } else {
+        Err(StoreError::RowCount { array: name(), found, expected: n_rows })
+    }
 }
 
 fn find(py: Python<'_>, store: &Store, name: &str) -> PyResult<Array> {
@@ -172,7 +184,11 @@ fn rows_of(py: Python<'_>, array: &Array, index: &RowIndex<'_>) -> PyResult<Rows
     index.resolve(array.name(), array.n_rows())
 }
 
-pub(super) fn getitem<'py>(py: Python<'py>, array: &Array, index: &RowIndex<'py>) -> PyResult<Bound<'py, PyAny>> {
+pub(super) fn getitem<'py>(
+    py: Python<'py>,
+    array: &Array,
+    index: &RowIndex<'py>,
+) -> PyResult<Bound<'py, PyAny>> {
     let rows = rows_of(py, array, index)?;
     Ok(gather::rows(array, &dtype::to_numpy(py, array.dtype())?, &rows)?.into_any())
 }
@@ -188,7 +204,10 @@ pub(super) fn drop(
     } else if names.is_instance_of::<PyList>() || names.is_instance_of::<PyTuple>() {
         names.try_iter()?.map(|name| cast_name(name?)).collect::<PyResult<Vec<_>>>()?
     } else {
-        return Err(PyTypeError::new_err(format!("expected a name or a list of names, not {}", names.get_type())));
+        return Err(PyTypeError::new_err(format!(
+            "expected a name or a list of names, not {}",
+            names.get_type()
+        )));
     };
     let names = names.iter().map(|name| name.to_str()).collect::<PyResult<Vec<_>>>()?;
     let Some(index) = index else {

@@ -299,7 +299,12 @@ impl NumPack {
     ///     If `indexes` is no row index, or a mask of the wrong length.
     /// ReadOnlyError, OSError
     #[pyo3(signature = (name, indexes = None))]
-    fn drop(&self, py: Python<'_>, name: &Bound<'_, PyAny>, indexes: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+    fn drop(
+        &self,
+        py: Python<'_>,
+        name: &Bound<'_, PyAny>,
+        indexes: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
         let indexes = indexes.map(RowIndex::parse).transpose()?;
         rows::drop(py, &*self.store(py)?, name, indexes.as_ref())
     }
@@ -319,7 +324,12 @@ impl NumPack {
     /// Raises
     /// ------
     /// ArrayNotFoundError, RowIndexError, OSError
-    fn getitem<'py>(&self, py: Python<'py>, name: &str, indexes: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    fn getitem<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        indexes: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let index = RowIndex::parse(indexes)?;
         rows::getitem(py, &self.array(py, name)?, &index)
     }
@@ -426,7 +436,9 @@ impl NumPack {
         let store = self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner).store.clone();
         Ok(match store {
             None => format!("NumPack({path}, status=closed)"),
-            Some(store) => format!("NumPack({path}, arrays={}, backend={})", store.len(), self.backend_type()),
+            Some(store) => {
+                format!("NumPack({path}, arrays={}, backend={})", store.len(), self.backend_type())
+            }
         })
     }
 }
