@@ -9,3 +9,5 @@ pub mod bytes;
 pub mod format;
 pub mod store;
 pub mod sys;
+#[cfg(feature = "python")]
+mod python;

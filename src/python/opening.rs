@@ -1,6 +1,5 @@
 //! What `NumPack.open` does with a path.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -24,18 +23,4 @@ pub(super) fn open_or_create(path: &Path) -> Result<Store, StoreError> {
         return Ok(store);
     }
     Err(error)
-}
-
-/// Deletes the store at `path`, or a file that is there.
-pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
-    match fs::metadata(path) {
-        Ok(found) if found.is_dir() => Store::remove_all(path),
-        Ok(_) => fs::remove_file(path).map_err(|source| StoreError::Io {
-            action: "remove",
-            path: path.to_owned(),
-            source,
-        }),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(StoreError::Io { action: "stat", path: path.to_owned(), source }),
-    }
 }

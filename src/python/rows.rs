@@ -80,7 +80,7 @@ fn try_append(
             to_ndarray(&value)?
         } else {
             let name = name.to_str()?;
-            match py.detach(|| store.refresh().and_then(|_| store.array(name))) {
+            match py.detach(|| store.array(name)) {
                 Ok(array) => to_rows(&value, &dtype::to_numpy(py, array.dtype())?)?,
                 Err(error) => return Ok(Err(error)),
             }
@@ -174,7 +174,7 @@ fn fit(array: &Array, shape: &[u64], dtype: &Dtype, n_rows: u64) -> Result<(), S
 }
 
 fn find(py: Python<'_>, store: &Store, name: &str) -> PyResult<Array> {
-    py.detach(|| store.refresh().and_then(|_| store.array(name))).or_raise(py)
+    py.detach(|| store.array(name)).or_raise(py)
 }
 
 fn rows_of(py: Python<'_>, array: &Array, index: &RowIndex<'_>) -> PyResult<Rows> {
@@ -216,12 +216,11 @@ pub(super) fn drop(
     };
     // One commit for all arrays in which the index means the same rows.
     let mut commits: Vec<(Vec<u64>, Vec<&str>)> = Vec::new();
-    py.detach(|| store.refresh()).or_raise(py)?;
     for name in names {
-        if !store.contains(name) {
-            continue;
-        }
-        let array = store.array(name).or_raise(py)?;
+        let array = match py.detach(|| store.array(name)) {
+            Err(StoreError::NotFound { .. }) => continue,
+            array => array.or_raise(py)?,
+        };
         if array.shape().is_empty() {
             return Err(StoreError::NoRows { array: name.to_owned() }).or_raise(py);
         }

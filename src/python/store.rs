@@ -4,7 +4,7 @@
 //! works on its own reference to that, so `close` in one thread does not disturb a running operation in another.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyo3::exceptions::PyUserWarning;
 use pyo3::prelude::*;
@@ -15,7 +15,7 @@ use super::error::{Exception, OrRaise};
 use super::index::RowIndex;
 use super::lazy::LazyArray;
 use super::{dtype, gather, metadata, opening, rows};
-use crate::store::{Array, Store};
+use crate::store::{Array, Store, StoreError};
 
 /// A store of named arrays: a directory, here as something like a dict of arrays.
 ///
@@ -52,7 +52,7 @@ pub(super) struct NumPack {
 }
 
 struct State {
-    store: Option<Arc<Store>>,
+    store: Option<Store>,
     /// What is at the path goes when the store is next opened.
     drop_first: bool,
     /// How many `with` blocks are running.
@@ -60,8 +60,12 @@ struct State {
 }
 
 impl NumPack {
-    fn store(&self, py: Python<'_>) -> PyResult<Arc<Store>> {
-        let state = self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
+    fn state(&self, py: Python<'_>) -> MutexGuard<'_, State> {
+        self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn store(&self, py: Python<'_>) -> PyResult<Store> {
+        let state = self.state(py);
         match &state.store {
             Some(_) if self.strict && state.n_contexts == 0 => Err(Exception::StoreClosed.err(format!(
                 "{}: strict_context_mode allows calls only within \"with NumPack(...) as npk:\"",
@@ -76,14 +80,15 @@ impl NumPack {
     }
 
     /// The store with what other processes have committed by now.
-    fn current(&self, py: Python<'_>) -> PyResult<Arc<Store>> {
+    fn current(&self, py: Python<'_>) -> PyResult<Store> {
         let store = self.store(py)?;
-        py.detach(|| store.refresh()).or_raise(py)?;
+        py.detach(|| store.refresh_quietly()).or_raise(py)?;
         Ok(store)
     }
 
     fn array(&self, py: Python<'_>, name: &str) -> PyResult<Array> {
-        self.current(py)?.array(name).or_raise(py)
+        let store = self.store(py)?;
+        py.detach(|| store.array(name)).or_raise(py)
     }
 }
 
@@ -136,10 +141,10 @@ impl NumPack {
                 return Ok(());
             }
             if state.drop_first {
-                opening::remove(&self.path)?;
+                Store::remove_all(&self.path)?;
                 state.drop_first = false;
             }
-            state.store = Some(Arc::new(opening::open_or_create(&self.path)?));
+            state.store = Some(opening::open_or_create(&self.path)?);
             Ok(())
         })
         .or_raise(py)
@@ -153,7 +158,7 @@ impl NumPack {
     ///     Collect garbage afterwards; by default as `force_gc_on_close` says.
     #[pyo3(signature = (force_gc = None))]
     fn close(&self, py: Python<'_>, force_gc: Option<bool>) -> PyResult<()> {
-        let store = self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner).store.take();
+        let store = self.state(py).store.take();
         py.detach(|| drop(store));
         if force_gc.unwrap_or(self.gc_on_close) {
             py.import("gc")?.call_method0("collect")?;
@@ -164,14 +169,14 @@ impl NumPack {
     fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
         let this = slf.get();
         this.open(slf.py())?;
-        this.state.lock_py_attached(slf.py()).unwrap_or_else(PoisonError::into_inner).n_contexts += 1;
+        this.state(slf.py()).n_contexts += 1;
         Ok(slf)
     }
 
     #[pyo3(signature = (*_exception))]
     fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, PyTuple>) -> PyResult<bool> {
         {
-            let mut state = self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.state(py);
             state.n_contexts = state.n_contexts.saturating_sub(1);
         }
         self.close(py, None)?;
@@ -180,7 +185,7 @@ impl NumPack {
 
     #[getter]
     fn is_opened(&self, py: Python<'_>) -> bool {
-        self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner).store.is_some()
+        self.state(py).store.is_some()
     }
 
     #[getter]
@@ -208,7 +213,7 @@ impl NumPack {
     ///     If `arrays` is not a dict, or a name cannot be stored.
     /// ReadOnlyError, OSError
     fn save(&self, py: Python<'_>, arrays: &Bound<'_, PyAny>) -> PyResult<()> {
-        rows::save(py, &*self.store(py)?, arrays)
+        rows::save(py, &self.store(py)?, arrays)
     }
 
     /// Load an array.
@@ -257,7 +262,7 @@ impl NumPack {
     ///     If they have another dtype.
     /// ReadOnlyError, OSError
     fn append(&self, py: Python<'_>, arrays: &Bound<'_, PyAny>) -> PyResult<()> {
-        rows::append(py, &*self.store(py)?, arrays)
+        rows::append(py, &self.store(py)?, arrays)
     }
 
     /// Overwrite rows in place. Other readers see this at once; it is not atomic.
@@ -280,7 +285,7 @@ impl NumPack {
     ///     If the dtype differs.
     /// ReadOnlyError, OSError
     fn replace(&self, py: Python<'_>, arrays: &Bound<'_, PyAny>, indexes: &Bound<'_, PyAny>) -> PyResult<()> {
-        rows::replace(py, &*self.store(py)?, arrays, &RowIndex::parse(indexes)?)
+        rows::replace(py, &self.store(py)?, arrays, &RowIndex::parse(indexes)?)
     }
 
     /// Drop arrays, or rows of arrays.
@@ -306,7 +311,7 @@ impl NumPack {
         indexes: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let indexes = indexes.map(RowIndex::parse).transpose()?;
-        rows::drop(py, &*self.store(py)?, name, indexes.as_ref())
+        rows::drop(py, &self.store(py)?, name, indexes.as_ref())
     }
 
     /// Read rows of an array.
@@ -353,7 +358,8 @@ impl NumPack {
             return Ok(PyTuple::new(py, self.array(py, name)?.shape())?.into_any());
         }
         let shapes = PyDict::new(py);
-        for array in self.current(py)?.arrays().or_raise(py)? {
+        let store = self.store(py)?;
+        for array in py.detach(|| store.arrays()).or_raise(py)? {
             shapes.set_item(&**array.name(), PyTuple::new(py, array.shape())?)?;
         }
         Ok(shapes.into_any())
@@ -373,7 +379,7 @@ impl NumPack {
     ///     ``base_dir``, ``total_arrays``, and ``arrays``: for each name its ``shape`` (list), ``dtype`` ('Float32'),
     ///     ``size_bytes``, ``data_file``, and ``last_modified`` (microseconds since 1970).
     fn get_metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        metadata::of_store(py, &*self.current(py)?)
+        metadata::of_store(py, &self.store(py)?)
     }
 
     /// Whether there is an array of this name.
@@ -406,12 +412,11 @@ impl NumPack {
     /// int or None
     ///     Microseconds since 1970; None if there is no such array.
     fn get_modify_time(&self, py: Python<'_>, name: &str) -> PyResult<Option<i64>> {
-        let store = self.current(py)?;
-        if !store.contains(name) {
-            return Ok(None);
+        let store = self.store(py)?;
+        match py.detach(|| store.array(name)) {
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            array => metadata::modified_micros(py, &array.or_raise(py)?).map(Some),
         }
-        let array = store.array(name).or_raise(py)?;
-        metadata::modified_micros(py, &array).map(Some)
     }
 
     /// Remove all arrays. Files that are not the store's stay.
@@ -433,7 +438,7 @@ impl NumPack {
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let path = self.path.display();
-        let store = self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner).store.clone();
+        let store = self.state(py).store.clone();
         Ok(match store {
             None => format!("NumPack({path}, status=closed)"),
             Some(store) => {
