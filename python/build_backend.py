@@ -32,8 +32,8 @@ __all__ = [
     "prepare_metadata_for_build_wheel",
 ]
 
-# maturin takes this folder into the wheel when it is there.
-DATA = Path("python/numpack.data")
+# maturin takes the folder of this name, the extension module's, into the wheel when it is there.
+DATA = Path("numpack._native.data")
 
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
