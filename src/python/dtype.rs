@@ -77,7 +77,7 @@ fn describe(name: &str, dtype: &Bound<'_, PyArrayDescr>) -> PyResult<Dtype> {
         )))
     };
     if dtype.num() == STRING_DTYPE {
-        return refuse("its strings have no fixed width; convert it, for example with .astype('U')");
+        return refuse("its strings have no fixed width; convert it, for example with .astype('U16')");
     }
     if dtype.has_object() {
         return refuse(

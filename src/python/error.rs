@@ -1,6 +1,7 @@
 //! The one table from [`StoreError`] to Python exceptions. The classes live in `numpack/_errors.py`, so that every
 //! backend raises the same ones; each is also the builtin exception that a caller would expect.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -58,12 +59,17 @@ impl Exception {
 
     /// For classes that are also `OSError`.
     fn os_err(self, errno: i32, message: String, path: &Path) -> PyErr {
-        let path = path.to_owned();
+        let filename = filename(path);
         Python::attach(|py| match self.class(py) {
-            Ok(class) => PyErr::from_type(class.clone(), (errno, message, path)),
+            Ok(class) => PyErr::from_type(class.clone(), (errno, message, filename)),
             Err(error) => error,
         })
     }
+}
+
+/// A path as Python's own functions give it to OSError: as str, not as Path.
+fn filename(path: &Path) -> OsString {
+    path.as_os_str().to_owned()
 }
 
 /// The error of an operation on the file system.
@@ -72,7 +78,7 @@ pub(super) fn os_error(action: &str, path: &Path, error: &io::Error) -> PyErr {
     let text = error.to_string();
     let text = text.strip_suffix(&format!(" (os error {errno})")).unwrap_or(&text);
     // OSError picks the subclass that belongs to the number: FileNotFoundError and so on.
-    PyOSError::new_err((errno, format!("cannot {action}: {text}"), path.to_owned()))
+    PyOSError::new_err((errno, format!("cannot {action}: {text}"), filename(path)))
 }
 
 pub(super) trait OrRaise<T> {
@@ -97,9 +103,9 @@ fn exception(error: &StoreError, message: String) -> PyErr {
         StoreError::NotFound { .. } => Exception::ArrayNotFound.err(message),
         StoreError::Exists { .. } => Exception::ArrayExists.err(message),
         StoreError::NotAStore { path, found } => match found {
-            NotAStore::Missing => PyFileNotFoundError::new_err((libc::ENOENT, without(path), path.clone())),
+            NotAStore::Missing => PyFileNotFoundError::new_err((libc::ENOENT, without(path), filename(path))),
             NotAStore::NotADirectory => {
-                PyFileExistsError::new_err((libc::EEXIST, without(path), path.clone()))
+                PyFileExistsError::new_err((libc::EEXIST, without(path), filename(path)))
             }
             NotAStore::NoManifest | NotAStore::ManifestLost | NotAStore::OldRelease => {
                 Exception::NotAStore.err(message)
@@ -107,7 +113,7 @@ fn exception(error: &StoreError, message: String) -> PyErr {
             NotAStore::Overwritten => Exception::CorruptStore.err(message),
         },
         StoreError::StoreExists { path } => {
-            PyFileExistsError::new_err((libc::EEXIST, without(path), path.clone()))
+            PyFileExistsError::new_err((libc::EEXIST, without(path), filename(path)))
         }
         StoreError::ReadOnly { store } => Exception::ReadOnly.os_err(libc::EROFS, without(store), store),
         StoreError::Locked { store, .. } => {
@@ -154,7 +160,7 @@ fn exception(error: &StoreError, message: String) -> PyErr {
         StoreError::Poisoned { first, .. } => match &**first {
             StoreError::Io { path, source, .. } => {
                 let errno = source.raw_os_error().unwrap_or(libc::EIO);
-                PyOSError::new_err((errno, message, path.clone()))
+                PyOSError::new_err((errno, message, filename(path)))
             }
             first => exception(first, message),
         },
