@@ -31,9 +31,9 @@ pub(super) fn of_store<'py>(py: Python<'py>, store: &Store) -> PyResult<Bound<'p
     Ok(metadata)
 }
 
-/// When `array` was last changed, in microseconds since 1970.
+/// When `array` was last changed, in microseconds since 1970. Without its data file, when that was last committed.
 pub(super) fn modified_micros(py: Python<'_>, array: &Array) -> PyResult<i64> {
-    let modified = py.detach(|| array.modified()).or_raise(py)?;
+    let modified = py.detach(|| array.modified()).unwrap_or_else(|_| array.committed());
     let micros = match modified.duration_since(UNIX_EPOCH) {
         Ok(since) => i128::try_from(since.as_micros())?,
         Err(before) => -i128::try_from(before.duration().as_micros())?,

@@ -80,7 +80,7 @@ fn try_append(
             to_ndarray(&value)?
         } else {
             let name = name.to_str()?;
-            match py.detach(|| store.array(name)) {
+            match record(py, store, name) {
                 Ok(array) => to_rows(&value, &dtype::to_numpy(py, array.dtype())?)?,
                 Err(error) => return Ok(Err(error)),
             }
@@ -138,7 +138,7 @@ fn prepare<'py>(
     value: &Bound<'py, PyAny>,
     index: &RowIndex<'py>,
 ) -> PyResult<Replacement<'py>> {
-    let array = find(py, store, name.to_str()?)?;
+    let array = record(py, store, name.to_str()?).or_raise(py)?;
     let rows = rows_of(py, &array, index)?;
     let values = to_rows(value, &dtype::to_numpy(py, array.dtype())?)?;
     // Values that lie in a mapping of this very array would change while they are written.
@@ -173,8 +173,10 @@ fn fit(array: &Array, shape: &[u64], dtype: &Dtype, n_rows: u64) -> Result<(), S
     }
 }
 
-fn find(py: Python<'_>, store: &Store, name: &str) -> PyResult<Array> {
-    py.detach(|| store.array(name)).or_raise(py)
+/// The newest state of an array; its data file is not opened.
+fn record(py: Python<'_>, store: &Store, name: &str) -> Result<Array, StoreError> {
+    py.detach(|| store.refresh_quietly())?;
+    store.record(name)
 }
 
 fn rows_of(py: Python<'_>, array: &Array, index: &RowIndex<'_>) -> PyResult<Rows> {
@@ -217,7 +219,7 @@ pub(super) fn drop(
     // One commit for all arrays in which the index means the same rows.
     let mut commits: Vec<(Vec<u64>, Vec<&str>)> = Vec::new();
     for name in names {
-        let array = match py.detach(|| store.array(name)) {
+        let array = match record(py, store, name) {
             Err(StoreError::NotFound { .. }) => continue,
             array => array.or_raise(py)?,
         };

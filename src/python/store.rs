@@ -355,7 +355,8 @@ impl NumPack {
     #[pyo3(signature = (name = None))]
     fn get_shape<'py>(&self, py: Python<'py>, name: Option<&str>) -> PyResult<Bound<'py, PyAny>> {
         if let Some(name) = name {
-            return Ok(PyTuple::new(py, self.array(py, name)?.shape())?.into_any());
+            let array = self.current(py)?.record(name).or_raise(py)?;
+            return Ok(PyTuple::new(py, array.shape())?.into_any());
         }
         let shapes = PyDict::new(py);
         let store = self.store(py)?;
@@ -412,10 +413,10 @@ impl NumPack {
     /// int or None
     ///     Microseconds since 1970; None if there is no such array.
     fn get_modify_time(&self, py: Python<'_>, name: &str) -> PyResult<Option<i64>> {
-        let store = self.store(py)?;
-        match py.detach(|| store.array(name)) {
+        match self.current(py)?.record(name) {
+            Ok(array) => metadata::modified_micros(py, &array).map(Some),
             Err(StoreError::NotFound { .. }) => Ok(None),
-            array => metadata::modified_micros(py, &array.or_raise(py)?).map(Some),
+            Err(error) => Err(error).or_raise(py),
         }
     }
 

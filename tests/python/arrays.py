@@ -35,9 +35,9 @@ def example(dtype, shape, seed=0):
         chars = random.choice(list("aöz€ \U0001d11e"), (n_items, dtype.itemsize // 4))
         return np.array(["".join(word) for word in chars], dtype).reshape(shape)
     if dtype.kind == "b":
-        return random.integers(0, 2, shape).astype(dtype)
+        return np.asarray(random.integers(0, 2, shape)).astype(dtype)
     if dtype.kind in "fc":
-        return (random.standard_normal(shape) * 100).astype(dtype)
+        return np.asarray(random.standard_normal(shape) * 100).astype(dtype)
     return np.frombuffer(random.bytes(n_items * dtype.itemsize), dtype).reshape(shape).copy()
 
 
