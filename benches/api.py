@@ -44,11 +44,11 @@ def small_things(folder):
             npk.open()
             npk.close()
 
-        def reread(path=path):
-            for file in ("metadata.npkm",):
-                os.close(os.open(path / file, os.O_RDONLY))
+        def reread(manifest=str(path / "metadata.npkm")):
+            with open(manifest, "rb") as file:
+                file.read()
 
-        paired(f"open + close, {n_arrays} arrays / open a file", cycle, reread, max(3, 3000 // n_arrays))
+        paired(f"open + close, {n_arrays} arrays / read a file", cycle, reread, max(3, 3000 // n_arrays))
         with NumPack(path) as npk:
             in_store(npk, n_arrays, folder, rows[:100])
 
@@ -65,12 +65,12 @@ def in_store(npk, n_arrays, folder, rows):
     where = [7]
 
     def replace():
-        where[0] = where[0] * 31 % 997
+        where[0] = where[0] * 7919 % 99_901
         npk.replace({"a": rows}, slice(where[0], where[0] + 100))
 
     def pwrite():
-        where[0] = where[0] * 31 % 997
-        os.pwrite(raw, data, where[0] * 40)
+        where[0] = where[0] * 7919 % 99_901
+        os.pwrite(raw, data, 128 + where[0] * 40)
 
     paired(f"replace 100 rows, {n_arrays} arrays / pwrite", replace, pwrite, 2000)
     end = [os.fstat(raw).st_size]

@@ -120,23 +120,18 @@ fn select_rows<'py>(array: &Array, item: &Bound<'py, PyAny>) -> PyResult<Option<
     }
 }
 
+/// Checks that a boolean mask has the shape of the axes that it covers.
 fn check_mask(array: &Array, mask: &Ndarray<'_>) -> PyResult<()> {
-    for (axis, (&in_mask, &in_array)) in mask.shape().iter().zip(array.shape()).enumerate() {
-        if in_mask as u64 != in_array {
-            return Err(PyIndexError::new_err(format!(
-                "boolean index did not match indexed array along axis {axis}; size of axis is {in_array} but size of \
-                 corresponding boolean axis is {in_mask}"
-            )));
-        }
+    let covered = array.shape().iter().take(mask.ndim());
+    if mask.shape().iter().map(|&dim| dim as u64).eq(covered.copied()) {
+        return Ok(());
     }
-    if mask.ndim() > array.shape().len() {
-        return Err(PyIndexError::new_err(format!(
-            "too many indices for array: array is {}-dimensional, but {} were indexed",
-            array.shape().len(),
-            mask.ndim()
-        )));
-    }
-    Ok(())
+    // NumPy says what is wrong, asked about an array of that shape that takes no memory.
+    let py = mask.py();
+    static BROADCAST_TO: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let stand_in =
+        BROADCAST_TO.import(py, "numpy", "broadcast_to")?.call1((0, PyTuple::new(py, array.shape())?))?;
+    stand_in.get_item(mask).map(|_| ())
 }
 
 fn arange(py: Python<'_>, len: usize) -> PyResult<Bound<'_, PyAny>> {

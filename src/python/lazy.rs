@@ -156,6 +156,11 @@ impl LazyArray {
         }
     }
 
+    /// True, also without rows, as it always was.
+    fn __bool__(&self) -> bool {
+        true
+    }
+
     fn __getitem__<'py>(&self, index: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         match &self.data {
             Data::View(view) => array::copy_views(view.bind(index.py()).get_item(index)?, array::is_mapped),

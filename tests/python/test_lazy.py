@@ -35,6 +35,7 @@ def test_attributes_are_those_of_the_array(lazy):
             assert getattr(found, name) == getattr(array, name), name
         assert type(found.shape) is tuple
         assert len(found) == len(array)
+        assert bool(found) is True
 
 
 def test_repr_names_the_array(npk):
