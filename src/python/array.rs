@@ -5,7 +5,8 @@ use std::ptr;
 use std::slice;
 
 use numpy::npyffi::{
-    _PyArray_GET_ITEM_DATA, NPY_ARRAY_F_CONTIGUOUS, NPY_ORDER, NpyTypes, PY_ARRAY_API, get_type_object,
+    _PyArray_GET_ITEM_DATA, NPY_ARRAY_ALIGNED, NPY_ARRAY_F_CONTIGUOUS, NPY_ORDER, NpyTypes, PY_ARRAY_API,
+    get_type_object,
 };
 use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
@@ -38,8 +39,8 @@ impl<'py> Contiguous<'py> {
 
     /// In C order, copied if `array` is in another.
     pub(super) fn c_order(name: &str, array: Ndarray<'py>) -> PyResult<Self> {
-        let dtype = dtype::from_numpy(name, &array.dtype())?;
         let array = if array.is_c_contiguous() { array } else { copy(&array, NPY_ORDER::NPY_CORDER)? };
+        let dtype = dtype::from_numpy(name, &array.dtype())?;
         Ok(Self { array, dtype, fortran_order: false })
     }
 
@@ -100,6 +101,7 @@ pub(super) fn filled<'py>(
     fill: impl FnOnce(&mut [u8]) -> Result<(), StoreError> + Send,
 ) -> PyResult<Ndarray<'py>> {
     let py = dtype.py();
+    let itemsize = dtype.itemsize();
     let array = new(dtype, shape, fortran_order, ptr::null())?;
     let len = nbytes(&array);
     if len > 0 {
@@ -110,7 +112,12 @@ pub(super) fn filled<'py>(
             let data = (*_PyArray_GET_ITEM_DATA(array.as_array_ptr())).data;
             slice::from_raw_parts_mut(data.cast::<u8>(), len)
         };
-        py.detach(|| fill(out)).or_raise(py)?;
+        if itemsize == 0 {
+            // NumPy gives strings of no width one byte each.
+            out.fill(0);
+        } else {
+            py.detach(|| fill(out)).or_raise(py)?;
+        }
     }
     Ok(array)
 }
@@ -147,7 +154,11 @@ pub(super) fn mapped<'py>(
     let mapping = Bound::new(py, Mapping(map))?;
     // SAFETY: `array` is new and has no base; the call takes over the reference to `mapping`, which keeps the mapped
     // bytes in place until NumPy drops the array and every view of it.
-    let status = unsafe { PY_ARRAY_API.PyArray_SetBaseObject(py, array.as_array_ptr(), mapping.into_ptr()) };
+    let status = unsafe {
+        // Imported files have headers of any length, and elements that need not be aligned.
+        PY_ARRAY_API.PyArray_UpdateFlags(py, array.as_array_ptr(), NPY_ARRAY_ALIGNED);
+        PY_ARRAY_API.PyArray_SetBaseObject(py, array.as_array_ptr(), mapping.into_ptr())
+    };
     if status < 0 { Err(PyErr::fetch(py)) } else { Ok(array) }
 }
 

@@ -229,6 +229,7 @@ pub(super) fn drop(
         let rows = index.resolve_existing(name, array.n_rows())?;
         match commits.iter_mut().find(|(same, _)| *same == rows) {
             _ if rows.is_empty() => {}
+            Some((_, names)) if names.contains(&name) => {}
             Some((_, names)) => names.push(name),
             None => commits.push((rows, vec![name])),
         }

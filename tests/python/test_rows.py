@@ -312,6 +312,8 @@ def test_drop_of_the_same_rows_of_several_arrays(npk):
     assert npk.load("short").tolist() == [1, 2]
     assert npk.load("same").tolist() == [2, 4, 6, 8, 10, 12, 16]
     npk.drop("missing", [0])
+    npk.drop(["short", "short"], 0)
+    assert npk.load("short").tolist() == [2]
 
 
 @pytest.mark.parametrize("names", [1, None, {"a": 1}, b"a", ["a", 1]], ids=repr)

@@ -112,6 +112,12 @@ def test_structured_field_view_is_saved_right(npk):
     assert npk.load("both")["b"].tolist() == table["b"].tolist()
 
 
+def test_strings_of_no_width(npk):
+    for other in ([], [("y", "i4")]):
+        npk.save({"a": np.zeros(3, [("x", "S0"), *other])["x"]})
+        assert npk.load("a").tolist() == np.asarray(npk.load("a", lazy=True)).tolist() == [b""] * 3
+
+
 class Subclass(np.ndarray):
     pass
 
