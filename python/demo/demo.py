@@ -23,6 +23,7 @@ from sklearn.feature_extraction.image import extract_patches_2d
 NPKFS = Path(sys.executable).parent / "npkfs"
 WIDTH = 84  # columns of the account; times end there
 BOLD, PLAIN = ("\033[1m", "\033[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SHADES = " .:-=+*#%@"  # from paper to ink
 
 
@@ -69,6 +70,8 @@ def temporary_folder():
     try:
         yield folder
     finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave the mount behind
         mountpoint = folder / "mnt"
         for attempt in ([NPKFS, "umount", mountpoint], [NPKFS, "umount", "--lazy", mountpoint]):
             if os.path.ismount(mountpoint):
@@ -172,7 +175,7 @@ def leave(number, _frame):
 
 
 def main():
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, leave)
     start = os.getcwd()
     try:
