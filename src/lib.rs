@@ -5,3 +5,5 @@
 //! (the operating system), [`store`] (named arrays), `fs` (file-system rules), and the faces `fuse`, `cli`
 //! and `python`. The bytes on disk are specified in `spec/npk-format.md`.
 
+pub mod bytes;
+pub mod format;

@@ -1,0 +1,695 @@
+//! The table of arrays: records, the edits that change them, and folding edits into the table.
+//!
+//! The first frame of a manifest is a [`Snapshot`] of the whole table, each later one an [`Edit`]. An edit is one
+//! commit: its operations apply in order, all or none.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+
+use roaring::RoaringTreemap;
+use serde::de::{Error as _, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::npy::MAX_HEADER_LEN;
+use super::{Descr, Dtype, FormatError, Layout, names};
+
+/// User attributes: names and MessagePack values.
+pub type Attrs = BTreeMap<String, rmpv::Value>;
+
+/// The identity of one version of an array. Never reused within a store; 0 is nobody's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ArrayId(pub u64);
+
+/// The number of commits that led to a state of the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Generation(pub u64);
+
+/// A set of stored rows that are deleted: a 64-bit Roaring bitmap in its portable serialization.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct DeletedRows(pub Arc<RoaringTreemap>);
+
+/// What the store knows of one version of an array. Checked when it was made: no field contradicts another.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// The array's name.
+    pub name: Arc<str>,
+    /// The identity of this version.
+    pub id: ArrayId,
+    /// The data file, a plain name within the store's folder.
+    pub file: Arc<str>,
+    /// The dtype.
+    pub dtype: Dtype,
+    /// The stored elements: with the rows that are deleted.
+    pub layout: Layout,
+    /// Offset of the first element in the data file, in bytes.
+    pub offset: u64,
+    /// Stored rows that are deleted.
+    pub deleted: DeletedRows,
+    /// Time of the last commit that changed the array, in nanoseconds since 1970.
+    pub mtime: i64,
+    /// The user's attributes.
+    pub attrs: Arc<Attrs>,
+}
+
+impl Record {
+    /// Rows that are not deleted.
+    pub fn n_rows(&self) -> u64 {
+        self.layout.n_rows().saturating_sub(self.deleted.0.len())
+    }
+
+    /// The shape without the deleted rows.
+    pub fn shape(&self) -> Vec<u64> {
+        let mut shape = self.layout.shape().to_vec();
+        if let Some(rows) = shape.first_mut() {
+            *rows = self.n_rows();
+        }
+        shape
+    }
+
+    /// Length of the data file, in bytes, as far as it is committed.
+    pub fn data_end(&self) -> u64 {
+        self.offset.saturating_add(self.layout.nbytes())
+    }
+}
+
+/// A record as it stands on disk, without its name.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredRecord {
+    id: ArrayId,
+    file: Arc<str>,
+    descr: Descr,
+    shape: Vec<u64>,
+    fortran_order: bool,
+    offset: u64,
+    #[serde(default, skip_serializing_if = "DeletedRows::is_empty")]
+    deleted: DeletedRows,
+    mtime: i64,
+    #[serde(default, skip_serializing_if = "no_attrs")]
+    attrs: Arc<Attrs>,
+}
+
+fn no_attrs(attrs: &Arc<Attrs>) -> bool {
+    attrs.is_empty()
+}
+
+/// A name and its record: the record is a byte string of its own, so that a reader may leave it undecoded.
+#[derive(Serialize, Deserialize)]
+struct StoredEntry(Arc<str>, Blob);
+
+/// The first frame of a manifest.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Snapshot {
+    generation: Generation,
+    next_id: ArrayId,
+    #[serde(default)]
+    attrs: Attrs,
+    arrays: Vec<StoredEntry>,
+}
+
+/// One commit: what it changes, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Edit {
+    /// The generation that the commit makes: one more than the one before.
+    pub generation: Generation,
+    /// Time of the commit, in nanoseconds since 1970.
+    pub time: i64,
+    /// The operations.
+    pub ops: Vec<Op>,
+}
+
+/// One change to the table.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Op {
+    /// Adds an array, or a new version that takes the name and place of the old.
+    Put(Record),
+    /// Removes an array.
+    Delete(Arc<str>),
+    /// Gives an array another name, which no array has. It keeps its place.
+    Rename(Arc<str>, Arc<str>),
+    /// Sets the number of stored rows: rows were appended.
+    Rows(Arc<str>, u64),
+    /// Deletes further stored rows.
+    DropRows(Arc<str>, DeletedRows),
+    /// Sets and removes user attributes of an array, or of the store.
+    Attrs(Option<Arc<str>>, Attrs, Vec<String>),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredEdit {
+    generation: Generation,
+    time: i64,
+    ops: Vec<StoredOp>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum StoredOp {
+    Put(StoredEntry),
+    Delete(Arc<str>),
+    Rename(Arc<str>, Arc<str>),
+    Rows(Arc<str>, u64),
+    DropRows(Arc<str>, DeletedRows),
+    Attrs(Option<Arc<str>>, Attrs, Vec<String>),
+}
+
+/// What an edit did to one array, for those who keep something derived from the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The array's name, after the change.
+    pub name: Arc<str>,
+    /// The version that changed.
+    pub id: ArrayId,
+    /// What changed.
+    pub kind: ChangeKind,
+}
+
+/// See [`Change`]. A new version of an array is a removal and an addition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// The array is new.
+    Added,
+    /// The array is gone.
+    Removed,
+    /// The array had another name.
+    Renamed {
+        /// The name it had.
+        from: Arc<str>,
+    },
+    /// Rows were appended or deleted.
+    Resized,
+    /// Only user attributes changed.
+    Attrs,
+}
+
+/// All arrays of a store at one generation, in the order of their first save.
+#[derive(Debug, Clone)]
+pub struct Table {
+    generation: Generation,
+    next_id: ArrayId,
+    attrs: Arc<Attrs>,
+    records: BTreeMap<u64, Arc<Record>>,
+    places: HashMap<Arc<str>, u64>,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self {
+            generation: Generation(0),
+            next_id: ArrayId(1),
+            attrs: Arc::default(),
+            records: BTreeMap::new(),
+            places: HashMap::new(),
+        }
+    }
+}
+
+impl Table {
+    /// The generation.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// The identity that the next new version gets.
+    pub fn next_id(&self) -> ArrayId {
+        self.next_id
+    }
+
+    /// The store's own attributes.
+    pub fn attrs(&self) -> &Arc<Attrs> {
+        &self.attrs
+    }
+
+    /// Number of arrays.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Whether there is no array.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// The record of an array.
+    pub fn get(&self, name: &str) -> Option<&Arc<Record>> {
+        self.records.get(self.places.get(name)?)
+    }
+
+    /// All records, in the order of their first save.
+    pub fn records(&self) -> impl Iterator<Item = &Arc<Record>> {
+        self.records.values()
+    }
+
+    /// Reads a snapshot's payload. `offset` is where its frame starts.
+    ///
+    /// # Errors
+    /// `Payload` if it does not decode, or what is wrong with a record.
+    pub fn decode(payload: &[u8], offset: u64) -> Result<Self, FormatError> {
+        let snapshot: Snapshot =
+            rmp_serde::from_slice(payload).map_err(|source| FormatError::Payload { offset, source })?;
+        let mut table = Self {
+            generation: snapshot.generation,
+            next_id: snapshot.next_id,
+            attrs: Arc::new(snapshot.attrs),
+            records: BTreeMap::new(),
+            places: HashMap::with_capacity(snapshot.arrays.len()),
+        };
+        let mut ids = HashSet::with_capacity(snapshot.arrays.len());
+        for (place, entry) in (0_u64..).zip(snapshot.arrays) {
+            let record = decode_record(entry, offset)?;
+            let refused = |what: String| FormatError::Edit { generation: snapshot.generation.0, what };
+            if !ids.insert(record.id) || record.id >= snapshot.next_id || record.id.0 == 0 {
+                return Err(refused(format!(
+                    "array {:?} has the id {} of another",
+                    record.name, record.id.0
+                )));
+            }
+            if table.places.insert(Arc::clone(&record.name), place).is_some() {
+                return Err(refused(format!("array {:?} is there twice", record.name)));
+            }
+            table.records.insert(place, Arc::new(record));
+        }
+        Ok(table)
+    }
+
+    /// The payload of a snapshot of this table.
+    pub fn encode(&self) -> Vec<u8> {
+        to_bytes(&Snapshot {
+            generation: self.generation,
+            next_id: self.next_id,
+            attrs: Attrs::clone(&self.attrs),
+            arrays: self.records.values().map(|record| encode_record(record)).collect(),
+        })
+    }
+
+    /// Applies a commit, and tells `changed` what it did to each array.
+    ///
+    /// # Errors
+    /// `Edit` if it does not fit this table, which is then of no use any more.
+    pub fn apply(&mut self, edit: &Edit, changed: &mut dyn FnMut(Change)) -> Result<(), FormatError> {
+        let refused = |what: String| FormatError::Edit { generation: edit.generation.0, what };
+        if Some(edit.generation.0) != self.generation.0.checked_add(1) {
+            return Err(refused(format!("follows generation {}", self.generation.0)));
+        }
+        let mut tell = |record: &Record, kind| {
+            changed(Change { name: Arc::clone(&record.name), id: record.id, kind });
+        };
+        for op in &edit.ops {
+            match op {
+                Op::Put(record) => {
+                    if record.id < self.next_id {
+                        return Err(refused(format!(
+                            "array {:?} has the id {} of another",
+                            record.name, record.id.0
+                        )));
+                    }
+                    self.next_id =
+                        ArrayId(record.id.0.checked_add(1).ok_or_else(|| refused("has no id left".into()))?);
+                    let end = self.records.last_key_value().map_or(0, |(last, _)| last.saturating_add(1));
+                    let place = *self.places.entry(Arc::clone(&record.name)).or_insert(end);
+                    if let Some(old) = self.records.insert(place, Arc::new(record.clone())) {
+                        tell(&old, ChangeKind::Removed);
+                    }
+                    tell(record, ChangeKind::Added);
+                }
+                Op::Delete(name) => {
+                    let place = self.places.remove(name);
+                    let record = place.and_then(|place| self.records.remove(&place));
+                    tell(
+                        &*record.ok_or_else(|| refused(format!("removes {name:?}, which is not there")))?,
+                        ChangeKind::Removed,
+                    );
+                }
+                Op::Rename(from, to) => {
+                    if self.places.contains_key(to) {
+                        return Err(refused(format!("renames to {to:?}, which is there")));
+                    }
+                    names::check(to)?;
+                    let record = self.change(from, edit, |record| record.name = Arc::clone(to))?;
+                    tell(&record, ChangeKind::Renamed { from: Arc::clone(from) });
+                    if let Some(place) = self.places.remove(from) {
+                        self.places.insert(Arc::clone(to), place);
+                    }
+                }
+                Op::Rows(name, n_rows) => {
+                    let record = self.get(name).ok_or_else(|| missing(edit, name))?;
+                    let mut shape = record.layout.shape().to_vec();
+                    match shape.first_mut() {
+                        Some(rows) if *rows <= *n_rows && !record.layout.fortran_order() => *rows = *n_rows,
+                        _ => return Err(refused(format!("gives {name:?} {n_rows} rows"))),
+                    }
+                    let layout = Layout::new(&record.dtype, &shape, false)?;
+                    let record = self.change(name, edit, |record| {
+                        record.layout = layout;
+                        record.mtime = edit.time;
+                    })?;
+                    tell(&record, ChangeKind::Resized);
+                }
+                Op::DropRows(name, rows) => {
+                    let record = self.get(name).ok_or_else(|| missing(edit, name))?;
+                    check_deleted(rows, &record.layout).map_err(refused)?;
+                    let record = self.change(name, edit, |record| {
+                        *Arc::make_mut(&mut record.deleted.0) |= &*rows.0;
+                        record.mtime = edit.time;
+                    })?;
+                    tell(&record, ChangeKind::Resized);
+                }
+                Op::Attrs(None, set, remove) => change_attrs(&mut self.attrs, set, remove),
+                Op::Attrs(Some(name), set, remove) => {
+                    let record = self.change(name, edit, |record| {
+                        change_attrs(&mut record.attrs, set, remove);
+                    })?;
+                    tell(&record, ChangeKind::Attrs);
+                }
+            }
+        }
+        self.generation = edit.generation;
+        Ok(())
+    }
+
+    fn change(
+        &mut self,
+        name: &str,
+        edit: &Edit,
+        f: impl FnOnce(&mut Record),
+    ) -> Result<Arc<Record>, FormatError> {
+        let place = self.places.get(name);
+        let record =
+            place.and_then(|place| self.records.get_mut(place)).ok_or_else(|| missing(edit, name))?;
+        f(Arc::make_mut(record));
+        Ok(Arc::clone(record))
+    }
+}
+
+fn missing(edit: &Edit, name: &str) -> FormatError {
+    FormatError::Edit { generation: edit.generation.0, what: format!("changes {name:?}, which is not there") }
+}
+
+fn change_attrs(attrs: &mut Arc<Attrs>, set: &Attrs, remove: &[String]) {
+    let attrs = Arc::make_mut(attrs);
+    for name in remove {
+        attrs.remove(name);
+    }
+    attrs.extend(set.iter().map(|(name, value)| (name.clone(), value.clone())));
+}
+
+fn check_deleted(deleted: &DeletedRows, layout: &Layout) -> Result<(), String> {
+    match deleted.0.max() {
+        Some(_) if layout.fortran_order() || layout.shape().is_empty() => {
+            Err("rows are deleted of an array that cannot have deleted rows".into())
+        }
+        Some(max) if max >= layout.n_rows() => Err(format!("row {max} of {} is deleted", layout.n_rows())),
+        _ => Ok(()),
+    }
+}
+
+fn encode_record(record: &Record) -> StoredEntry {
+    let stored = StoredRecord {
+        id: record.id,
+        file: Arc::clone(&record.file),
+        descr: record.dtype.descr().clone(),
+        shape: record.layout.shape().to_vec(),
+        fortran_order: record.layout.fortran_order(),
+        offset: record.offset,
+        deleted: record.deleted.clone(),
+        mtime: record.mtime,
+        attrs: Arc::clone(&record.attrs),
+    };
+    StoredEntry(Arc::clone(&record.name), Blob(to_bytes(&stored)))
+}
+
+fn decode_record(StoredEntry(name, blob): StoredEntry, offset: u64) -> Result<Record, FormatError> {
+    let stored: StoredRecord =
+        rmp_serde::from_slice(&blob.0).map_err(|source| FormatError::Payload { offset, source })?;
+    names::check(&name)?;
+    if !names::is_data_file(&stored.file) {
+        return Err(FormatError::Name {
+            name: stored.file.to_string(),
+            what: "is not the name of a data file within the store",
+        });
+    }
+    let dtype = Dtype::from_descr(stored.descr)?;
+    let layout = Layout::new(&dtype, &stored.shape, stored.fortran_order)?;
+    let fits =
+        stored.offset <= MAX_HEADER_LEN as u64 && layout.nbytes() <= i64::MAX as u64 - MAX_HEADER_LEN as u64;
+    let wrong = |what| FormatError::Shape { shape: stored.shape.clone(), what };
+    if !fits {
+        return Err(wrong("does not fit a file"));
+    }
+    if check_deleted(&stored.deleted, &layout).is_err() {
+        return Err(wrong("does not have the rows that are deleted"));
+    }
+    Ok(Record {
+        name,
+        id: stored.id,
+        file: stored.file,
+        dtype,
+        layout,
+        offset: stored.offset,
+        deleted: stored.deleted,
+        mtime: stored.mtime,
+        attrs: stored.attrs,
+    })
+}
+
+impl Edit {
+    /// The payload of an edit's frame.
+    pub fn encode(&self) -> Vec<u8> {
+        let ops = self.ops.iter().map(|op| match op {
+            Op::Put(record) => StoredOp::Put(encode_record(record)),
+            Op::Delete(name) => StoredOp::Delete(Arc::clone(name)),
+            Op::Rename(from, to) => StoredOp::Rename(Arc::clone(from), Arc::clone(to)),
+            Op::Rows(name, n_rows) => StoredOp::Rows(Arc::clone(name), *n_rows),
+            Op::DropRows(name, rows) => StoredOp::DropRows(Arc::clone(name), rows.clone()),
+            Op::Attrs(name, set, remove) => StoredOp::Attrs(name.clone(), set.clone(), remove.clone()),
+        });
+        to_bytes(&StoredEdit { generation: self.generation, time: self.time, ops: ops.collect() })
+    }
+
+    /// Reads an edit's payload. `offset` is where its frame starts.
+    ///
+    /// # Errors
+    /// `Payload` if it does not decode, or what is wrong with a record.
+    pub fn decode(payload: &[u8], offset: u64) -> Result<Self, FormatError> {
+        let stored: StoredEdit =
+            rmp_serde::from_slice(payload).map_err(|source| FormatError::Payload { offset, source })?;
+        let ops = stored.ops.into_iter().map(|op| {
+            Ok(match op {
+                StoredOp::Put(entry) => Op::Put(decode_record(entry, offset)?),
+                StoredOp::Delete(name) => Op::Delete(name),
+                StoredOp::Rename(from, to) => Op::Rename(from, to),
+                StoredOp::Rows(name, n_rows) => Op::Rows(name, n_rows),
+                StoredOp::DropRows(name, rows) => Op::DropRows(name, rows),
+                StoredOp::Attrs(name, set, remove) => Op::Attrs(name, set, remove),
+            })
+        });
+        Ok(Self {
+            generation: stored.generation,
+            time: stored.time,
+            ops: ops.collect::<Result<_, FormatError>>()?,
+        })
+    }
+}
+
+fn to_bytes<T: Serialize>(value: &T) -> Vec<u8> {
+    rmp_serde::to_vec_named(value)
+        .expect("writing MessagePack to memory fails only for types that these are not")
+}
+
+/// Bytes that MessagePack writes as a byte string.
+struct Blob(Vec<u8>);
+
+impl Serialize for Blob {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Blob {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct BlobVisitor;
+        impl Visitor<'_> for BlobVisitor {
+            type Value = Blob;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a byte string")
+            }
+            fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Blob, E> {
+                Ok(Blob(bytes.to_vec()))
+            }
+        }
+        deserializer.deserialize_bytes(BlobVisitor)
+    }
+}
+
+impl DeletedRows {
+    /// Whether no row is deleted.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Serialize for DeletedRows {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut bytes = Vec::with_capacity(self.0.serialized_size());
+        self.0.serialize_into(&mut bytes).map_err(serde::ser::Error::custom)?;
+        serializer.serialize_bytes(&bytes)
+    }
+}
+
+impl<'de> Deserialize<'de> for DeletedRows {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Blob(bytes) = Blob::deserialize(deserializer)?;
+        let mut rest = bytes.as_slice();
+        let rows = RoaringTreemap::deserialize_from(&mut rest).map_err(D::Error::custom)?;
+        if !rest.is_empty() {
+            return Err(D::Error::custom("bytes after the bitmap of deleted rows"));
+        }
+        Ok(Self(Arc::new(rows)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(name: &str, id: u64, rows: u64) -> Record {
+        let dtype = Dtype::parse_python("'<f4'").unwrap();
+        Record {
+            name: name.into(),
+            id: ArrayId(id),
+            file: names::data_file(name, ArrayId(id)).into(),
+            layout: Layout::new(&dtype, &[rows, 2], false).unwrap(),
+            dtype,
+            offset: 4096,
+            deleted: DeletedRows::default(),
+            mtime: 17,
+            attrs: Arc::default(),
+        }
+    }
+
+    fn rows(rows: &[u64]) -> DeletedRows {
+        DeletedRows(Arc::new(rows.iter().copied().collect()))
+    }
+
+    fn commit(table: &mut Table, ops: Vec<Op>) -> Result<Vec<Change>, FormatError> {
+        let edit = Edit { generation: Generation(table.generation().0 + 1), time: 99, ops };
+        let decoded = Edit::decode(&edit.encode(), 64)?;
+        assert_eq!(decoded, edit);
+        let mut changes = Vec::new();
+        table.apply(&decoded, &mut |change| changes.push(change))?;
+        Ok(changes)
+    }
+
+    fn names_of(table: &Table) -> Vec<&str> {
+        table.records().map(|record| &*record.name).collect()
+    }
+
+    #[test]
+    fn arrays_keep_the_place_of_their_first_save() {
+        let mut table = Table::default();
+        commit(&mut table, vec![Op::Put(record("b", 1, 3)), Op::Put(record("a", 2, 3))]).unwrap();
+        let changes = commit(&mut table, vec![Op::Put(record("b", 3, 5))]).unwrap();
+        assert_eq!(
+            changes.iter().map(|c| (c.id.0, &c.kind)).collect::<Vec<_>>(),
+            [(1, &ChangeKind::Removed), (3, &ChangeKind::Added)]
+        );
+        commit(&mut table, vec![Op::Rename("b".into(), "z".into()), Op::Put(record("c", 4, 1))]).unwrap();
+        assert_eq!(names_of(&table), ["z", "a", "c"]);
+        commit(&mut table, vec![Op::Delete("a".into()), Op::Put(record("a", 5, 1))]).unwrap();
+        assert_eq!(names_of(&table), ["z", "c", "a"]);
+        let decoded = Table::decode(&table.encode(), 64).unwrap();
+        assert_eq!(names_of(&decoded), names_of(&table));
+        assert_eq!(decoded.generation(), Generation(4));
+        assert_eq!(decoded.next_id(), ArrayId(6));
+    }
+
+    #[test]
+    fn rows_are_counted_without_the_deleted() {
+        let mut table = Table::default();
+        commit(&mut table, vec![Op::Put(record("a", 1, 10))]).unwrap();
+        commit(&mut table, vec![Op::DropRows("a".into(), rows(&[0, 9]))]).unwrap();
+        commit(&mut table, vec![Op::Rows("a".into(), 12), Op::DropRows("a".into(), rows(&[9, 11]))]).unwrap();
+        let record = Table::decode(&table.encode(), 64).unwrap().get("a").unwrap().clone();
+        assert_eq!((record.n_rows(), record.shape(), record.mtime), (9, vec![9, 2], 99));
+        assert_eq!(record.layout.shape(), [12, 2]);
+    }
+
+    #[test]
+    fn attributes_are_set_and_removed() {
+        let mut table = Table::default();
+        commit(&mut table, vec![Op::Put(record("a", 1, 1))]).unwrap();
+        let set: Attrs =
+            [("x".to_owned(), rmpv::Value::from(1)), ("y".to_owned(), rmpv::Value::from("s"))].into();
+        commit(
+            &mut table,
+            vec![Op::Attrs(Some("a".into()), set.clone(), vec![]), Op::Attrs(None, set, vec![])],
+        )
+        .unwrap();
+        commit(&mut table, vec![Op::Attrs(Some("a".into()), Attrs::new(), vec!["x".into()])]).unwrap();
+        let table = Table::decode(&table.encode(), 64).unwrap();
+        assert_eq!(table.get("a").unwrap().attrs.keys().collect::<Vec<_>>(), ["y"]);
+        assert_eq!(table.attrs().len(), 2);
+    }
+
+    #[test]
+    fn edits_that_do_not_fit_are_refused() {
+        let table = {
+            let mut table = Table::default();
+            commit(&mut table, vec![Op::Put(record("a", 1, 3)), Op::Put(record("b", 2, 3))]).unwrap();
+            table
+        };
+        for ops in [
+            vec![Op::Put(record("c", 2, 3))],
+            vec![Op::Delete("c".into())],
+            vec![Op::Rename("a".into(), "b".into())],
+            vec![Op::Rename("c".into(), "d".into())],
+            vec![Op::Rows("a".into(), 2)],
+            vec![Op::Rows("c".into(), 2)],
+            vec![Op::Rows("a".into(), u64::MAX)],
+            vec![Op::DropRows("a".into(), rows(&[3]))],
+            vec![Op::Attrs(Some("c".into()), Attrs::new(), vec![])],
+        ] {
+            assert!(commit(&mut table.clone(), ops.clone()).is_err(), "{ops:?}");
+        }
+        let skipped = Edit { generation: Generation(9), time: 0, ops: vec![] };
+        assert!(table.clone().apply(&skipped, &mut |_| ()).is_err());
+    }
+
+    #[test]
+    fn hostile_records_are_refused() {
+        let refuse = |change: &dyn Fn(&mut Record)| {
+            let mut bad = record("a", 1, 3);
+            change(&mut bad);
+            let edit = Edit { generation: Generation(1), time: 0, ops: vec![Op::Put(bad)] };
+            Edit::decode(&edit.encode(), 64).unwrap_err().to_string()
+        };
+        assert!(refuse(&|r| r.file = "/etc/passwd".into()).contains("/etc/passwd"));
+        assert!(refuse(&|r| r.file = "data_../x.npkd".into()).contains("within the store"));
+        assert!(refuse(&|r| r.name = "a\0b".into()).contains("NUL"));
+        assert!(refuse(&|r| r.offset = u64::MAX).contains("fit"));
+        assert!(refuse(&|r| r.deleted = rows(&[7])).contains("deleted"));
+    }
+
+    #[test]
+    fn every_cut_and_flip_of_a_snapshot_is_an_error_or_a_table() {
+        let mut table = Table::default();
+        commit(&mut table, vec![Op::Put(record("a", 1, 10)), Op::DropRows("a".into(), rows(&[1, 2, 7]))])
+            .unwrap();
+        let good = table.encode();
+        for len in 0..good.len() {
+            assert!(Table::decode(&good[..len], 64).is_err(), "{len}");
+        }
+        for at in 0..good.len() {
+            for bit in 0..8 {
+                let mut bad = good.clone();
+                bad[at] ^= 1 << bit;
+                let _ = Table::decode(&bad, 64);
+            }
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! What the bytes of a store mean: pure functions from bytes to values and back.
+//!
+//! Nothing here touches a file, a clock or a lock. Hostile bytes give an `Err`, never a panic: the lints
+//! below keep it so. The statement of the format in words is `spec/npk-format.md`.
+
+#![deny(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used
+)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::unwrap_used
+    )
+)]
+
+mod dtype;
+mod error;
+pub mod frame;
+mod layout;
+mod literal;
+pub mod manifest;
+pub mod names;
+pub mod npy;
+
+pub use dtype::{Descr, Dtype, Field};
+pub use error::FormatError;
+pub use layout::{Layout, MAX_NDIM};
+pub use manifest::{ArrayId, Attrs, DeletedRows, Edit, Generation, Op, Record, Table};

@@ -1,0 +1,126 @@
+//! Names: which ones an array can have, and the data file that a name leads to.
+
+use super::{ArrayId, FormatError};
+
+/// The manifest: what exists in the store.
+pub const MANIFEST: &str = "metadata.npkm";
+/// A second name of the newest snapshot's file.
+pub const MANIFEST_BACKUP: &str = "metadata.npkm.bak";
+/// The file that writers lock.
+pub const LOCK: &str = "metadata.npkm.lock";
+
+const DATA_PREFIX: &str = "data_";
+const DATA_SUFFIX: &str = ".npkd";
+
+/// Longest array name, in bytes of UTF-8.
+pub const MAX_NAME_LEN: usize = 4096;
+
+/// Bytes of the escaped name that go into a file name; file systems allow 255 in all.
+const MAX_ESCAPED_LEN: usize = 200;
+
+/// Checks that an array may have this name.
+///
+/// # Errors
+/// `Name` if it holds a NUL or is over [`MAX_NAME_LEN`].
+pub fn check(name: &str) -> Result<(), FormatError> {
+    let refused = |what| FormatError::Name { name: name.to_owned(), what };
+    if name.contains('\0') {
+        Err(refused("holds a NUL character"))
+    } else if name.len() > MAX_NAME_LEN {
+        Err(refused("is longer than 4096 bytes"))
+    } else {
+        Ok(())
+    }
+}
+
+/// The data file of a name's first version, if the name is short enough to have one without its id.
+pub fn first_data_file(name: &str) -> Option<String> {
+    let escaped = escape(name);
+    (escaped.len() <= MAX_ESCAPED_LEN).then(|| format!("{DATA_PREFIX}{escaped}{DATA_SUFFIX}"))
+}
+
+/// The data file of version `id` of an array. No two versions share it.
+pub fn data_file(name: &str, id: ArrayId) -> String {
+    let mut escaped = escape(name);
+    if escaped.len() > MAX_ESCAPED_LEN {
+        // An escape is cut nowhere: at most two of its three bytes would remain.
+        let cut = (MAX_ESCAPED_LEN.saturating_sub(2)..=MAX_ESCAPED_LEN)
+            .find(|cut| escaped.get(*cut..).is_some_and(|rest| rest.starts_with('%')))
+            .unwrap_or(MAX_ESCAPED_LEN);
+        escaped.truncate(cut);
+    }
+    format!("{DATA_PREFIX}{escaped}~{}{DATA_SUFFIX}", id.0)
+}
+
+/// Whether `file` is a name that data files have: within the store's folder, and nothing else's.
+pub fn is_data_file(file: &str) -> bool {
+    file.len() <= 255
+        && file.starts_with(DATA_PREFIX)
+        && file.ends_with(DATA_SUFFIX)
+        && !file.bytes().any(|byte| byte == b'/' || byte == 0)
+}
+
+/// Percent-escapes every byte that is not an ASCII letter, digit, or one of `_-.+=@,`: the same names then work on
+/// file systems that normalise Unicode or forbid characters.
+fn escape(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    for c in name.chars() {
+        if c.is_ascii_alphanumeric() || "_-.+=@,".contains(c) {
+            out.push(c);
+        } else {
+            let mut buf = [0; 4];
+            for byte in c.encode_utf8(&mut buf).bytes() {
+                out.push_str(&format!("%{byte:02X}"));
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_names_are_readable_in_the_folder() {
+        assert_eq!(first_data_file("array1").unwrap(), "data_array1.npkd");
+        assert_eq!(data_file("array1", ArrayId(7)), "data_array1~7.npkd");
+        assert_eq!(first_data_file("a/b c~d").unwrap(), "data_a%2Fb%20c%7Ed.npkd");
+        assert_eq!(first_data_file("").unwrap(), "data_.npkd");
+        assert_eq!(first_data_file("..").unwrap(), "data_...npkd");
+        assert_eq!(first_data_file("\u{6570}").unwrap(), "data_%E6%95%B0.npkd");
+    }
+
+    #[test]
+    fn long_names_are_cut_between_escapes() {
+        let name = "\u{6570}".repeat(1000);
+        assert_eq!(first_data_file(&name), None);
+        let file = data_file(&name, ArrayId(u64::MAX));
+        assert!(file.len() <= 255 && is_data_file(&file));
+        let escaped = &file[5..file.find('~').unwrap()];
+        assert_eq!(escaped.len() % 3, 0, "{escaped}");
+    }
+
+    #[test]
+    fn files_outside_the_store_are_no_data_files() {
+        for file in [
+            "/etc/passwd",
+            "../data_a.npkd",
+            "data_../../x.npkd",
+            "metadata.npkm",
+            "data_a.npy",
+            "data_\0.npkd",
+            "",
+        ] {
+            assert!(!is_data_file(file), "{file:?}");
+        }
+        assert!(is_data_file("data_a.npkd"));
+    }
+
+    #[test]
+    fn names_are_text_without_nul() {
+        assert!(check("").is_ok() && check("a/b/../c").is_ok());
+        assert!(check("a\0b").is_err());
+        assert!(check(&"x".repeat(4097)).is_err());
+    }
+}
