@@ -101,7 +101,7 @@ setup_mount() {
     have fusermount3 || apt_install 'fusermount3 (lets ordinary users mount)' fuse3 || true
     if [ ! -e /dev/fuse ]; then
         say '/dev/fuse is missing; on a host: modprobe fuse; for a container: --device /dev/fuse --cap-add SYS_ADMIN'
-    elif ! { : <>/dev/fuse; } 2>/dev/null; then
+    elif ! (: <>/dev/fuse) 2>/dev/null; then
         say "no right to open /dev/fuse ($(stat -c '%A, owner %U' /dev/fuse)); as root: chmod 666 /dev/fuse"
     fi
 }
