@@ -9,7 +9,7 @@ BENCH ?=
 VENV := .venv
 VPY := $(VENV)/bin/python
 PIP := $(VPY) -m pip --disable-pip-version-check --quiet
-SOURCES := $(shell find src python/numpack -type f \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name 'py.typed' \) 2>/dev/null) \
+SOURCES := $(shell find src python/numpack python/build_backend.py -type f \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name 'py.typed' \) 2>/dev/null) \
 	$(wildcard Cargo.toml Cargo.lock pyproject.toml)
 
 export PYTHON
