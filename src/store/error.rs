@@ -220,9 +220,16 @@ impl fmt::Display for StoreError {
             Self::NotAStore { path, found } => {
                 let path = path.display();
                 match found {
-                    NotAStore::Missing => write!(f, "{path}: no such directory; create a store with \"npkfs import FILE.npy {path}\""),
-                    NotAStore::NotADirectory => write!(f, "{path}: is not a directory, and an npk store is one"),
-                    NotAStore::NoManifest => write!(f, "{path}: is not an npk store: it has no metadata.npkm"),
+                    NotAStore::Missing => write!(
+                        f,
+                        "{path}: no such directory; create a store with \"npkfs import FILE.npy {path}\""
+                    ),
+                    NotAStore::NotADirectory => {
+                        write!(f, "{path}: is not a directory, and an npk store is one")
+                    }
+                    NotAStore::NoManifest => {
+                        write!(f, "{path}: is not an npk store: it has no metadata.npkm")
+                    }
                     NotAStore::ManifestLost => write!(
                         f,
                         "{path}: has data files but no metadata.npkm; restore it from a backup, or move the data files away to start anew"
@@ -242,7 +249,12 @@ impl fmt::Display for StoreError {
                 write!(f, "{}: the store is opened for reading only", store.display())
             }
             Self::Locked { store, waited, holder } => {
-                write!(f, "{}: in use: waited {:.1} s for the writers' lock", store.display(), waited.as_secs_f64())?;
+                write!(
+                    f,
+                    "{}: in use: waited {:.1} s for the writers' lock",
+                    store.display(),
+                    waited.as_secs_f64()
+                )?;
                 match holder {
                     Some(pid) => write!(f, ", which process {pid} holds; try again when it is done"),
                     None => write!(f, ", which another process holds; try again when it is done"),
@@ -261,14 +273,19 @@ impl fmt::Display for StoreError {
                     DataFileFault::Short { found, expected } => {
                         write!(f, "has {found} bytes, expected {expected}")?;
                     }
-                    DataFileFault::NotAFile => write!(f, "is not a regular file, and links are not followed")?,
+                    DataFileFault::NotAFile => {
+                        write!(f, "is not a regular file, and links are not followed")?
+                    }
                     DataFileFault::Header(None) => write!(f, "has a header that describes another array")?,
                     DataFileFault::Header(Some(source)) => write!(f, "has a damaged header: {source}")?,
                 }
                 write!(f, "; run \"npkfs verify {}\"", store.display())
             }
             Self::ShapeMismatch { array, found, expected } => {
-                write!(f, "array {array:?}: rows of shape {found:?} do not fit the array's shape {expected:?}")?;
+                write!(
+                    f,
+                    "array {array:?}: rows of shape {found:?} do not fit the array's shape {expected:?}"
+                )?;
                 if found.len() != expected.len() {
                     write!(f, ": {} dimensions, expected {}", found.len(), expected.len())
                 } else {

@@ -1,0 +1,525 @@
+//! One array at one committed state: reads it, maps it, and writes its elements in place.
+
+use std::ops::{Deref, Range};
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::Shared;
+use super::data::{DataFile, fault};
+use super::error::{DataFileFault, StoreError};
+use crate::format::npy::{self, NpyHeader};
+use crate::format::{ArrayId, Attrs, Dtype, Record};
+use crate::sys::{FileStat, Map};
+
+/// Reads of at least this many bytes are split among threads: one core does not reach the memory's speed.
+const PARALLEL_LEN: usize = 8 << 20;
+/// More threads than this gain nothing on the way from the page cache.
+const MAX_THREADS: usize = 8;
+
+/// One version of an array, at the state that was committed when it was looked up.
+///
+/// It stays readable when the array is overwritten or removed, once [`Array::pin`] or any read opened its file.
+/// Elements that are written in place, by anyone, show in it; rows that are appended do not.
+#[derive(Clone)]
+pub struct Array {
+    shared: Arc<Shared>,
+    record: Arc<Record>,
+    /// Without the deleted rows, where there are any.
+    shape: Option<Arc<[u64]>>,
+    data: OnceLock<Arc<DataFile>>,
+}
+
+/// The elements of an array, mapped: shared with the page cache and all other readers, read-only.
+///
+/// Valid for as long as it lives, also after the array is overwritten or removed and the store closed.
+#[derive(Clone, Debug)]
+pub struct ArrayMap {
+    map: Map,
+    range: Range<usize>,
+}
+
+impl Deref for ArrayMap {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.map[self.range.clone()]
+    }
+}
+
+impl Array {
+    pub(super) fn new(shared: Arc<Shared>, record: Arc<Record>) -> Self {
+        let shape = (!record.deleted.is_empty()).then(|| record.shape().into());
+        Self { shared, record, shape, data: OnceLock::new() }
+    }
+
+    pub(super) fn record(&self) -> &Arc<Record> {
+        &self.record
+    }
+
+    /// The name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.record.name
+    }
+
+    /// The identity of this version.
+    pub fn id(&self) -> ArrayId {
+        self.record.id
+    }
+
+    /// The dtype.
+    pub fn dtype(&self) -> &Dtype {
+        &self.record.dtype
+    }
+
+    /// The shape, without deleted rows.
+    pub fn shape(&self) -> &[u64] {
+        self.shape.as_deref().unwrap_or(self.record.layout.shape())
+    }
+
+    /// Whether the first axis varies fastest.
+    pub fn fortran_order(&self) -> bool {
+        self.record.layout.fortran_order()
+    }
+
+    /// Length of axis 0; 1 for a 0-d array.
+    pub fn n_rows(&self) -> u64 {
+        self.record.n_rows()
+    }
+
+    /// Bytes of one row.
+    pub fn row_len(&self) -> u64 {
+        self.record.layout.row_len()
+    }
+
+    /// Bytes of all elements.
+    pub fn nbytes(&self) -> u64 {
+        self.n_rows() * self.row_len()
+    }
+
+    /// Rows that are deleted but still stored; `Store::compact` gives their space back.
+    pub fn n_deleted(&self) -> u64 {
+        self.record.deleted.0.len()
+    }
+
+    /// The data file's name in the store's folder.
+    pub fn file_name(&self) -> &str {
+        &self.record.file
+    }
+
+    /// The user's attributes.
+    pub fn attrs(&self) -> &Attrs {
+        &self.record.attrs
+    }
+
+    /// Length of the `.npy` header, in bytes: the offset of the first element in the virtual file.
+    pub fn header_len(&self) -> u64 {
+        self.record.offset
+    }
+
+    /// Length of the virtual `.npy` file, in bytes.
+    pub fn npy_len(&self) -> u64 {
+        self.header_len() + self.nbytes()
+    }
+
+    /// Opens the data file now, so that this version stays readable whatever happens to the store.
+    ///
+    /// # Errors
+    /// `DataFile` if it is missing, short or no regular file; `Io`.
+    pub fn pin(&self) -> Result<(), StoreError> {
+        self.data().map(|_| ())
+    }
+
+    pub(super) fn data(&self) -> Result<&Arc<DataFile>, StoreError> {
+        if let Some(data) = self.data.get() {
+            return Ok(data);
+        }
+        let data = self.shared.files.get(&*self.shared.storage, &self.record)?;
+        Ok(self.data.get_or_init(|| data))
+    }
+
+    /// What the system knows about the data file.
+    ///
+    /// # Errors
+    /// `Io`, also if this version is gone and was not pinned.
+    pub fn stat(&self) -> Result<FileStat, StoreError> {
+        match self.data.get() {
+            Some(data) => data.file.stat(),
+            None => self.shared.storage.stat(&self.record.file),
+        }
+        .map_err(|source| self.io("stat", source))
+    }
+
+    /// Time of the last change: of the last commit, or of a later write in place.
+    ///
+    /// # Errors
+    /// As [`Array::stat`].
+    pub fn modified(&self) -> Result<SystemTime, StoreError> {
+        Ok(self.stat()?.mtime.max(self.committed()))
+    }
+
+    /// Time of the last commit that changed the array.
+    pub fn committed(&self) -> SystemTime {
+        let nanos = Duration::from_nanos(self.record.mtime.unsigned_abs());
+        let time = if self.record.mtime >= 0 {
+            UNIX_EPOCH.checked_add(nanos)
+        } else {
+            UNIX_EPOCH.checked_sub(nanos)
+        };
+        time.unwrap_or(UNIX_EPOCH)
+    }
+
+    /// Reads all elements, in the order in which they are stored.
+    ///
+    /// `out.len()` must be [`Array::nbytes`]. Uses several threads where there is much to read.
+    ///
+    /// # Errors
+    /// `BufferLen`; `DataFile`; `Io`.
+    pub fn read_into(&self, out: &mut [u8]) -> Result<(), StoreError> {
+        self.check_len(out.len(), self.nbytes())?;
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+        if out.len() < PARALLEL_LEN || threads < 2 {
+            return self.read_bytes(0, out);
+        }
+        self.pin()?;
+        let part_len = out.len().div_ceil(threads).next_multiple_of(4096);
+        thread::scope(|scope| {
+            let parts: Vec<_> = (0_u64..)
+                .zip(out.chunks_mut(part_len))
+                .map(|(i, part)| scope.spawn(move || self.read_bytes(i * part_len as u64, part)))
+                .collect();
+            // All are joined; the first error is reported.
+            parts.into_iter().map(|part| part.join().expect("reading does not panic")).collect()
+        })
+    }
+
+    /// Reads the rows `rows`, in C-order.
+    ///
+    /// `out.len()` must be `rows` times [`Array::row_len`].
+    ///
+    /// # Errors
+    /// `IndexOutOfRange`; `BufferLen`; `DataFile`; `Io`.
+    pub fn read_rows_into(&self, rows: Range<u64>, out: &mut [u8]) -> Result<(), StoreError> {
+        if rows.end > self.n_rows() || rows.start > rows.end {
+            return Err(self.out_of_range(rows.end.max(rows.start)));
+        }
+        self.check_len(out.len(), (rows.end - rows.start) * self.row_len())?;
+        if self.fortran_order() {
+            return self.gather_fortran(rows, out);
+        }
+        self.read_bytes(rows.start * self.row_len(), out)
+    }
+
+    /// Reads the rows with the numbers `rows`, in that order, each in C-order.
+    ///
+    /// `out.len()` must be `rows.len()` times [`Array::row_len`].
+    ///
+    /// # Errors
+    /// `IndexOutOfRange`; `BufferLen`; `DataFile`; `Io`.
+    pub fn gather_into(&self, rows: &[u64], out: &mut [u8]) -> Result<(), StoreError> {
+        let n_rows = self.n_rows();
+        if let Some(row) = rows.iter().find(|row| **row >= n_rows) {
+            return Err(self.out_of_range(*row));
+        }
+        self.check_len(out.len(), rows.len() as u64 * self.row_len())?;
+        if self.row_len() == 0 || rows.is_empty() {
+            return Ok(());
+        }
+        if self.fortran_order() {
+            return self.gather_fortran(rows.iter().copied(), out);
+        }
+        // From the page cache without a system call per row.
+        let map = self.map_file()?;
+        let row_len = self.row_len() as usize;
+        let elements = &map[self.record.offset as usize..];
+        let live = self.live_rows()?;
+        for (row, out) in rows.iter().zip(out.chunks_exact_mut(row_len)) {
+            let stored = live.as_ref().map_or(*row, |live| live.stored(*row)) as usize;
+            out.copy_from_slice(&elements[stored * row_len..][..row_len]);
+        }
+        Ok(())
+    }
+
+    /// Reads from the virtual `.npy` file: the header, then the elements without deleted rows. Returns the number
+    /// of bytes read, less than `buf.len()` only at the end.
+    ///
+    /// # Errors
+    /// `DataFile`; `Io`.
+    pub fn read_npy_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize, StoreError> {
+        let len = self.npy_len().saturating_sub(offset).min(buf.len() as u64) as usize;
+        let buf = &mut buf[..len];
+        let header_part = self.header_len().saturating_sub(offset).min(len as u64) as usize;
+        if header_part > 0 {
+            let header = self.npy_header()?;
+            buf[..header_part].copy_from_slice(&header[offset as usize..][..header_part]);
+        }
+        if header_part < len {
+            self.read_bytes(offset + header_part as u64 - self.header_len(), &mut buf[header_part..])?;
+        }
+        Ok(len)
+    }
+
+    /// The header of the virtual `.npy` file: the file's own bytes while they describe this state of the array.
+    ///
+    /// # Errors
+    /// `DataFile` if no header of that length describes it; `Io`.
+    pub fn npy_header(&self) -> Result<Vec<u8>, StoreError> {
+        if self.record.deleted.is_empty() {
+            let (bytes, header) = self.stored_header()?;
+            if header.is_ok_and(|header| self.is_described_by(&header)) {
+                return Ok(bytes);
+            }
+        }
+        let record = &self.record;
+        let layout = crate::format::Layout::new(&record.dtype, self.shape(), self.fortran_order())?;
+        npy::encode_within(&record.dtype, &layout, record.offset)
+            .ok_or_else(|| fault(&*self.shared.storage, record, DataFileFault::Header(None)))
+    }
+
+    /// Writes into the virtual `.npy` file, in place. Visible to every reader at once.
+    ///
+    /// Header bytes may be written as they are, so that a page that holds header and elements can be written back.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `HeaderWrite`; `OutOfBounds`; `Locked`; `DataFile`; `Io`.
+    pub fn write_npy_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        let end = offset.saturating_add(data.len() as u64);
+        if end > self.npy_len() {
+            return Err(StoreError::OutOfBounds {
+                array: self.name().to_string(),
+                range: offset..end,
+                len: self.npy_len(),
+            });
+        }
+        let header_part = self.header_len().saturating_sub(offset).min(data.len() as u64) as usize;
+        if header_part > 0 && self.npy_header()?[offset as usize..][..header_part] != data[..header_part] {
+            return Err(StoreError::HeaderWrite {
+                array: self.name().to_string(),
+                header_len: self.header_len(),
+            });
+        }
+        let elements = &data[header_part..];
+        if elements.is_empty() {
+            return Ok(());
+        }
+        let _guard = self.shared.lock_writers()?;
+        self.write_bytes(offset + header_part as u64 - self.header_len(), elements)
+    }
+
+    /// The elements as one shared mapping, without reading any. `None` where deleted rows lie between them.
+    ///
+    /// # Errors
+    /// `DataFile`; `Io`.
+    pub fn map(&self) -> Result<Option<ArrayMap>, StoreError> {
+        if !self.record.deleted.is_empty() {
+            return Ok(None);
+        }
+        let map = self.map_file()?;
+        let range = self.record.offset as usize..self.record.data_end() as usize;
+        Ok(Some(ArrayMap { map, range }))
+    }
+
+    /// The whole virtual `.npy` file as one shared mapping; `None` unless the data file's bytes are its bytes.
+    ///
+    /// # Errors
+    /// `DataFile`; `Io`.
+    pub fn map_npy(&self) -> Result<Option<ArrayMap>, StoreError> {
+        if self.backing()?.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(ArrayMap { map: self.map_file()?, range: 0..self.npy_len() as usize }))
+    }
+
+    /// The data file's descriptor, if its bytes are those of the virtual `.npy` file: nothing is deleted, and the
+    /// header in the file describes this state of the array.
+    ///
+    /// # Errors
+    /// `DataFile`; `Io`.
+    pub fn backing(&self) -> Result<Option<BorrowedFd<'_>>, StoreError> {
+        if !self.record.deleted.is_empty() {
+            return Ok(None);
+        }
+        let described = self.stored_header()?.1.is_ok_and(|header| self.is_described_by(&header));
+        Ok(if described { self.data()?.file.fd() } else { None })
+    }
+
+    /// Rewrites the header in the data file if a writer died between its commit and the header. Returns whether
+    /// that was needed.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `Locked`; `DataFile` if no header of that length describes the array; `Io`.
+    pub fn mend_header(&self) -> Result<bool, StoreError> {
+        let _guard = self.shared.lock_writers()?;
+        // Only the newest state may be written into the file.
+        let current = self.shared.manifest().table.get(self.name()).cloned();
+        let Some(record) = current.filter(|current| current.id == self.id()) else {
+            return Ok(false);
+        };
+        let (_, header) = self.stored_header()?;
+        if header.is_ok_and(|header| header.describes(&record.dtype, &record.layout)) {
+            return Ok(false);
+        }
+        self.shared.write_header(&record, self.data()?)?;
+        Ok(true)
+    }
+
+    /// Returns when the elements are on the disk.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        self.data()?.file.sync_data().map_err(|source| self.io("sync", source))
+    }
+
+    /// Sets the times of the data file.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn set_times(&self, atime: Option<SystemTime>, mtime: Option<SystemTime>) -> Result<(), StoreError> {
+        self.data()?.file.set_times(atime, mtime).map_err(|source| self.io("set the times of", source))
+    }
+
+    /// Reads elements from byte `offset` of the live rows on, in stored order.
+    fn read_bytes(&self, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
+        let file = &self.data()?.file;
+        self.for_each_extent(offset, out.len() as u64, |position, range| {
+            let out = &mut out[range];
+            let read = file.read_at(out, position).map_err(|source| self.io("read", source))?;
+            if read == out.len() {
+                return Ok(());
+            }
+            let found = position + read as u64;
+            Err(fault(
+                &*self.shared.storage,
+                &self.record,
+                DataFileFault::Short { found, expected: self.record.data_end() },
+            ))
+        })
+    }
+
+    /// Writes elements from byte `offset` of the live rows on. The writers' lock is held.
+    pub(super) fn write_bytes(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        let file = &self.data()?.file;
+        self.shared.note_dirty(&self.record);
+        self.for_each_extent(offset, data.len() as u64, |position, range| {
+            file.write_at(&data[range], position).map_err(|source| self.io("write", source))
+        })
+    }
+
+    /// Calls `f` with the position in the data file and the range in the buffer of each contiguous part of the
+    /// `len` bytes from `offset` of the live rows on.
+    fn for_each_extent(
+        &self,
+        offset: u64,
+        len: u64,
+        mut f: impl FnMut(u64, Range<usize>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let base = self.record.offset;
+        let Some(live) = self.live_rows()? else {
+            return f(base + offset, 0..len as usize);
+        };
+        let row_len = self.row_len();
+        if row_len == 0 || len == 0 {
+            return Ok(());
+        }
+        let end = offset + len;
+        let mut done = 0;
+        for run in live.stored_runs(offset / row_len..end.div_ceil(row_len)) {
+            let skip = if done == 0 { offset % row_len } else { 0 };
+            let run_len = ((run.end - run.start) * row_len - skip).min(len - done);
+            f(base + run.start * row_len + skip, done as usize..(done + run_len) as usize)?;
+            done += run_len;
+        }
+        Ok(())
+    }
+
+    /// Reads rows of a Fortran-ordered array, which has no deleted rows.
+    fn gather_fortran(&self, rows: impl IntoIterator<Item = u64>, out: &mut [u8]) -> Result<(), StoreError> {
+        let map = self.map_file()?;
+        let elements = &map[self.record.offset as usize..];
+        let layout = &self.record.layout;
+        let itemsize = layout.itemsize() as usize;
+        if self.row_len() == 0 {
+            return Ok(());
+        }
+        // The elements of one row lie at the same distances from its first element as those of row 0.
+        let offsets: Vec<usize> = layout.fortran_row_offsets(0).map(|offset| offset as usize).collect();
+        for (row, out) in rows.into_iter().zip(out.chunks_exact_mut(self.row_len() as usize)) {
+            let first = row as usize * itemsize;
+            for (offset, out) in offsets.iter().zip(out.chunks_exact_mut(itemsize)) {
+                out.copy_from_slice(&elements[first + offset..][..itemsize]);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn live_rows(&self) -> Result<Option<Arc<super::rows::LiveRows>>, StoreError> {
+        if self.record.deleted.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(self.data()?.live_rows(&self.record.deleted.0)))
+    }
+
+    fn map_file(&self) -> Result<Map, StoreError> {
+        self.data()?.map(self.record.data_end()).map_err(|source| match source.kind() {
+            std::io::ErrorKind::UnexpectedEof => {
+                let found = self.stat().map_or(0, |stat| stat.len);
+                let expected = self.record.data_end();
+                fault(&*self.shared.storage, &self.record, DataFileFault::Short { found, expected })
+            }
+            _ => self.io("map", source),
+        })
+    }
+
+    /// The header that is in the file, and what it says.
+    fn stored_header(&self) -> Result<(Vec<u8>, Result<NpyHeader, crate::format::FormatError>), StoreError> {
+        let mut bytes = vec![0; self.record.offset as usize];
+        let read = self.data()?.file.read_at(&mut bytes, 0).map_err(|source| self.io("read", source))?;
+        bytes.truncate(read);
+        let header = npy::parse(&bytes);
+        Ok((bytes, header))
+    }
+
+    /// Checks that the header in the file is one of this array, maybe of an earlier number of rows.
+    pub(super) fn check_stored_header(&self) -> Result<(), StoreError> {
+        let wrong = |source| fault(&*self.shared.storage, &self.record, DataFileFault::Header(source));
+        let header = self.stored_header()?.1.map_err(|source| wrong(Some(source)))?;
+        let layout = &self.record.layout;
+        let same_rows = header.shape.get(1..) == layout.shape().get(1..);
+        if header.dtype == self.record.dtype && same_rows && header.header_len == self.record.offset {
+            return Ok(());
+        }
+        Err(wrong(None))
+    }
+
+    fn is_described_by(&self, header: &NpyHeader) -> bool {
+        header.header_len == self.record.offset && header.describes(&self.record.dtype, &self.record.layout)
+    }
+
+    fn check_len(&self, found: usize, expected: u64) -> Result<(), StoreError> {
+        if found as u64 == expected {
+            return Ok(());
+        }
+        Err(StoreError::BufferLen { array: self.name().to_string(), found: found as u64, expected })
+    }
+
+    fn out_of_range(&self, index: u64) -> StoreError {
+        StoreError::IndexOutOfRange { array: self.name().to_string(), index, n_rows: self.n_rows() }
+    }
+
+    fn io(&self, action: &'static str, source: std::io::Error) -> StoreError {
+        StoreError::io(action, self.shared.storage.path(), &self.record.file, source)
+    }
+}
+
+impl std::fmt::Debug for Array {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Array")
+            .field("name", self.name())
+            .field("id", &self.id())
+            .field("dtype", &format_args!("{}", self.dtype()))
+            .field("shape", &self.shape())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,143 @@
+//! Open data files: shared by all handles of one version of an array, the recent ones kept open.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use roaring::RoaringTreemap;
+
+use super::error::{DataFileFault, StoreError};
+use super::rows::LiveRows;
+use crate::format::{ArrayId, Record};
+use crate::sys::{FileAccess, Map, Storage, StorageFile};
+
+/// Data files that stay open after their last use: opening one costs as much as writing a few rows.
+const MAX_RECENT: usize = 64;
+
+/// An open data file and what was computed from it.
+#[derive(Debug)]
+pub(super) struct DataFile {
+    pub(super) file: Arc<dyn StorageFile>,
+    /// The file from its start, header included, as far as somebody wanted to see it mapped.
+    map: Mutex<Option<Map>>,
+    /// Which stored rows are live, for the bitmap that it was computed from.
+    live: Mutex<Option<(Arc<RoaringTreemap>, Arc<LiveRows>)>>,
+}
+
+impl DataFile {
+    pub(super) fn new(file: Arc<dyn StorageFile>) -> Self {
+        Self { file, map: Mutex::new(None), live: Mutex::new(None) }
+    }
+
+    /// Opens the data file of `record` and checks that it holds what is committed.
+    fn open(storage: &dyn Storage, record: &Record, access: FileAccess) -> Result<Self, StoreError> {
+        let fault = |what| fault(storage, record, what);
+        let file = storage.open(&record.file, access).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => fault(DataFileFault::Missing),
+            io::ErrorKind::InvalidInput => fault(DataFileFault::NotAFile),
+            _ if source.raw_os_error() == Some(libc::ELOOP) => fault(DataFileFault::NotAFile),
+            _ => StoreError::io("open", storage.path(), &record.file, source),
+        })?;
+        let stat = file.stat().map_err(|e| StoreError::io("stat", storage.path(), &record.file, e))?;
+        if stat.len < record.data_end() {
+            return Err(fault(DataFileFault::Short { found: stat.len, expected: record.data_end() }));
+        }
+        Ok(Self::new(file))
+    }
+
+    /// The file's first `len` bytes, mapped.
+    pub(super) fn map(&self, len: u64) -> io::Result<Map> {
+        let len = usize::try_from(len).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+        let mut cached = lock(&self.map);
+        match &*cached {
+            Some(map) if map.len() >= len => Ok(map.clone()),
+            _ => Ok(cached.insert(self.file.map(0, len)?).clone()),
+        }
+    }
+
+    /// Where the live rows are, given those that are deleted.
+    pub(super) fn live_rows(&self, deleted: &Arc<RoaringTreemap>) -> Arc<LiveRows> {
+        let mut cached = lock(&self.live);
+        match &*cached {
+            Some((of, live)) if Arc::ptr_eq(of, deleted) => Arc::clone(live),
+            _ => {
+                let live = Arc::new(LiveRows::new(deleted));
+                *cached = Some((Arc::clone(deleted), Arc::clone(&live)));
+                live
+            }
+        }
+    }
+}
+
+/// The error that names the data file of `record`.
+pub(super) fn fault(storage: &dyn Storage, record: &Record, what: DataFileFault) -> StoreError {
+    StoreError::DataFile {
+        store: storage.path().to_owned(),
+        array: record.name.to_string(),
+        file: record.file.to_string(),
+        what,
+    }
+}
+
+/// The data files that are open. Each version of an array is open once at the most.
+#[derive(Debug)]
+pub(super) struct DataFiles {
+    access: FileAccess,
+    open: Mutex<OpenFiles>,
+}
+
+#[derive(Debug, Default)]
+struct OpenFiles {
+    by_id: HashMap<ArrayId, Weak<DataFile>>,
+    recent: VecDeque<(ArrayId, Arc<DataFile>)>,
+    /// Size of `by_id` at which dead entries are looked for.
+    prune_at: usize,
+}
+
+impl DataFiles {
+    pub(super) fn new(access: FileAccess) -> Self {
+        Self { access, open: Mutex::default() }
+    }
+
+    /// The open data file of `record`.
+    pub(super) fn get(&self, storage: &dyn Storage, record: &Record) -> Result<Arc<DataFile>, StoreError> {
+        let mut open = lock(&self.open);
+        if let Some(file) = open.by_id.get(&record.id).and_then(Weak::upgrade) {
+            return Ok(file);
+        }
+        let file = Arc::new(DataFile::open(storage, record, self.access)?);
+        open.insert(record.id, &file);
+        Ok(file)
+    }
+
+    /// Remembers a file that was just written.
+    pub(super) fn insert(&self, id: ArrayId, file: &Arc<DataFile>) {
+        lock(&self.open).insert(id, file);
+    }
+
+    /// Closes a version that is gone, unless somebody still uses it.
+    pub(super) fn forget(&self, id: ArrayId) {
+        let mut open = lock(&self.open);
+        open.by_id.remove(&id);
+        open.recent.retain(|(recent, _)| *recent != id);
+    }
+}
+
+impl OpenFiles {
+    fn insert(&mut self, id: ArrayId, file: &Arc<DataFile>) {
+        if self.by_id.len() >= self.prune_at {
+            self.by_id.retain(|_, file| file.strong_count() > 0);
+            self.prune_at = 2 * self.by_id.len() + 2 * MAX_RECENT;
+        }
+        self.by_id.insert(id, Arc::downgrade(file));
+        self.recent.push_back((id, Arc::clone(file)));
+        if self.recent.len() > MAX_RECENT {
+            self.recent.pop_front();
+        }
+    }
+}
+
+/// Takes a lock whose holders cannot panic halfway through a change.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,347 @@
+//! The manifest as a file: reads it, follows the commits of others, appends commits, publishes snapshots.
+//!
+//! A [`ManifestLog`] knows nothing of locks. [`ManifestLog::append`] and [`ManifestLog::publish`] are for the holder
+//! of the writers' lock, after [`ManifestLog::catch_up`] in the same critical section.
+
+use std::io;
+use std::sync::Arc;
+
+use super::error::{NotAStore, StoreError};
+use crate::format::frame::{self, Log};
+use crate::format::manifest::{Change, ChangeKind};
+use crate::format::{Edit, FormatError, Op, Table, names};
+use crate::sys::{FileAccess, FileStat, SharedWord, Storage, StorageFile};
+
+/// The log may grow to this many bytes beyond twice its snapshot before a new snapshot is published: opening a
+/// store then reads a few thousand frames at the most, and a publication's syncs are spread over as many commits.
+const MAX_LOG_LEN: u64 = 256 << 10;
+
+/// A reader without a lock may see a torn end being cut off and written anew; it looks again this often.
+const READ_ATTEMPTS: usize = 3;
+
+/// Longest manifest that is read.
+const MAX_MANIFEST_LEN: u64 = 1 << 32;
+
+/// An open manifest and the table that it holds.
+#[derive(Debug)]
+pub(super) struct ManifestLog {
+    file: Arc<dyn StorageFile>,
+    access: FileAccess,
+    /// Which file this is, and how many names it has: a rename over it takes one away.
+    stat: FileStat,
+    /// The published length in the file's header, where it can be mapped.
+    published: Option<SharedWord>,
+    store_id: [u8; frame::STORE_ID_LEN],
+    /// End of the last frame that is in `table`.
+    end: u64,
+    snapshot_end: u64,
+    /// Length of the manifest that is known to be on the disk.
+    synced_len: u64,
+    pub(super) table: Table,
+}
+
+impl ManifestLog {
+    /// Reads the manifest of the store in `storage`.
+    pub(super) fn load(storage: &dyn Storage, access: FileAccess) -> Result<Self, StoreError> {
+        let file = storage.open(names::MANIFEST, access).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => {
+                StoreError::NotAStore { path: storage.path().to_owned(), found: without_manifest(storage) }
+            }
+            _ => StoreError::io("open", storage.path(), names::MANIFEST, source),
+        })?;
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            match Self::read(storage, &file, access) {
+                Err(StoreError::Format { .. }) if attempts < READ_ATTEMPTS => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn read(
+        storage: &dyn Storage,
+        file: &Arc<dyn StorageFile>,
+        access: FileAccess,
+    ) -> Result<Self, StoreError> {
+        let damaged = |source| StoreError::Format { path: storage.path().join(names::MANIFEST), source };
+        let stat = file.stat().map_err(|e| StoreError::io("stat", storage.path(), names::MANIFEST, e))?;
+        let bytes = read_range(storage, &**file, 0, stat.len)?;
+        let store_id = frame::parse_header(&bytes).map_err(|source| foreign(storage, &bytes, source))?;
+        let mut log = Log::new(bytes.get(frame::HEADER_LEN..).unwrap_or(&[]), frame::HEADER_LEN as u64);
+        let snapshot = log.next().map_err(damaged)?.ok_or_else(|| {
+            damaged(FormatError::Truncated {
+                part: "the snapshot",
+                needed: (frame::HEADER_LEN + frame::FRAME_HEADER_LEN) as u64,
+                found: stat.len,
+            })
+        })?;
+        let table = Table::decode(snapshot.payload, snapshot.offset).map_err(damaged)?;
+        let mut manifest = Self {
+            file: Arc::clone(file),
+            access,
+            stat,
+            published: file.word(frame::PUBLISHED_OFFSET, access).ok(),
+            store_id,
+            end: snapshot.end,
+            snapshot_end: snapshot.end,
+            synced_len: snapshot.end,
+            table,
+        };
+        manifest.fold(&mut log, &mut |_| ()).map_err(damaged)?;
+        Ok(manifest)
+    }
+
+    /// Starts a manifest without arrays, and publishes it.
+    pub(super) fn create(
+        storage: &dyn Storage,
+        store_id: [u8; frame::STORE_ID_LEN],
+    ) -> Result<Self, StoreError> {
+        publish(storage, store_id, Table::default())
+    }
+
+    /// Whether nothing was committed since the last catching up, as far as that can be seen without asking the
+    /// system. Misses only a commit whose writer died before it could tell.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.published.as_ref().is_some_and(|word| word.load() == self.end)
+    }
+
+    /// Reads what was committed since, and tells `changed`. Returns whether it was anything.
+    ///
+    /// With the lock held (`locked`) what it finds is all there is; without, there may be more by now.
+    pub(super) fn catch_up(
+        &mut self,
+        storage: &dyn Storage,
+        locked: bool,
+        changed: &mut dyn FnMut(Change),
+    ) -> Result<bool, StoreError> {
+        if !locked && self.is_fresh() {
+            return Ok(false);
+        }
+        let stat =
+            self.file.stat().map_err(|e| StoreError::io("stat", storage.path(), names::MANIFEST, e))?;
+        let retired = self.published.as_ref().is_none_or(|word| word.load() == frame::RETIRED);
+        if retired || stat.nlink != self.stat.nlink {
+            let named = storage.stat(names::MANIFEST).map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound => StoreError::NotAStore {
+                    path: storage.path().to_owned(),
+                    found: without_manifest(storage),
+                },
+                _ => StoreError::io("stat", storage.path(), names::MANIFEST, source),
+            })?;
+            if !named.is_same_file(&self.stat) {
+                let new = Self::load(storage, self.access)?;
+                difference(&self.table, &new.table, changed);
+                *self = new;
+                return Ok(true);
+            }
+            self.stat = stat;
+            if locked && retired {
+                // Whoever retired this file died before it could replace it.
+                self.publish_length();
+            }
+        }
+        if stat.len <= self.end {
+            return Ok(false);
+        }
+        let bytes = read_range(storage, &*self.file, self.end, stat.len)?;
+        let before = self.end;
+        match self.fold(&mut Log::new(&bytes, before), changed) {
+            // Without the lock, a bad frame may be one that is being written.
+            Err(_) if !locked => {}
+            result => result.map_err(|source| StoreError::Format {
+                path: storage.path().join(names::MANIFEST),
+                source,
+            })?,
+        }
+        Ok(self.end > before)
+    }
+
+    fn fold(&mut self, log: &mut Log<'_>, changed: &mut dyn FnMut(Change)) -> Result<(), FormatError> {
+        while let Some(frame) = log.next()? {
+            let edit = Edit::decode(frame.payload, frame.offset)?;
+            self.table.apply(&edit, changed)?;
+            self.end = frame.end;
+            self.synced_len = self.synced_len.max(frame.synced_len.min(frame.end));
+        }
+        Ok(())
+    }
+
+    /// Commits `ops` as one frame. With `durable`, returns when it is on the disk.
+    ///
+    /// On error nothing was committed, or, if the disk failed, nobody knows: the caller must stop writing.
+    pub(super) fn append(
+        &mut self,
+        storage: &dyn Storage,
+        time: i64,
+        ops: Vec<Op>,
+        durable: bool,
+        changed: &mut dyn FnMut(Change),
+    ) -> Result<(), StoreError> {
+        let generation = crate::format::Generation(self.table.generation().0 + 1);
+        let edit = Edit { generation, time, ops };
+        let bytes = frame::encode(&edit.encode(), self.synced_len)?;
+        let failed = |action, source| StoreError::io(action, storage.path(), names::MANIFEST, source);
+        // Bytes after the last good frame are the torn end of a writer that died. They go before the frame comes:
+        // it might be shorter than they are.
+        let len = self.file.stat().map_err(|e| failed("stat", e))?.len;
+        if len > self.end {
+            self.file.set_len(self.end).map_err(|e| failed("truncate", e))?;
+        }
+        self.file.write_at(&bytes, self.end).map_err(|e| failed("write", e))?;
+        if durable {
+            self.file.sync_data().map_err(|e| failed("sync", e))?;
+        }
+        self.table.apply(&edit, changed)?;
+        self.end += bytes.len() as u64;
+        if durable {
+            self.synced_len = self.end;
+        }
+        self.publish_length();
+        Ok(())
+    }
+
+    /// Makes all frames so far durable.
+    pub(super) fn sync(&mut self, storage: &dyn Storage) -> Result<(), StoreError> {
+        let end = self.end;
+        self.file.sync_data().map_err(|e| StoreError::io("sync", storage.path(), names::MANIFEST, e))?;
+        self.synced_len = self.synced_len.max(end);
+        Ok(())
+    }
+
+    /// Whether the log has grown so long that a new snapshot is due.
+    pub(super) fn wants_snapshot(&self) -> bool {
+        self.end - self.snapshot_end > MAX_LOG_LEN + 2 * self.snapshot_end
+    }
+
+    /// Replaces the manifest by a new file with nothing but a snapshot.
+    pub(super) fn publish(&mut self, storage: &dyn Storage) -> Result<(), StoreError> {
+        // Readers of the old file must look for the new one from now on; should this fail, they look in vain.
+        self.retire();
+        *self = publish(storage, self.store_id, self.table.clone())?;
+        Ok(())
+    }
+
+    /// Tells all who have this file open that another one takes its place.
+    pub(super) fn retire(&self) {
+        if let Some(word) = &self.published {
+            word.store(frame::RETIRED);
+        }
+    }
+
+    fn publish_length(&self) {
+        if let Some(word) = &self.published {
+            word.store(self.end);
+        }
+    }
+}
+
+fn publish(
+    storage: &dyn Storage,
+    store_id: [u8; frame::STORE_ID_LEN],
+    table: Table,
+) -> Result<ManifestLog, StoreError> {
+    let failed = |action, source| StoreError::io(action, storage.path(), names::MANIFEST, source);
+    let snapshot = frame::encode(&table.encode(), 0)?;
+    let end = (frame::HEADER_LEN + snapshot.len()) as u64;
+    let mut bytes = frame::encode_header(store_id, end).to_vec();
+    bytes.extend_from_slice(&snapshot);
+    let file = storage.create_unnamed().map_err(|e| failed("create", e))?;
+    file.write_at(&bytes, 0).map_err(|e| failed("write", e))?;
+    file.sync_data().map_err(|e| failed("sync", e))?;
+    storage.replace(&file, names::MANIFEST).map_err(|e| failed("replace", e))?;
+    storage.sync_dir().map_err(|e| failed("sync the directory of", e))?;
+    if let Err(error) = storage.link_existing(names::MANIFEST, names::MANIFEST_BACKUP) {
+        log::warn!("{}: no {} was made: {error}", storage.path().display(), names::MANIFEST_BACKUP);
+    }
+    Ok(ManifestLog {
+        stat: file.stat().map_err(|e| failed("stat", e))?,
+        published: file.word(frame::PUBLISHED_OFFSET, FileAccess::Write).ok(),
+        file,
+        access: FileAccess::Write,
+        store_id,
+        end,
+        snapshot_end: end,
+        synced_len: end,
+        table,
+    })
+}
+
+/// What changed between two tables of one store, when the frames between them are not there any more.
+fn difference(old: &Table, new: &Table, changed: &mut dyn FnMut(Change)) {
+    let by_id: std::collections::HashMap<_, _> = new.records().map(|record| (record.id, record)).collect();
+    for was in old.records() {
+        let now = by_id.get(&was.id);
+        let kind = match now {
+            None => ChangeKind::Removed,
+            Some(now) if now.name != was.name => ChangeKind::Renamed { from: Arc::clone(&was.name) },
+            Some(_) => continue,
+        };
+        let name = now.map_or(&was.name, |now| &now.name);
+        changed(Change { name: Arc::clone(name), id: was.id, kind });
+    }
+    let by_id: std::collections::HashMap<_, _> = old.records().map(|record| (record.id, record)).collect();
+    for now in new.records() {
+        let kind = match by_id.get(&now.id) {
+            None => ChangeKind::Added,
+            Some(was) if was.layout != now.layout || was.deleted != now.deleted => ChangeKind::Resized,
+            Some(was) if was.attrs != now.attrs => ChangeKind::Attrs,
+            Some(_) => continue,
+        };
+        changed(Change { name: Arc::clone(&now.name), id: now.id, kind });
+    }
+}
+
+fn read_range(
+    storage: &dyn Storage,
+    file: &dyn StorageFile,
+    start: u64,
+    end: u64,
+) -> Result<Vec<u8>, StoreError> {
+    let damaged = |source| StoreError::Format { path: storage.path().join(names::MANIFEST), source };
+    if end > MAX_MANIFEST_LEN {
+        return Err(damaged(FormatError::TooLong { part: "the manifest", len: end, max: MAX_MANIFEST_LEN }));
+    }
+    let len = usize::try_from(end.saturating_sub(start)).unwrap_or(usize::MAX);
+    let mut bytes = vec![0; len];
+    let read = file
+        .read_at(&mut bytes, start)
+        .map_err(|source| StoreError::io("read", storage.path(), names::MANIFEST, source))?;
+    bytes.truncate(read);
+    Ok(bytes)
+}
+
+/// What a directory without a manifest is.
+fn without_manifest(storage: &dyn Storage) -> NotAStore {
+    match storage.list() {
+        Ok(files) if files.iter().any(|file| names::is_data_file(file)) => NotAStore::ManifestLost,
+        _ => NotAStore::NoManifest,
+    }
+}
+
+/// Tells whose manifest it is that does not begin like ours.
+fn foreign(storage: &dyn Storage, bytes: &[u8], source: FormatError) -> StoreError {
+    if matches!(source, FormatError::Magic { .. }) {
+        let mut head = [0; frame::MAGIC.len()];
+        let backup = storage
+            .open(names::MANIFEST_BACKUP, FileAccess::Read)
+            .and_then(|file| file.read_at(&mut head, 0));
+        let path = storage.path().to_owned();
+        if backup.is_ok() && head == *frame::MAGIC {
+            return StoreError::NotAStore { path, found: NotAStore::Overwritten };
+        }
+        if is_old_release(bytes) {
+            return StoreError::NotAStore { path, found: NotAStore::OldRelease };
+        }
+    }
+    StoreError::Format { path: storage.path().join(names::MANIFEST), source }
+}
+
+/// Whether these are the first bytes of the metadata of NumPack 0.1-0.7: `NPKB`, a MessagePack map, or bincode,
+/// which begins with the number of arrays.
+fn is_old_release(bytes: &[u8]) -> bool {
+    let count = crate::bytes::u64_at(bytes, 0);
+    bytes.starts_with(b"NPKB")
+        || matches!(bytes.first(), Some(0x80..=0x8f | 0xde | 0xdf))
+        || count.is_some_and(|count| count < 1 << 20 && bytes.len() as u64 >= 8 + 16 * count)
+}

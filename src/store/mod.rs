@@ -1,0 +1,368 @@
+//! Named arrays in a directory: opens and creates stores, looks arrays up, commits changes.
+//!
+//! The manifest is the truth and its frames are the only commit point; see `spec/npk-format.md`. Readers take no lock:
+//! they follow the manifest. Writers exclude each other with the lock of the operating system, held for the commit.
+//!
+//! Lock order within a process: `Shared::writer`, then the storage's lock, then `Shared::manifest`. The locks of
+//! `DataFiles`, `Shared::dirty` and `Shared::changes` are leaves.
+
+mod array;
+mod check;
+mod data;
+mod error;
+mod log;
+mod rows;
+mod update;
+mod writer;
+
+use std::collections::HashSet;
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+pub use array::{Array, ArrayMap};
+pub use check::{Problem, Report, verify};
+pub use error::{DataFileFault, NotAStore, StoreError};
+pub use writer::NewArray;
+
+pub use crate::format::manifest::{Change, ChangeKind};
+pub use crate::format::{ArrayId, Attrs, Dtype, Generation};
+
+use crate::format::names;
+use crate::sys::{DirStorage, FileAccess, Storage};
+use data::{DataFiles, lock};
+use log::ManifestLog;
+
+/// How long writers wait for each other, unless told otherwise.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a store is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Reading. Needs no right to write, and works on read-only media.
+    Read,
+    /// Reading and writing.
+    Write,
+}
+
+/// An open store. Threads may share it; clones are handles of the same one.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+/// What the handles of one open store share.
+struct Shared {
+    storage: Box<dyn Storage>,
+    access: Access,
+    files: DataFiles,
+    manifest: RwLock<ManifestLog>,
+    /// Serializes the writers of this process.
+    writer: Mutex<()>,
+    lock_timeout: Duration,
+    durable: AtomicBool,
+    /// Data files that were written since the last sync.
+    dirty: Mutex<HashSet<Arc<str>>>,
+    /// The failure after which nothing is written any more.
+    poison: OnceLock<Arc<StoreError>>,
+    /// Whether leftovers of writers that died were looked for.
+    swept: AtomicBool,
+    /// What happened since the last `refresh`, for those who asked to be told.
+    changes: Mutex<Option<Vec<Change>>>,
+}
+
+impl Store {
+    /// Opens the store at `path`.
+    ///
+    /// # Errors
+    /// `NotAStore`; `Format` if its manifest is damaged; `Io`.
+    pub fn open(path: &Path, access: Access) -> Result<Self, StoreError> {
+        Self::with_storage(Box::new(open_dir(path)?), access)
+    }
+
+    /// Creates a store at `path`, with the folders above it.
+    ///
+    /// # Errors
+    /// `StoreExists`; `NotAStore` if something else is in the way; `Io`.
+    pub fn create(path: &Path) -> Result<Self, StoreError> {
+        let storage = create_dir(path)?;
+        match storage.stat(names::MANIFEST) {
+            Ok(_) => Err(StoreError::StoreExists { path: path.to_owned() }),
+            Err(_) => Self::create_in(Box::new(storage)),
+        }
+    }
+
+    /// Opens the store at `path` for writing; creates it where nothing is.
+    ///
+    /// # Errors
+    /// As [`Store::open`] and [`Store::create`].
+    pub fn open_or_create(path: &Path) -> Result<Self, StoreError> {
+        match Self::open(path, Access::Write) {
+            Err(StoreError::NotAStore { found: NotAStore::Missing | NotAStore::NoManifest, .. }) => {
+                Self::create_in(Box::new(create_dir(path)?))
+            }
+            result => result,
+        }
+    }
+
+    /// Opens the store in `storage`.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn with_storage(storage: Box<dyn Storage>, access: Access) -> Result<Self, StoreError> {
+        let file_access = match access {
+            Access::Read => FileAccess::Read,
+            Access::Write => FileAccess::Write,
+        };
+        let manifest = ManifestLog::load(&*storage, file_access)?;
+        Ok(Self::new(storage, access, file_access, manifest))
+    }
+
+    /// Creates a store in `storage`, or opens the one that somebody else was faster to create.
+    ///
+    /// # Errors
+    /// As [`Store::create`].
+    pub fn create_in(storage: Box<dyn Storage>) -> Result<Self, StoreError> {
+        let manifest = {
+            let _lock = take_lock(&*storage, LOCK_TIMEOUT)?;
+            match ManifestLog::load(&*storage, FileAccess::Write) {
+                Err(StoreError::NotAStore { found: NotAStore::NoManifest, .. }) => {
+                    ManifestLog::create(&*storage, new_store_id(&*storage)?)?
+                }
+                result => result?,
+            }
+        };
+        Ok(Self::new(storage, Access::Write, FileAccess::Write, manifest))
+    }
+
+    fn new(
+        storage: Box<dyn Storage>,
+        access: Access,
+        file_access: FileAccess,
+        manifest: ManifestLog,
+    ) -> Self {
+        let shared = Shared {
+            storage,
+            access,
+            files: DataFiles::new(file_access),
+            manifest: RwLock::new(manifest),
+            writer: Mutex::new(()),
+            lock_timeout: LOCK_TIMEOUT,
+            durable: AtomicBool::new(false),
+            dirty: Mutex::default(),
+            poison: OnceLock::new(),
+            swept: AtomicBool::new(false),
+            changes: Mutex::new(None),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Deletes what is at `path`, if it is a store of any release, or a plain file: the store's own files, and the
+    /// folder if it is empty then. Does nothing where nothing is.
+    ///
+    /// # Errors
+    /// `Locked`; `Io`.
+    pub fn remove_all(path: &Path) -> Result<(), StoreError> {
+        writer::remove_all(path, LOCK_TIMEOUT)
+    }
+
+    /// The path that the store was opened with.
+    pub fn path(&self) -> &Path {
+        self.shared.storage.path()
+    }
+
+    /// What the store was opened for.
+    pub fn access(&self) -> Access {
+        self.shared.access
+    }
+
+    /// The version of the format that the store is in.
+    pub fn format_version(&self) -> u32 {
+        crate::format::frame::VERSION
+    }
+
+    /// Asks for the changes that [`Store::refresh`] returns; until then they are not collected.
+    pub fn track_changes(&self) {
+        lock(&self.shared.changes).get_or_insert_default();
+    }
+
+    /// Picks up the commits of others, and returns all changes since the last call, our own too, in order, if
+    /// [`Store::track_changes`] was called before.
+    ///
+    /// # Errors
+    /// `NotAStore` if the store is gone; `Format`; `Io`.
+    pub fn refresh(&self) -> Result<Vec<Change>, StoreError> {
+        self.shared.catch_up(&mut self.shared.manifest_mut(), true)?;
+        Ok(lock(&self.shared.changes).as_mut().map(std::mem::take).unwrap_or_default())
+    }
+
+    /// The number of commits so far, as of the last refresh.
+    pub fn generation(&self) -> Generation {
+        self.shared.manifest().table.generation()
+    }
+
+    /// Number of arrays, as of the last refresh.
+    pub fn len(&self) -> usize {
+        self.shared.manifest().table.len()
+    }
+
+    /// Whether there is no array, as of the last refresh.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The arrays' names in the order of their first save, as of the last refresh.
+    pub fn names(&self) -> Vec<Arc<str>> {
+        self.shared.manifest().table.records().map(|record| Arc::clone(&record.name)).collect()
+    }
+
+    /// Whether there is an array of this name, as of the last refresh.
+    pub fn contains(&self, name: &str) -> bool {
+        self.shared.manifest().table.get(name).is_some()
+    }
+
+    /// The store's own attributes, as of the last refresh.
+    pub fn attrs(&self) -> Attrs {
+        Attrs::clone(self.shared.manifest().table.attrs())
+    }
+
+    /// Picks up the commits of others; costs next to nothing when there are none.
+    ///
+    /// # Errors
+    /// As [`Store::refresh`].
+    pub fn refresh_quietly(&self) -> Result<(), StoreError> {
+        if self.shared.manifest().is_fresh() {
+            return Ok(());
+        }
+        self.shared.catch_up(&mut self.shared.manifest_mut(), false)
+    }
+
+    /// The newest state of an array. Its data file is open already.
+    ///
+    /// # Errors
+    /// `NotFound`; `DataFile`; as [`Store::refresh`].
+    pub fn array(&self, name: &str) -> Result<Array, StoreError> {
+        self.refresh_quietly()?;
+        let mut seen = None;
+        loop {
+            let array = self.record(name)?;
+            match array.pin() {
+                // Somebody may have overwritten the array since the refresh, and have removed its file.
+                Err(StoreError::DataFile { what: DataFileFault::Missing, .. })
+                    if seen != Some(array.id()) =>
+                {
+                    seen = Some(array.id());
+                    self.shared.catch_up(&mut self.shared.manifest_mut(), true)?;
+                }
+                result => return result.map(|()| array),
+            }
+        }
+    }
+
+    /// All arrays in the order of their first save. Their data files are not opened.
+    ///
+    /// # Errors
+    /// As [`Store::refresh`].
+    pub fn arrays(&self) -> Result<Vec<Array>, StoreError> {
+        self.refresh_quietly()?;
+        let manifest = self.shared.manifest();
+        Ok(manifest
+            .table
+            .records()
+            .map(|record| Array::new(Arc::clone(&self.shared), Arc::clone(record)))
+            .collect())
+    }
+
+    /// An array as of the last refresh. Its data file is not opened.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn record(&self, name: &str) -> Result<Array, StoreError> {
+        let record = self.shared.manifest().table.get(name).cloned();
+        match record {
+            Some(record) => Ok(Array::new(Arc::clone(&self.shared), record)),
+            None => Err(StoreError::NotFound { store: self.path().to_owned(), array: name.to_owned() }),
+        }
+    }
+
+    /// Lets every later commit return only when it is on the disk.
+    pub fn set_durable(&self, durable: bool) {
+        self.shared.durable.store(durable, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    fn manifest(&self) -> RwLockReadGuard<'_, ManifestLog> {
+        self.manifest.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn manifest_mut(&self) -> RwLockWriteGuard<'_, ManifestLog> {
+        self.manifest.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the commits of others into `manifest`. `thorough` asks the system instead of the shared word.
+    fn catch_up(&self, manifest: &mut ManifestLog, thorough: bool) -> Result<(), StoreError> {
+        if !thorough && manifest.is_fresh() {
+            return Ok(());
+        }
+        manifest.catch_up(&*self.storage, false, &mut |change| self.note_change(change))?;
+        Ok(())
+    }
+
+    /// Keeps a change for `refresh`, and closes the files of versions that are gone.
+    fn note_change(&self, change: Change) {
+        if change.kind == ChangeKind::Removed {
+            self.files.forget(change.id);
+        }
+        if let Some(changes) = &mut *lock(&self.changes) {
+            changes.push(change);
+        }
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("path", &self.path())
+            .field("access", &self.access())
+            .finish_non_exhaustive()
+    }
+}
+
+fn open_dir(path: &Path) -> Result<DirStorage, StoreError> {
+    DirStorage::open(path).map_err(|source| not_a_dir(path, "open", source))
+}
+
+fn create_dir(path: &Path) -> Result<DirStorage, StoreError> {
+    DirStorage::create(path).map_err(|source| not_a_dir(path, "create", source))
+}
+
+fn not_a_dir(path: &Path, action: &'static str, source: io::Error) -> StoreError {
+    let found = match source.kind() {
+        io::ErrorKind::NotFound => NotAStore::Missing,
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => NotAStore::NotADirectory,
+        _ => return StoreError::Io { action, path: path.to_owned(), source },
+    };
+    StoreError::NotAStore { path: path.to_owned(), found }
+}
+
+/// Takes the writers' lock of the store in `storage`.
+fn take_lock(storage: &dyn Storage, timeout: Duration) -> Result<Box<dyn crate::sys::LockGuard>, StoreError> {
+    storage.lock(names::LOCK, timeout).map_err(|source| match source.kind() {
+        io::ErrorKind::WouldBlock => StoreError::Locked {
+            store: storage.path().to_owned(),
+            waited: timeout,
+            holder: crate::sys::lock::holder(&storage.path().join(names::LOCK)),
+        },
+        _ => StoreError::io("lock", storage.path(), names::LOCK, source),
+    })
+}
+
+/// A random identity, so that two stores are never taken for one.
+fn new_store_id(storage: &dyn Storage) -> Result<[u8; crate::format::frame::STORE_ID_LEN], StoreError> {
+    crate::sys::random_bytes()
+        .map_err(|source| StoreError::io("draw an identity for", storage.path(), "", source))
+}

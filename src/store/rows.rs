@@ -1,0 +1,85 @@
+//! Which stored rows the rows that users count are: deleted rows lie between them until they are compacted away.
+
+use std::ops::Range;
+
+use roaring::RoaringTreemap;
+
+/// The rows that are not deleted, as runs of stored rows.
+///
+/// Run `i` begins at logical row `logical[i]`, which is stored row `stored[i]`. The last run has no end: rows that
+/// are appended later belong to it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct LiveRows {
+    logical: Vec<u64>,
+    stored: Vec<u64>,
+}
+
+impl LiveRows {
+    pub(super) fn new(deleted: &RoaringTreemap) -> Self {
+        let (mut logical, mut stored) = (Vec::new(), Vec::new());
+        let (mut n_live, mut next) = (0, 0);
+        for row in deleted {
+            if row > next {
+                logical.push(n_live);
+                stored.push(next);
+                n_live += row - next;
+            }
+            next = row + 1;
+        }
+        logical.push(n_live);
+        stored.push(next);
+        Self { logical, stored }
+    }
+
+    /// The stored rows of the logical rows `rows`, in order, as contiguous ranges.
+    pub(super) fn stored_runs(&self, rows: Range<u64>) -> impl Iterator<Item = Range<u64>> + use<'_> {
+        let mut run = self.run_of(rows.start);
+        let mut row = rows.start;
+        std::iter::from_fn(move || {
+            if row >= rows.end {
+                return None;
+            }
+            let end = self.logical.get(run + 1).map_or(rows.end, |next| rows.end.min(*next));
+            let start = self.stored[run] + (row - self.logical[run]);
+            let found = start..start + (end - row);
+            row = end;
+            run += 1;
+            Some(found)
+        })
+    }
+
+    /// The stored row of a logical row.
+    pub(super) fn stored(&self, row: u64) -> u64 {
+        let run = self.run_of(row);
+        self.stored[run] + (row - self.logical[run])
+    }
+
+    /// The run that holds a logical row.
+    fn run_of(&self, row: u64) -> usize {
+        // The first run begins at row 0, so at least one run begins at or before `row`.
+        self.logical.partition_point(|start| *start <= row) - 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn live_rows_are_those_not_deleted(deleted in prop::collection::btree_set(0_u64..60, 0..60)) {
+            let live: Vec<u64> = (0..80).filter(|row| !deleted.contains(row)).collect();
+            let rows = LiveRows::new(&deleted.iter().copied().collect());
+            for (logical, stored) in live.iter().enumerate() {
+                prop_assert_eq!(rows.stored(logical as u64), *stored);
+            }
+            for start in 0..=live.len() {
+                for end in start..=live.len() {
+                    let runs: Vec<u64> = rows.stored_runs(start as u64..end as u64).flatten().collect();
+                    prop_assert_eq!(&runs, &live[start..end]);
+                }
+            }
+        }
+    }
+}

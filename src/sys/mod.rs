@@ -1,0 +1,22 @@
+//! The operating system: files in one directory, maps of them, the writers' lock, and facts about file systems.
+//!
+//! `store` reaches its files only through [`Storage`], so a test can hand it a storage that fails on demand or
+//! forgets what was not synced. Nothing here knows what the bytes mean. All `unsafe` code of the package outside
+//! of `python` is here: the map, the `fcntl` of the lock, and the fork handler.
+
+mod dir;
+mod file;
+mod fork;
+pub mod lock;
+mod mmap;
+pub mod mounts;
+pub mod netfs;
+mod random;
+mod storage;
+mod word;
+
+pub use dir::DirStorage;
+pub use mmap::Map;
+pub use random::random_bytes;
+pub use storage::{FileAccess, FileStat, LockGuard, Storage, StorageFile};
+pub use word::SharedWord;

@@ -1,0 +1,136 @@
+//! The table of mounts, read from `/proc/self/mountinfo` (man 5 proc_pid_mountinfo).
+//!
+//! Asking the table, and not the files, also works for a mount whose daemon has died or does not answer.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
+
+/// One mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountEntry {
+    /// Where it is mounted, as seen from the root directory of this process.
+    pub mount_point: PathBuf,
+    /// Type of file system, such as `ext4` or `fuse.npkfs`.
+    pub fs_type: String,
+    /// What is mounted: a device, a remote path, or whatever the file system calls it.
+    pub source: OsString,
+    /// Device number, as in [`FileStat::dev`](super::FileStat::dev).
+    pub dev: u64,
+}
+
+/// All mounts, those on top of others last.
+pub fn list() -> io::Result<Vec<MountEntry>> {
+    Ok(parse(&fs::read("/proc/self/mountinfo")?))
+}
+
+/// The mount whose mount point is exactly `path`; where several are stacked, the topmost.
+///
+/// `path` may be relative and have symbolic links in it. It is not touched if it is a mount point as it is written.
+pub fn find(path: &Path) -> io::Result<Option<MountEntry>> {
+    let mounts = list()?;
+    let written = std::path::absolute(path)?;
+    Ok(find_in(&mounts, &written).or_else(|| find_in(&mounts, &fs::canonicalize(path).ok()?)).cloned())
+}
+
+fn find_in<'a>(mounts: &'a [MountEntry], path: &Path) -> Option<&'a MountEntry> {
+    mounts.iter().rev().find(|mount| mount.mount_point == path)
+}
+
+/// Lines that are not understood are left out.
+fn parse(mountinfo: &[u8]) -> Vec<MountEntry> {
+    mountinfo.split(|&byte| byte == b'\n').filter_map(parse_line).collect()
+}
+
+/// A line such as `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`: any number of
+/// optional fields ends with `-`.
+fn parse_line(line: &[u8]) -> Option<MountEntry> {
+    let mut fields = line.split(|&byte| byte == b' ');
+    let (major, minor) = str::from_utf8(fields.nth(2)?).ok()?.split_once(':')?;
+    let mount_point = fields.nth(1)?;
+    fields.next()?; // options of this mount
+    fields.find(|&field| field == b"-")?;
+    let fs_type = fields.next()?;
+    let source = fields.next()?;
+    Some(MountEntry {
+        mount_point: PathBuf::from(OsString::from_vec(unescape(mount_point))),
+        fs_type: String::from_utf8_lossy(&unescape(fs_type)).into_owned(),
+        source: OsString::from_vec(unescape(source)),
+        dev: rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?),
+    })
+}
+
+/// Undoes the kernel's `\ooo` for space, tab, newline, backslash and, in some fields, `#`.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        if let [b'\\', a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..] = rest {
+            bytes.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+            rest = tail;
+        } else {
+            bytes.push(first);
+            rest = tail;
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAMPLE: &[u8] = b"\
+22 28 0:20 / /proc rw,relatime shared:14 - proc proc rw
+36 35 98:3 /mnt1 /mnt\\0402/a\\134b\\011 rw,noatime master:1 shared:2 - ext3 /dev/my\\040root rw,errors=continue
+40 28 0:45 / /data ro - fuse.npkfs /srv/data.npk ro,user_id=0
+41 40 0:46 / /data rw shared:1 - tmpfs  rw
+nonsense
+50 28 0:x / /bad rw - tmpfs tmpfs rw
+51 28 0:1 / /cut rw -
+";
+
+    #[test]
+    fn lines_are_parsed_and_unescaped() {
+        let mounts = parse(SAMPLE);
+        assert_eq!(mounts.len(), 4);
+        assert_eq!(mounts[1].mount_point, Path::new("/mnt 2/a\\b\t"));
+        assert_eq!(mounts[1].fs_type, "ext3");
+        assert_eq!(mounts[1].source, "/dev/my root");
+        assert_eq!(mounts[1].dev, rustix::fs::makedev(98, 3));
+        assert_eq!(mounts[2].source, "/srv/data.npk");
+    }
+
+    #[test]
+    fn topmost_of_stacked_mounts_is_found_and_prefixes_are_not() {
+        let mounts = parse(SAMPLE);
+        assert_eq!(find_in(&mounts, Path::new("/data")).expect("mounted").fs_type, "tmpfs");
+        assert_eq!(find_in(&mounts, Path::new("/data/")).expect("mounted").fs_type, "tmpfs");
+        assert_eq!(find_in(&mounts, Path::new("/dat")), None);
+        assert_eq!(find_in(&mounts, Path::new("/data/x")), None);
+    }
+
+    #[test]
+    fn unescape_leaves_what_is_no_escape() {
+        for (field, plain) in [
+            (&b"a\\040b"[..], &b"a b"[..]),
+            (b"\\", b"\\"),
+            (b"\\04", b"\\04"),
+            (b"\\400", b"\\400"),
+            (b"\\043x", b"#x"),
+            (b"", b""),
+        ] {
+            assert_eq!(unescape(field), plain);
+        }
+    }
+
+    #[test]
+    fn proc_is_a_mount_point_and_a_directory_in_it_is_not() {
+        assert_eq!(find(Path::new("/proc")).expect("mountinfo").expect("mounted").fs_type, "proc");
+        assert_eq!(find(Path::new("/../proc/.")).expect("mountinfo").expect("mounted").fs_type, "proc");
+        assert_eq!(find(Path::new("/proc/self")).expect("mountinfo"), None);
+        assert_eq!(find(Path::new("/no/such/place")).expect("mountinfo"), None);
+    }
+}

@@ -1,0 +1,247 @@
+//! The face of the operating system that `store` sees: a directory of flat file names.
+//!
+//! [`DirStorage`](super::DirStorage) is the real one; `tests/common` has one in memory and one that fails on demand.
+//! Errors are `io::Error` as the system gave them, without the name of the file: the caller knows it, and says it.
+
+use std::any::Any;
+use std::fmt;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::{Map, SharedWord};
+
+/// What an opened file is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FileAccess {
+    /// Reading and mapping.
+    Read,
+    /// Reading, mapping and writing.
+    Write,
+}
+
+/// A directory of files, addressed by flat names.
+///
+/// A name is one path component: `/`, NUL, the empty name, `.` and `..` are refused with `InvalidInput`.
+/// No call follows a symbolic link.
+///
+/// [`replace`](Self::replace), [`link_existing`](Self::link_existing) and
+/// [`sweep_temporaries`](Self::sweep_temporaries) are for the holder of the writers' lock.
+pub trait Storage: Send + Sync + fmt::Debug {
+    /// Opens an existing file.
+    ///
+    /// # Errors
+    /// `NotFound`; `InvalidInput` if it is no regular file; `ELOOP` (`FilesystemLoop`) if it is a symbolic link.
+    fn open(&self, name: &str, access: FileAccess) -> io::Result<Arc<dyn StorageFile>>;
+
+    /// Creates an empty file, open for reading and writing, that vanishes with its last handle unless
+    /// [`link`](Self::link) or [`replace`](Self::replace) names it.
+    fn create_unnamed(&self) -> io::Result<Arc<dyn StorageFile>>;
+
+    /// Gives a file made by [`create_unnamed`](Self::create_unnamed) its name.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if the name is taken; the file then stays unnamed.
+    fn link(&self, file: &Arc<dyn StorageFile>, name: &str) -> io::Result<()>;
+
+    /// Makes `to` a hard link to the file `from`, replacing what `to` was.
+    fn link_existing(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Lets a file made by [`create_unnamed`](Self::create_unnamed) atomically become `name`, replacing what is there.
+    fn replace(&self, file: &Arc<dyn StorageFile>, name: &str) -> io::Result<()>;
+
+    /// Renames `from` to `to`, replacing what `to` was.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Removes a name. Open handles and maps of the file stay valid.
+    fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// Describes what is at `name`, be it a regular file or not; [`FileStat::is_file`] tells.
+    fn stat(&self, name: &str) -> io::Result<FileStat>;
+
+    /// All names that are UTF-8, in no particular order.
+    fn list(&self) -> io::Result<Vec<String>>;
+
+    /// Returns when all names given, changed and removed so far are on the disk.
+    fn sync_dir(&self) -> io::Result<()>;
+
+    /// Takes the exclusive lock on the file `name`, which is created if it is missing.
+    ///
+    /// The lock excludes other processes and other threads, also those of the same storage. It ends when the guard
+    /// is dropped or the process dies. A `timeout` of zero tries once.
+    ///
+    /// # Errors
+    /// `WouldBlock` if somebody else holds it for all of `timeout`; [`lock::holder`](super::lock::holder) finds who.
+    fn lock(&self, name: &str, timeout: Duration) -> io::Result<Box<dyn LockGuard>>;
+
+    /// Removes temporary files that their writers left behind, and says how many.
+    fn sweep_temporaries(&self) -> io::Result<usize>;
+
+    /// The directory, for messages.
+    fn path(&self) -> &Path;
+}
+
+/// An open file. All calls take absolute offsets, so threads may share it.
+///
+/// `Any` lets a storage recognise its own files in [`Storage::link`] and [`Storage::replace`].
+pub trait StorageFile: Any + Send + Sync + fmt::Debug {
+    /// Reads until `buf` is full or the file ends, and returns the number of bytes read.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes all of `data`, extending the file where needed.
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Cuts the file, or extends it by zeros. Never cut what somebody may have mapped: that raises SIGBUS there.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Asks for disk space for the first `len` bytes, without changing the file's length.
+    ///
+    /// A file system that cannot do this is not an error.
+    fn reserve(&self, len: u64) -> io::Result<()>;
+
+    /// Returns when the file's contents and length are on the disk.
+    fn sync_data(&self) -> io::Result<()>;
+
+    /// Describes the file.
+    fn stat(&self) -> io::Result<FileStat>;
+
+    /// Sets the times that are given and leaves the others alone.
+    fn set_times(&self, atime: Option<SystemTime>, mtime: Option<SystemTime>) -> io::Result<()>;
+
+    /// Maps `len` bytes from `offset` (any value, aligned or not), shared and read-only.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` if the file is shorter than `offset + len`.
+    fn map(&self, offset: u64, len: usize) -> io::Result<Map>;
+
+    /// Copies `len` bytes from `src_offset` of `src` to `dst_offset` of this file, and returns the number copied,
+    /// which is less than `len` only if `src` ends before. The ranges must not overlap in one file.
+    fn copy_from(&self, src: BorrowedFd<'_>, src_offset: u64, dst_offset: u64, len: u64) -> io::Result<u64>;
+
+    /// Maps the `u64` at `offset`, a multiple of 8, to be shared with other processes.
+    ///
+    /// # Errors
+    /// `Unsupported` where processes do not share memory through files: in a network file system, in memory.
+    fn word(&self, offset: usize, access: FileAccess) -> io::Result<SharedWord> {
+        let _ = (offset, access);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// The descriptor, where there is one.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
+}
+
+/// Holds the lock taken by [`Storage::lock`]; dropping it releases the lock.
+pub trait LockGuard: Send {
+    /// Whether the locked file is still the one that has the name.
+    ///
+    /// `false` means that the lock file was removed or replaced while this storage kept it open, so that this guard
+    /// excludes nobody; the next [`Storage::lock`] opens the file of that name anew. Costs one or two system calls:
+    /// worth asking when the manifest turns out to be another file than before.
+    fn is_current(&self) -> io::Result<bool>;
+}
+
+/// What the system knows about a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileStat {
+    /// Inode number.
+    pub ino: u64,
+    /// Device of the file system.
+    pub dev: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Bytes that the file occupies on the disk.
+    pub allocated: u64,
+    /// Time of the last access.
+    pub atime: SystemTime,
+    /// Time of the last change of the contents.
+    pub mtime: SystemTime,
+    /// Time of the last change of the inode.
+    pub ctime: SystemTime,
+    /// File type and permissions, as in `st_mode`.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Number of names.
+    pub nlink: u64,
+}
+
+impl FileStat {
+    /// Whether this is a regular file.
+    pub fn is_file(&self) -> bool {
+        self.mode & libc::S_IFMT == libc::S_IFREG
+    }
+
+    /// Whether `other` is the same file, whatever its length and times.
+    pub fn is_same_file(&self, other: &FileStat) -> bool {
+        (self.dev, self.ino) == (other.dev, other.ino)
+    }
+}
+
+impl From<rustix::fs::Stat> for FileStat {
+    #[allow(
+        clippy::unnecessary_cast,
+        reason = "the fields have other, never larger types on other architectures"
+    )]
+    fn from(stat: rustix::fs::Stat) -> Self {
+        FileStat {
+            ino: stat.st_ino as u64,
+            dev: stat.st_dev as u64,
+            len: stat.st_size as u64,
+            allocated: (stat.st_blocks as u64).saturating_mul(512), // st_blocks counts 512 bytes on every file system
+            atime: system_time(stat.st_atime as i64, stat.st_atime_nsec as u32),
+            mtime: system_time(stat.st_mtime as i64, stat.st_mtime_nsec as u32),
+            ctime: system_time(stat.st_ctime as i64, stat.st_ctime_nsec as u32),
+            mode: stat.st_mode as u32,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            nlink: stat.st_nlink as u64,
+        }
+    }
+}
+
+/// A time as the kernel gives it; nanoseconds count upwards also before 1970.
+fn system_time(secs: i64, nanos: u32) -> SystemTime {
+    let whole = Duration::from_secs(secs.unsigned_abs());
+    let base = if secs >= 0 { UNIX_EPOCH.checked_add(whole) } else { UNIX_EPOCH.checked_sub(whole) };
+    base.and_then(|base| base.checked_add(Duration::from_nanos(u64::from(nanos)))).unwrap_or(UNIX_EPOCH)
+}
+
+/// Refuses a name that is not one path component.
+pub(super) fn check_name(name: &str) -> io::Result<()> {
+    if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+        let message = format!("{name:?} is not the name of a file inside a directory");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_single_components() {
+        for name in ["a", "data_x~2.npkd", "...", "\u{e9}", ".hidden", " "] {
+            check_name(name).expect(name);
+        }
+        for name in ["", ".", "..", "/", "a/b", "../a", "a\0b"] {
+            let error = check_name(name).expect_err(name);
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+            assert_eq!(error.to_string(), format!("{name:?} is not the name of a file inside a directory"));
+        }
+    }
+
+    #[test]
+    fn times_before_1970_and_beyond_the_clock_do_not_panic() {
+        assert_eq!(system_time(0, 5), UNIX_EPOCH + Duration::from_nanos(5));
+        // -1 s + 0.75 s is a quarter of a second before the epoch.
+        assert_eq!(system_time(-1, 750_000_000), UNIX_EPOCH - Duration::from_millis(250));
+        let _ = system_time(i64::MAX, 999_999_999);
+        let _ = system_time(i64::MIN, 0);
+    }
+}

@@ -1,0 +1,269 @@
+//! A storage that passes every call on to another one, until told to fail or to die at one of them.
+
+use std::io;
+use std::mem;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
+
+use numpack::sys::{FileAccess, FileStat, LockGuard, Map, Storage, StorageFile};
+
+/// Counts the calls that change something, or make it durable, or lock; and can fail one, or die at one.
+#[derive(Debug)]
+pub struct FaultyStorage {
+    inner: Arc<dyn Storage>,
+    faults: Faults,
+}
+
+/// What becomes of a write that its process does not survive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LastWrite {
+    /// None of its bytes is written.
+    Lost,
+    /// The first half of its bytes is written.
+    Torn,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Faults(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    calls: Vec<&'static str>,
+    plan: Plan,
+}
+
+#[derive(Debug, Default)]
+enum Plan {
+    #[default]
+    Work,
+    FailAt(usize, io::Error),
+    DieAt(usize, LastWrite),
+    Dead,
+}
+
+/// What a counted call is to do.
+enum Verdict {
+    Do,
+    /// Do the first half, and fail.
+    Tear,
+}
+
+impl FaultyStorage {
+    /// Wraps `inner`; every call works.
+    pub fn new(inner: Arc<dyn Storage>) -> Self {
+        FaultyStorage { inner, faults: Faults::default() }
+    }
+
+    /// Names of the counted calls so far, the one that failed included.
+    pub fn calls(&self) -> Vec<&'static str> {
+        self.faults.state().calls.clone()
+    }
+
+    /// Lets the `n`-th counted call from the beginning (the first is 1) fail with `error` and do nothing.
+    pub fn fail_at(&self, n: usize, error: io::Error) {
+        self.faults.state().plan = Plan::FailAt(n, error);
+    }
+
+    /// Lets the process die at the `n`-th counted call: it and all later calls, reading ones too, fail, and nothing
+    /// more reaches the storage below.
+    pub fn die_at(&self, n: usize, last_write: LastWrite) {
+        self.faults.state().plan = Plan::DieAt(n, last_write);
+    }
+
+    /// Whether the planned failure or death has happened, or there was none planned.
+    pub fn is_done(&self) -> bool {
+        matches!(self.faults.state().plan, Plan::Work | Plan::Dead)
+    }
+
+    fn file(&self, inner: Arc<dyn StorageFile>) -> Arc<dyn StorageFile> {
+        Arc::new(FaultyFile { inner, faults: self.faults.clone() })
+    }
+
+    /// Counts a call that cannot be torn.
+    fn count(&self, call: &'static str) -> io::Result<()> {
+        self.faults.count_whole(call)
+    }
+}
+
+fn death() -> io::Error {
+    io::Error::other("this process died, as planned")
+}
+
+impl Faults {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("no panic while it is locked")
+    }
+
+    fn check_alive(&self) -> io::Result<()> {
+        if matches!(self.state().plan, Plan::Dead) { Err(death()) } else { Ok(()) }
+    }
+
+    fn count(&self, call: &'static str) -> io::Result<Verdict> {
+        let mut state = self.state();
+        if matches!(state.plan, Plan::Dead) {
+            return Err(death());
+        }
+        state.calls.push(call);
+        let n = state.calls.len();
+        match mem::take(&mut state.plan) {
+            Plan::FailAt(at, error) if at == n => Err(error),
+            Plan::DieAt(at, last_write) if at == n => {
+                state.plan = Plan::Dead;
+                if last_write == LastWrite::Torn { Ok(Verdict::Tear) } else { Err(death()) }
+            }
+            plan => {
+                state.plan = plan;
+                Ok(Verdict::Do)
+            }
+        }
+    }
+
+    fn count_whole(&self, call: &'static str) -> io::Result<()> {
+        match self.count(call)? {
+            Verdict::Do => Ok(()),
+            Verdict::Tear => Err(death()),
+        }
+    }
+}
+
+/// The file of the storage below.
+fn inner_file(file: &Arc<dyn StorageFile>) -> &Arc<dyn StorageFile> {
+    let any: &dyn std::any::Any = &**file;
+    &any.downcast_ref::<FaultyFile>().expect("a file of a FaultyStorage").inner
+}
+
+impl Storage for FaultyStorage {
+    fn open(&self, name: &str, access: FileAccess) -> io::Result<Arc<dyn StorageFile>> {
+        self.faults.check_alive()?;
+        Ok(self.file(self.inner.open(name, access)?))
+    }
+
+    fn create_unnamed(&self) -> io::Result<Arc<dyn StorageFile>> {
+        self.count("create_unnamed")?;
+        Ok(self.file(self.inner.create_unnamed()?))
+    }
+
+    fn link(&self, file: &Arc<dyn StorageFile>, name: &str) -> io::Result<()> {
+        self.count("link")?;
+        self.inner.link(inner_file(file), name)
+    }
+
+    fn link_existing(&self, from: &str, to: &str) -> io::Result<()> {
+        self.count("link_existing")?;
+        self.inner.link_existing(from, to)
+    }
+
+    fn replace(&self, file: &Arc<dyn StorageFile>, name: &str) -> io::Result<()> {
+        self.count("replace")?;
+        self.inner.replace(inner_file(file), name)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.count("rename")?;
+        self.inner.rename(from, to)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.count("remove")?;
+        self.inner.remove(name)
+    }
+
+    fn stat(&self, name: &str) -> io::Result<FileStat> {
+        self.faults.check_alive()?;
+        self.inner.stat(name)
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.faults.check_alive()?;
+        self.inner.list()
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        self.count("sync_dir")?;
+        self.inner.sync_dir()
+    }
+
+    /// The guard releases the lock also after the death, as the kernel would.
+    fn lock(&self, name: &str, timeout: Duration) -> io::Result<Box<dyn LockGuard>> {
+        self.count("lock")?;
+        self.inner.lock(name, timeout)
+    }
+
+    fn sweep_temporaries(&self) -> io::Result<usize> {
+        self.count("sweep_temporaries")?;
+        self.inner.sweep_temporaries()
+    }
+
+    fn path(&self) -> &Path {
+        self.inner.path()
+    }
+}
+
+#[derive(Debug)]
+struct FaultyFile {
+    inner: Arc<dyn StorageFile>,
+    faults: Faults,
+}
+
+impl StorageFile for FaultyFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.faults.check_alive()?;
+        self.inner.read_at(buf, offset)
+    }
+
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        match self.faults.count("write_at")? {
+            Verdict::Do => self.inner.write_at(data, offset),
+            Verdict::Tear => {
+                self.inner.write_at(&data[..data.len() / 2], offset)?;
+                Err(death())
+            }
+        }
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.faults.count_whole("set_len")?;
+        self.inner.set_len(len)
+    }
+
+    fn reserve(&self, len: u64) -> io::Result<()> {
+        self.faults.count_whole("reserve")?;
+        self.inner.reserve(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.faults.count_whole("sync_data")?;
+        self.inner.sync_data()
+    }
+
+    fn stat(&self) -> io::Result<FileStat> {
+        self.faults.check_alive()?;
+        self.inner.stat()
+    }
+
+    fn set_times(&self, atime: Option<SystemTime>, mtime: Option<SystemTime>) -> io::Result<()> {
+        self.faults.count_whole("set_times")?;
+        self.inner.set_times(atime, mtime)
+    }
+
+    fn map(&self, offset: u64, len: usize) -> io::Result<Map> {
+        self.faults.check_alive()?;
+        self.inner.map(offset, len)
+    }
+
+    fn copy_from(&self, src: BorrowedFd<'_>, src_offset: u64, dst_offset: u64, len: u64) -> io::Result<u64> {
+        match self.faults.count("copy_from")? {
+            Verdict::Do => self.inner.copy_from(src, src_offset, dst_offset, len),
+            Verdict::Tear => {
+                self.inner.copy_from(src, src_offset, dst_offset, len / 2)?;
+                Err(death())
+            }
+        }
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.fd()
+    }
+}
