@@ -86,5 +86,5 @@ $(VENV)/.test: .ci/requirements-test.txt $(VENV)/.build-deps
 # The same as `pip install .`, with the build tools of .venv/ and without asking the network again.
 $(VENV)/.built: $(SOURCES) $(VENV)/.build-deps
 	@echo 'build: pip install . (numpack and npkfs, release profile; some minutes the first time)'
-	@$(PIP) install --no-build-isolation --no-deps --force-reinstall .
+	@PATH="$$PWD/$(VENV)/bin:$$PATH" $(PIP) install --no-build-isolation --no-deps --force-reinstall .
 	@touch $@
