@@ -217,21 +217,34 @@ def replace(n_arrays, scattered):
     return measure
 
 
-def cycles(world, row):
-    path = world.store_with(10)
-    result = Result(row.name, f"{CYCLES:,} times open and close, 10 arrays in the store", goal=Goal(most=0.1))
+def cycles(appends):
+    """In a store whose manifest is as one `save` wrote it, and in one with a log of appends behind it."""
 
-    def work():
-        for _ in range(CYCLES):
-            npk = NumPack(path)
-            npk.open()
-            npk.close()
+    def measure(world, row):
+        path = world.root / "cycles.npk"
+        after = f", after {appends:,} appends" if appends else ""
+        result = Result(row.name, f"{CYCLES:,} times open and close, 10 arrays in the store{after}", goal=Goal(most=0.1))
+        rows = np.zeros((BATCH, ROW), np.float32)
+        with NumPack(path, drop_if_exists=True) as npk:
+            npk.save({f"rows{i}": rows for i in range(10)})
+            for _ in range(appends):
+                npk.append({"rows0": rows})
 
-    timed(work)
-    for _ in range(world.rounds):
-        seconds, _ = timed(work)
-        result.ours.append(seconds)
-    return [result]
+        def work():
+            for _ in range(CYCLES):
+                npk = NumPack(path)
+                npk.open()
+                npk.close()
+
+        timed(work)
+        for _ in range(world.rounds):
+            seconds, _ = timed(work)
+            result.ours.append(seconds)
+        with NumPack(path) as npk:
+            expect(npk.get_shape("rows9") == rows.shape, "the store changed")
+        return [result]
+
+    return measure
 
 
 def lookup(world, row):
@@ -272,6 +285,7 @@ ROWS = [
     Row("native/replace/many", replace(many, scattered=False)),
     Row("native/replace-scattered/few", replace(few, scattered=True)),
     Row("native/replace-scattered/many", replace(many, scattered=True)),
-    Row("native/open-close", cycles),
+    Row("native/open-close", cycles(0)),
+    Row("native/open-close/appended", cycles(1000)),
     Row("native/lookup", lookup),
 ]
