@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use numpack::store::{Access, Array, Attrs, Dtype, NewArray, NotAStore, Store, StoreError};
+use numpack::store::{Access, Array, Attrs, ChangeKind, Dtype, NewArray, NotAStore, Store, StoreError};
 use tempfile::TempDir;
 
 fn temp() -> (TempDir, std::path::PathBuf) {
@@ -282,6 +282,30 @@ fn in_place_writes_reach_the_rows_and_never_the_header() {
 }
 
 #[test]
+fn in_place_writes_are_told_to_those_who_watch() {
+    let (_dir, path) = temp();
+    let writer = Store::create(&path).unwrap();
+    save(&writer, "a", &[4], 0);
+    let watcher = Store::open(&path, Access::Read).unwrap();
+    watcher.track_changes();
+    let generation = || Store::open(&path, Access::Read).unwrap().generation();
+    let before = generation();
+    writer.replace("a", &[1], array(&[1], &numbers(&[1], 9))).unwrap();
+    assert_eq!(generation(), before, "nobody watches, so nothing is committed");
+    let guard = watcher.watch().unwrap();
+    writer.replace("a", &[2], array(&[1], &numbers(&[1], 9))).unwrap();
+    writer.array("a").unwrap().write_npy_at(4096, &[1]).unwrap();
+    let changes = watcher.refresh().unwrap();
+    assert_eq!(
+        changes.iter().map(|c| (&c.kind, c.is_own)).collect::<Vec<_>>(),
+        [(&ChangeKind::Written, false), (&ChangeKind::Written, false)]
+    );
+    drop(guard);
+    writer.replace("a", &[3], array(&[1], &numbers(&[1], 9))).unwrap();
+    assert!(watcher.refresh().unwrap().is_empty());
+}
+
+#[test]
 fn replace_takes_the_last_of_duplicates_and_checks_first() {
     let (_dir, path) = temp();
     let store = Store::create(&path).unwrap();
@@ -480,7 +504,7 @@ fn a_lagging_header_is_mended() {
     a.read_npy_at(0, &mut text).unwrap();
     assert!(String::from_utf8_lossy(&text).contains("(3,)"));
     let a = store.array("a").unwrap();
-    assert!(a.mend_header().unwrap());
-    assert!(!a.mend_header().unwrap());
+    assert!(a.mend().unwrap());
+    assert!(!a.mend().unwrap());
     assert!(a.backing().unwrap().is_some());
 }

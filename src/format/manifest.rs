@@ -135,6 +135,8 @@ pub enum Op {
     Rows(Arc<str>, u64),
     /// Deletes further stored rows.
     DropRows(Arc<str>, DeletedRows),
+    /// Tells that elements were written in place.
+    Written(Arc<str>),
     /// Sets and removes user attributes of an array, or of the store.
     Attrs(Option<Arc<str>>, Attrs, Vec<String>),
 }
@@ -155,6 +157,7 @@ enum StoredOp {
     Rename(Arc<str>, Arc<str>),
     Rows(Arc<str>, u64),
     DropRows(Arc<str>, DeletedRows),
+    Written(Arc<str>),
     Attrs(Option<Arc<str>>, Attrs, Vec<String>),
 }
 
@@ -167,6 +170,8 @@ pub struct Change {
     pub id: ArrayId,
     /// What changed.
     pub kind: ChangeKind,
+    /// Whether it was this process's own commit, through this handle.
+    pub is_own: bool,
 }
 
 /// See [`Change`]. A new version of an array is a removal and an addition.
@@ -183,6 +188,8 @@ pub enum ChangeKind {
     },
     /// Rows were appended or deleted.
     Resized,
+    /// Elements were written in place, as far as that was told: it is only where somebody watches.
+    Written,
     /// Only user attributes changed.
     Attrs,
 }
@@ -297,7 +304,7 @@ impl Table {
             return Err(refused(format!("follows generation {}", self.generation.0)));
         }
         let mut tell = |record: &Record, kind| {
-            changed(Change { name: Arc::clone(&record.name), id: record.id, kind });
+            changed(Change { name: Arc::clone(&record.name), id: record.id, kind, is_own: false });
         };
         for op in &edit.ops {
             match op {
@@ -358,6 +365,10 @@ impl Table {
                         record.mtime = edit.time;
                     })?;
                     tell(&record, ChangeKind::Resized);
+                }
+                Op::Written(name) => {
+                    let record = self.change(name, edit, |record| record.mtime = edit.time)?;
+                    tell(&record, ChangeKind::Written);
                 }
                 Op::Attrs(None, set, remove) => change_attrs(&mut self.attrs, set, remove),
                 Op::Attrs(Some(name), set, remove) => {
@@ -435,8 +446,8 @@ fn decode_record(StoredEntry(name, blob): StoredEntry, offset: u64) -> Result<Re
     }
     let dtype = Dtype::from_descr(stored.descr)?;
     let layout = Layout::new(&dtype, &stored.shape, stored.fortran_order)?;
-    let fits =
-        stored.offset <= MAX_HEADER_LEN as u64 && layout.nbytes() <= i64::MAX as u64 - MAX_HEADER_LEN as u64;
+    let fits = stored.offset <= MAX_HEADER_LEN as u64
+        && layout.nbytes() <= (i64::MAX as u64).saturating_sub(MAX_HEADER_LEN as u64);
     let wrong = |what| FormatError::Shape { shape: stored.shape.clone(), what };
     if !fits {
         return Err(wrong("does not fit a file"));
@@ -466,6 +477,7 @@ impl Edit {
             Op::Rename(from, to) => StoredOp::Rename(Arc::clone(from), Arc::clone(to)),
             Op::Rows(name, n_rows) => StoredOp::Rows(Arc::clone(name), *n_rows),
             Op::DropRows(name, rows) => StoredOp::DropRows(Arc::clone(name), rows.clone()),
+            Op::Written(name) => StoredOp::Written(Arc::clone(name)),
             Op::Attrs(name, set, remove) => StoredOp::Attrs(name.clone(), set.clone(), remove.clone()),
         });
         to_bytes(&StoredEdit { generation: self.generation, time: self.time, ops: ops.collect() })
@@ -485,6 +497,7 @@ impl Edit {
                 StoredOp::Rename(from, to) => Op::Rename(from, to),
                 StoredOp::Rows(name, n_rows) => Op::Rows(name, n_rows),
                 StoredOp::DropRows(name, rows) => Op::DropRows(name, rows),
+                StoredOp::Written(name) => Op::Written(name),
                 StoredOp::Attrs(name, set, remove) => Op::Attrs(name, set, remove),
             })
         });

@@ -190,7 +190,7 @@ impl Array {
                 .map(|(i, part)| scope.spawn(move || self.read_bytes(i * part_len as u64, part)))
                 .collect();
             // All are joined; the first error is reported.
-            parts.into_iter().map(|part| part.join().expect("reading does not panic")).collect()
+            parts.into_iter().try_for_each(|part| part.join().expect("reading does not panic"))
         })
     }
 
@@ -303,8 +303,9 @@ impl Array {
         if elements.is_empty() {
             return Ok(());
         }
-        let _guard = self.shared.lock_writers()?;
-        self.write_bytes(offset + header_part as u64 - self.header_len(), elements)
+        let guard = self.shared.lock_writers()?;
+        self.write_bytes(offset + header_part as u64 - self.header_len(), elements)?;
+        self.shared.tell_written(&guard, self)
     }
 
     /// The elements as one shared mapping, without reading any. `None` where deleted rows lie between them.
@@ -331,8 +332,8 @@ impl Array {
         Ok(Some(ArrayMap { map: self.map_file()?, range: 0..self.npy_len() as usize }))
     }
 
-    /// The data file's descriptor, if its bytes are those of the virtual `.npy` file: nothing is deleted, and the
-    /// header in the file describes this state of the array.
+    /// The data file's descriptor, if its bytes are those of the virtual `.npy` file: nothing is deleted, the
+    /// header in the file describes this state of the array, and nothing follows the elements.
     ///
     /// # Errors
     /// `DataFile`; `Io`.
@@ -341,27 +342,34 @@ impl Array {
             return Ok(None);
         }
         let described = self.stored_header()?.1.is_ok_and(|header| self.is_described_by(&header));
-        Ok(if described { self.data()?.file.fd() } else { None })
+        let is_whole = described && self.stat()?.len == self.record.data_end();
+        Ok(if is_whole { self.data()?.file.fd() } else { None })
     }
 
-    /// Rewrites the header in the data file if a writer died between its commit and the header. Returns whether
-    /// that was needed.
+    /// Finishes what a writer that died left of an append: rewrites a header that lags behind the record, cuts off
+    /// rows that were never committed. Returns whether that was needed.
     ///
     /// # Errors
     /// `ReadOnly`; `Locked`; `DataFile` if no header of that length describes the array; `Io`.
-    pub fn mend_header(&self) -> Result<bool, StoreError> {
+    pub fn mend(&self) -> Result<bool, StoreError> {
         let _guard = self.shared.lock_writers()?;
         // Only the newest state may be written into the file.
         let current = self.shared.manifest().table.get(self.name()).cloned();
         let Some(record) = current.filter(|current| current.id == self.id()) else {
             return Ok(false);
         };
-        let (_, header) = self.stored_header()?;
-        if header.is_ok_and(|header| header.describes(&record.dtype, &record.layout)) {
-            return Ok(false);
+        let data = self.data()?;
+        let is_longer = self.stat()?.len > record.data_end();
+        if is_longer {
+            // Nobody has what follows mapped: it was never committed.
+            data.file.set_len(record.data_end()).map_err(|source| self.io("truncate", source))?;
         }
-        self.shared.write_header(&record, self.data()?)?;
-        Ok(true)
+        let (_, header) = self.stored_header()?;
+        let is_current = header.is_ok_and(|header| header.describes(&record.dtype, &record.layout));
+        if !is_current {
+            self.shared.write_header(&record, data)?;
+        }
+        Ok(is_longer || !is_current)
     }
 
     /// Returns when the elements are on the disk.

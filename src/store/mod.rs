@@ -18,7 +18,7 @@ mod writer;
 use std::collections::HashSet;
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub use crate::format::manifest::{Change, ChangeKind};
 pub use crate::format::{ArrayId, Attrs, Dtype, Generation};
 
 use crate::format::names;
-use crate::sys::{DirStorage, FileAccess, Storage};
+use crate::sys::{DirStorage, FileAccess, FileStat, FsStat, LockGuard, Storage};
 use data::{DataFiles, lock};
 use log::ManifestLog;
 
@@ -187,6 +187,38 @@ impl Store {
     /// Asks for the changes that [`Store::refresh`] returns; until then they are not collected.
     pub fn track_changes(&self) {
         lock(&self.shared.changes).get_or_insert_default();
+    }
+
+    /// Asks all writers to tell when they write elements in place, until the guard is dropped: for those who keep
+    /// copies of elements. Writes through mappings are never told.
+    ///
+    /// # Errors
+    /// `Locked`; `Io`.
+    pub fn watch(&self) -> Result<Box<dyn LockGuard>, StoreError> {
+        let watched = self.shared.storage.watch(names::LOCK);
+        watched.map_err(|source| StoreError::io("watch", self.path(), names::LOCK, source))
+    }
+
+    /// The file that changes with every commit; a new file takes its place now and then.
+    pub fn manifest_path(&self) -> PathBuf {
+        self.path().join(names::MANIFEST)
+    }
+
+    /// What the system knows about the store's folder.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn stat(&self) -> Result<FileStat, StoreError> {
+        self.shared.storage.stat_dir().map_err(|source| StoreError::io("stat", self.path(), "", source))
+    }
+
+    /// What the system knows about the file system that the store is on.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn stat_fs(&self) -> Result<FsStat, StoreError> {
+        let stat = self.shared.storage.stat_fs();
+        stat.map_err(|source| StoreError::io("stat the file system of", self.path(), "", source))
     }
 
     /// Picks up the commits of others, and returns all changes since the last call, our own too, in order, if
@@ -350,7 +382,7 @@ fn not_a_dir(path: &Path, action: &'static str, source: io::Error) -> StoreError
 }
 
 /// Takes the writers' lock of the store in `storage`.
-fn take_lock(storage: &dyn Storage, timeout: Duration) -> Result<Box<dyn crate::sys::LockGuard>, StoreError> {
+fn take_lock(storage: &dyn Storage, timeout: Duration) -> Result<Box<dyn LockGuard>, StoreError> {
     storage.lock(names::LOCK, timeout).map_err(|source| match source.kind() {
         io::ErrorKind::WouldBlock => StoreError::Locked {
             store: storage.path().to_owned(),

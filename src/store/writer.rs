@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::data::{DataFile, fault, lock};
 use super::error::{DataFileFault, StoreError};
 use super::log::ManifestLog;
-use super::{Access, Shared, Store};
+use super::{Access, Change, Shared, Store};
 use crate::bytes::u32_at;
 use crate::format::manifest::{Attrs, DeletedRows};
 use crate::format::npy;
@@ -64,8 +64,15 @@ pub(super) struct Staged {
 
 /// The writers' lock, in this process and among processes.
 pub(super) struct WriteGuard<'a> {
-    _file: Box<dyn LockGuard>,
+    file: Box<dyn LockGuard>,
     _thread: MutexGuard<'a, ()>,
+}
+
+impl WriteGuard<'_> {
+    /// Whether somebody keeps copies of elements, and wants to know when they are written in place.
+    pub(super) fn is_watched(&self) -> bool {
+        self.file.is_watched()
+    }
 }
 
 /// One commit in the making.
@@ -218,6 +225,9 @@ impl Shared {
         self.check_writable()?;
         let thread = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut file = super::take_lock(&*self.storage, self.lock_timeout)?;
+        if self.swept.load(Ordering::Relaxed) && self.manifest().is_fresh() {
+            return Ok(WriteGuard { file, _thread: thread });
+        }
         let mut manifest = self.manifest_mut();
         let changed = loop {
             let changed = manifest.catch_up(&*self.storage, true, &mut |change| self.note_change(change))?;
@@ -233,7 +243,7 @@ impl Shared {
         if changed || !self.swept.swap(true, Ordering::Relaxed) {
             self.finish_intent(&manifest);
         }
-        Ok(WriteGuard { _file: file, _thread: thread })
+        Ok(WriteGuard { file, _thread: thread })
     }
 
     /// Writes a new version of an array into a file without a name.
@@ -338,8 +348,9 @@ impl Shared {
         }
         ops.extend(records.into_iter().map(Op::Put));
         let mut manifest = self.manifest_mut();
-        let appended =
-            manifest.append(&*self.storage, time, ops, durable, &mut |change| self.note_change(change));
+        let appended = manifest.append(&*self.storage, time, ops, durable, &mut |change| {
+            self.note_change(Change { is_own: true, ..change });
+        });
         self.or_poison(appended)?;
         // The commit is made. What fails from here on is mended by the next writer.
         for (name, data) in &headers {

@@ -11,15 +11,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, linkat, openat, renameat,
-    renameat_with, statat, unlinkat,
+    AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, fstatvfs, linkat, openat,
+    renameat, renameat_with, statat, unlinkat,
 };
 use rustix::io::{Errno, retry_on_intr};
 
 use super::file::{DirFile, Temporary};
-use super::lock::LockTable;
+use super::lock::{self, LockTable};
 use super::storage::check_name;
-use super::{FileAccess, FileStat, LockGuard, Storage, StorageFile, random_bytes};
+use super::{FileAccess, FileStat, FsStat, LockGuard, Storage, StorageFile, netfs, random_bytes};
 
 const TEMPORARY_PREFIX: &str = "tmp_";
 const TEMPORARY_SUFFIX: &str = ".npkd";
@@ -245,6 +245,11 @@ impl Storage for DirStorage {
         Ok(Box::new(self.locks.lock(&self.dir, name, timeout)?))
     }
 
+    fn watch(&self, name: &str) -> io::Result<Box<dyn LockGuard>> {
+        check_name(name)?;
+        Ok(Box::new(lock::watch(&self.dir, name)?))
+    }
+
     fn sweep_temporaries(&self) -> io::Result<usize> {
         let mut swept = 0;
         for name in self.list()?.iter().filter(|name| is_temporary(name)) {
@@ -263,6 +268,24 @@ impl Storage for DirStorage {
             }
         }
         Ok(swept)
+    }
+
+    fn stat_dir(&self) -> io::Result<FileStat> {
+        Ok(fstat(&self.dir)?.into())
+    }
+
+    fn stat_fs(&self) -> io::Result<FsStat> {
+        let stat = fstatvfs(&self.dir)?;
+        Ok(FsStat {
+            block_len: stat.f_frsize,
+            blocks: stat.f_blocks,
+            blocks_free: stat.f_bfree,
+            blocks_available: stat.f_bavail,
+            files: stat.f_files,
+            files_free: stat.f_ffree,
+            name_max: stat.f_namemax,
+            is_shared: netfs::kind(&self.dir)?.is_shared(),
+        })
     }
 
     fn path(&self) -> &Path {

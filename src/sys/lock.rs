@@ -1,8 +1,12 @@
 //! The writers' lock: an exclusive open-file-description lock on byte 0 of the lock file.
 //!
+//! Watchers, who keep copies of what is in the data files, share a lock on byte 1. A writer asks for both bytes at
+//! once, and is content with byte 0 where it cannot have both: so it learns without a further call that it is
+//! watched.
+//!
 //! It dies with its process and also excludes other descriptions in the same process, which plain `fcntl` locks do
 //! not. The lock file stays open, so that taking and releasing the lock is one system call each. The pure-Python
-//! backend takes the same lock: `F_OFD_SETLK`, `F_WRLCK`, `SEEK_SET`, start 0, length 1.
+//! backend takes the same lock: `F_OFD_SETLK`, `F_WRLCK`, `SEEK_SET`, start 0, length 2, or 1.
 
 use std::fs;
 use std::io;
@@ -22,6 +26,12 @@ use super::fork;
 // A commit takes tens of microseconds, a folding of the manifest milliseconds.
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(5);
+/// A watcher that a writer keeps waiting gives up after about 30 s.
+const MAX_WATCH_ATTEMPTS: usize = 6000;
+
+const WRITER_BYTE: libc::off_t = 0;
+const WATCHER_BYTE: libc::off_t = 1;
+const WRITER_AND_WATCHER_LEN: libc::off_t = 2;
 
 /// The lock files that one storage has open, by name. There is one in practice.
 ///
@@ -36,9 +46,9 @@ impl LockTable {
         let mut pause = FIRST_PAUSE;
         loop {
             let (file, opened) = self.file(dir, name)?;
-            if file.try_lock()? {
+            if let Some(is_watched) = file.try_lock()? {
                 let waited = deadline.is_some();
-                let guard = OfdGuard { file };
+                let guard = OfdGuard { file, is_watched };
                 // Whoever removes a store removes its lock file last: it may have gone while this one waited.
                 if !(opened || waited) || guard.is_current()? {
                     return Ok(guard);
@@ -99,12 +109,18 @@ impl LockFile {
         })
     }
 
-    fn try_lock(&self) -> io::Result<bool> {
+    /// Takes the lock and says whether somebody watches; `None` if somebody else has it.
+    fn try_lock(&self) -> io::Result<Option<bool>> {
         if self.held.swap(true, Ordering::Acquire) {
-            return Ok(false);
+            return Ok(None);
         }
-        let locked = set_lock(self.fd.as_fd(), libc::F_WRLCK);
-        if !matches!(locked, Ok(true)) {
+        let try_range = |len| set_lock(self.fd.as_fd(), libc::F_WRLCK, WRITER_BYTE, len);
+        let locked = match try_range(WRITER_AND_WATCHER_LEN) {
+            Ok(true) => Ok(Some(false)),
+            Ok(false) => try_range(1).map(|locked| locked.then_some(true)),
+            Err(error) => Err(error),
+        };
+        if !matches!(locked, Ok(Some(_))) {
             self.held.store(false, Ordering::Release);
         }
         locked
@@ -114,7 +130,7 @@ impl LockFile {
         // In a forked child the lock is still the parent's, and not ours to release.
         if fork::generation().is_ok_and(|forks| forks == self.forks) {
             // The whole lock of a description cannot fail to be released; were it to, closing the file would do it.
-            if set_lock(self.fd.as_fd(), libc::F_UNLCK).is_err() {
+            if set_lock(self.fd.as_fd(), libc::F_UNLCK, WRITER_BYTE, WRITER_AND_WATCHER_LEN).is_err() {
                 self.stale.store(true, Ordering::Relaxed);
             }
             self.held.store(false, Ordering::Release);
@@ -126,9 +142,46 @@ impl LockFile {
 #[derive(Debug)]
 pub(super) struct OfdGuard {
     file: Arc<LockFile>,
+    is_watched: bool,
+}
+
+/// The watchers' lock, until dropped.
+#[derive(Debug)]
+pub(super) struct WatchGuard {
+    _fd: OwnedFd,
+}
+
+impl LockGuard for WatchGuard {
+    fn is_current(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    fn is_watched(&self) -> bool {
+        true
+    }
+}
+
+/// Takes the watchers' lock on `name` in the directory `dir`; see [`Storage::watch`](super::Storage::watch).
+pub(super) fn watch(dir: &Arc<OwnedFd>, name: &str) -> io::Result<WatchGuard> {
+    let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let fd = rustix::io::retry_on_intr(|| openat(dir, name, flags, Mode::from_raw_mode(0o666)))?;
+    // A writer has both bytes for the time of a commit.
+    let mut pause = FIRST_PAUSE;
+    for _ in 0..MAX_WATCH_ATTEMPTS {
+        if set_lock(fd.as_fd(), libc::F_RDLCK, WATCHER_BYTE, 1)? {
+            return Ok(WatchGuard { _fd: fd });
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+    Err(io::Error::new(io::ErrorKind::WouldBlock, "a writer holds the lock"))
 }
 
 impl LockGuard for OfdGuard {
+    fn is_watched(&self) -> bool {
+        self.is_watched
+    }
+
     fn is_current(&self) -> io::Result<bool> {
         let file = &self.file;
         let ours = fstat(&file.fd)?;
@@ -148,14 +201,14 @@ impl Drop for OfdGuard {
     }
 }
 
-/// Sets or clears the lock; `false` if another description has it.
+/// Sets or clears the lock on `len` bytes from `start`; `false` if another description has it.
 #[expect(unsafe_code, reason = "neither std nor rustix has open-file-description locks")]
-fn set_lock(fd: BorrowedFd<'_>, kind: libc::c_int) -> io::Result<bool> {
+fn set_lock(fd: BorrowedFd<'_>, kind: libc::c_int, start: libc::off_t, len: libc::off_t) -> io::Result<bool> {
     let range = libc::flock {
         l_type: kind as libc::c_short, // F_RDLCK, F_WRLCK, F_UNLCK are 0, 1, 2
         l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 1,
+        l_start: start,
+        l_len: len,
         l_pid: 0, // must be 0 for open-file-description locks
     };
     loop {

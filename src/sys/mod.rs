@@ -18,5 +18,5 @@ mod word;
 pub use dir::DirStorage;
 pub use mmap::Map;
 pub use random::random_bytes;
-pub use storage::{FileAccess, FileStat, LockGuard, Storage, StorageFile};
+pub use storage::{FileAccess, FileStat, FsStat, LockGuard, Storage, StorageFile};
 pub use word::SharedWord;

@@ -76,8 +76,21 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// `WouldBlock` if somebody else holds it for all of `timeout`; [`lock::holder`](super::lock::holder) finds who.
     fn lock(&self, name: &str, timeout: Duration) -> io::Result<Box<dyn LockGuard>>;
 
+    /// Shares the watchers' lock on the file `name`: until the guard is dropped, every
+    /// [`LockGuard::is_watched`] is true.
+    ///
+    /// # Errors
+    /// `WouldBlock` if a writer keeps the lock for half a minute.
+    fn watch(&self, name: &str) -> io::Result<Box<dyn LockGuard>>;
+
     /// Removes temporary files that their writers left behind, and says how many.
     fn sweep_temporaries(&self) -> io::Result<usize>;
+
+    /// Describes the directory itself.
+    fn stat_dir(&self) -> io::Result<FileStat>;
+
+    /// Describes the file system that the directory is on.
+    fn stat_fs(&self) -> io::Result<FsStat>;
 
     /// The directory, for messages.
     fn path(&self) -> &Path;
@@ -141,6 +154,9 @@ pub trait LockGuard: Send {
     /// excludes nobody; the next [`Storage::lock`] opens the file of that name anew. Costs one or two system calls:
     /// worth asking when the manifest turns out to be another file than before.
     fn is_current(&self) -> io::Result<bool>;
+
+    /// Whether somebody keeps copies of what is in the files, and wants to know what changes.
+    fn is_watched(&self) -> bool;
 }
 
 /// What the system knows about a file.
@@ -168,6 +184,27 @@ pub struct FileStat {
     pub gid: u32,
     /// Number of names.
     pub nlink: u64,
+}
+
+/// What the system knows about a file system, as statvfs(3) tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FsStat {
+    /// Unit of the counts of blocks, in bytes.
+    pub block_len: u64,
+    /// Blocks in all.
+    pub blocks: u64,
+    /// Blocks that are free.
+    pub blocks_free: u64,
+    /// Blocks that are free for everybody.
+    pub blocks_available: u64,
+    /// Files that there can be.
+    pub files: u64,
+    /// Files that there can still be.
+    pub files_free: u64,
+    /// Longest file name, in bytes.
+    pub name_max: u64,
+    /// Whether another host may change the files.
+    pub is_shared: bool,
 }
 
 impl FileStat {

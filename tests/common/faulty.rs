@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
-use numpack::sys::{FileAccess, FileStat, LockGuard, Map, Storage, StorageFile};
+use numpack::sys::{FileAccess, FileStat, FsStat, LockGuard, Map, Storage, StorageFile};
 
 /// Counts the calls that change something, or make it durable, or lock; and can fail one, or die at one.
 #[derive(Debug)]
@@ -194,6 +194,18 @@ impl Storage for FaultyStorage {
     fn sweep_temporaries(&self) -> io::Result<usize> {
         self.count("sweep_temporaries")?;
         self.inner.sweep_temporaries()
+    }
+
+    fn watch(&self, name: &str) -> io::Result<Box<dyn LockGuard>> {
+        self.inner.watch(name)
+    }
+
+    fn stat_dir(&self) -> io::Result<FileStat> {
+        self.inner.stat_dir()
+    }
+
+    fn stat_fs(&self) -> io::Result<FsStat> {
+        self.inner.stat_fs()
     }
 
     fn path(&self) -> &Path {

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
-use numpack::sys::{FileAccess, FileStat, LockGuard, Map, Storage, StorageFile};
+use numpack::sys::{FileAccess, FileStat, FsStat, LockGuard, Map, Storage, StorageFile};
 
 const PAGE_LEN: u64 = 4096;
 
@@ -314,6 +314,18 @@ impl Storage for MemStorage {
         Ok(0) // unnamed files have no name here
     }
 
+    fn watch(&self, _name: &str) -> io::Result<Box<dyn LockGuard>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn stat_dir(&self) -> io::Result<FileStat> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn stat_fs(&self) -> io::Result<FsStat> {
+        Ok(FsStat::default())
+    }
+
     fn path(&self) -> &Path {
         Path::new("memory")
     }
@@ -327,6 +339,10 @@ struct MemGuard {
 impl LockGuard for MemGuard {
     fn is_current(&self) -> io::Result<bool> {
         Ok(true) // the lock belongs to the name
+    }
+
+    fn is_watched(&self) -> bool {
+        false
     }
 }
 
