@@ -20,8 +20,8 @@ export PYTHON
 help:
 	@echo 'make demo         see it work on real data: import, mount, np.load, edit, append'
 	@echo 'make test         every check and test; ends with a list of what ran and what could not'
-	@echo 'make bench        the benchmark of README.md (about 10 minutes)'
-	@echo 'make bench-quick  the same with little data and few rounds (about 1 minute)'
+	@echo 'make bench        the benchmark of README.md (about 2 minutes)'
+	@echo 'make bench-quick  the same with little data and few rounds (about 15 seconds)'
 	@echo 'make build        numpack and npkfs, optimised, into .venv/'
 	@echo 'make lint         formatting, clippy, documentation and script checks'
 	@echo 'make clean        remove .venv/ and target/'

@@ -28,7 +28,7 @@ def options():
     parser.add_argument("--only", metavar="REGEX", default="", help="rows whose name matches (default: all)")
     parser.add_argument("--list", action="store_true", help="print the rows' names and stop")
     parser.add_argument("--quick", action="store_true", help="64 MiB, 3 rounds, 1,000 arrays: for a first look, not for figures")
-    parser.add_argument("--rounds", type=int, help="rounds per row (default: 9, quick: 3)")
+    parser.add_argument("--rounds", type=int, help="rounds per row (default: 15, quick: 3)")
     parser.add_argument("--dir", type=Path, default=HERE.parent / "target" / "bench", help="where files are made; must be on a disk file system (default: target/bench)")
     parser.add_argument("--readme", action="store_true", help="put the table into README.md")
     parser.add_argument("--check", action="store_true", help="exit code 1 when a goal is missed")
@@ -41,7 +41,7 @@ def main():
     if chosen.list:
         print("\n".join(row.name for row in rows))
         return 0
-    mib, rounds, many = (64, 3, 1000) if chosen.quick else (256, 9, 10_000)
+    mib, rounds, many = (64, 3, 1000) if chosen.quick else (256, 15, 10_000)
     rounds = chosen.rounds or rounds
     results, not_measured, broken = [], [], False
     with World(chosen.dir, mib, rounds, many) as world:

@@ -1,6 +1,6 @@
 """What numpack and npkfs do, on real data: `make demo` runs this.
 
-Photographs, handwritten digits and a table that come with scikit-learn are saved as ordinary .npy files, imported
+A photograph, its patches, handwritten digits and a table that come with scikit-learn are saved as ordinary .npy files, imported
 into a store, mounted, mapped, edited and extended. Every result is compared with the data itself. All of it happens
 in a temporary folder that is unmounted and removed however the demo ends.
 """
@@ -84,14 +84,11 @@ def temporary_folder():
 
 def real_arrays():
     """Arrays that come with scikit-learn, by the path of their file."""
-    digits = datasets.load_digits()
-    china, flower = datasets.load_sample_images().images
+    china = datasets.load_sample_image("china.jpg")
     return {
-        "digits/images": digits.images,
-        "digits/labels": digits.target,
+        "digits/images": datasets.load_digits().images,
         "patches": extract_patches_2d(china, (8, 8)),
         "photos/china": np.ascontiguousarray(china),
-        "photos/flower": np.ascontiguousarray(flower),
         "tables/breast_cancer": datasets.load_breast_cancer().data,
     }
 
@@ -99,8 +96,8 @@ def real_arrays():
 def draw(digits):
     """Prints 8 x 8 pictures with values from 0 to 16 side by side."""
     shade = (digits / 16 * (len(SHADES) - 1)).round().astype(int)
-    for line in range(0, 8):
-        tell("  ".join("".join(SHADES[value] * 2 for value in digit[line]) for digit in shade[:5]))
+    for line in range(8):
+        tell("  ".join("".join(SHADES[value] * 2 for value in digit[line]) for digit in shade[:5]).rstrip())
 
 
 def demonstrate(folder):
@@ -110,26 +107,24 @@ def demonstrate(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, array)
     size = sum(array.nbytes for array in arrays.values())
-    print(f"{BOLD}Photographs, digits and a table from scikit-learn: {len(arrays)} .npy files, {size / 2**20:.1f} MiB{PLAIN}")
+    print(f"{BOLD}A photograph, its patches, digits and a table from scikit-learn: {len(arrays)} .npy files, {size / 2**20:.0f} MiB{PLAIN}")
 
     os.chdir(folder)
     step("$ npkfs import npy data.npk; npkfs info data.npk")
     seconds, _ = npkfs("import", "npy", "data.npk")
+    tell("import, every file byte for byte", seconds)
     for line in npkfs("info", "data.npk")[1].splitlines():
         tell(line)
-    tell("import took", seconds)
 
     step("$ npkfs mount data.npk mnt; ls mnt")
     Path("mnt").mkdir()
     seconds, _ = npkfs("mount", "data.npk", "mnt")
-    tell("  ".join(sorted(entry.name + "/" * entry.is_dir() for entry in Path("mnt").iterdir())))
-    tell("mount took", seconds)
+    tell("mount: " + "  ".join(sorted(entry.name + "/" * entry.is_dir() for entry in Path("mnt").iterdir())), seconds)
 
     step('>>> patches = np.load("mnt/patches.npy", mmap_mode="r")')
     seconds, patches = timed(lambda: np.load("mnt/patches.npy", mmap_mode="r"))
-    tell(f"open and map {patches.nbytes / 2**20:.0f} MiB, shape {patches.shape}", seconds)
-    seconds, value = timed(lambda: patches[200_000].mean())
-    tell("the mean of one patch, the first touch of its page", seconds)
+    more, value = timed(lambda: patches[200_000].mean())
+    tell(f"open, map {patches.nbytes / 2**20:.0f} MiB of shape {patches.shape}, and the mean of one patch", seconds + more)
     check(value == arrays["patches"][200_000].mean(), "the mapped patch differs")
     seconds, value = timed(lambda: patches.sum(dtype=np.int64))
     tell("the sum of all of it", seconds)
@@ -146,13 +141,13 @@ def demonstrate(folder):
         images.flush()
 
     seconds, _ = timed(edit)
-    tell("open, change two images in place, wait for the disk", seconds)
+    tell("open, change two images in place, wait until the disk has them", seconds)
 
     step('>>> with NumPack("data.npk") as npk: npk.load("digits/images")')
     with NumPack("data.npk") as npk:
         seconds, images = timed(lambda: npk.load("digits/images"))
         draw(images)
-        tell("load without the mount, the edit is there", seconds)
+        tell("load without the mount: the edit is there", seconds)
         check(np.array_equal(images, expected), "the API does not see the edit")
 
         step('>>> npk.append({"digits/images": rows}); np.load("mnt/digits/images.npy").shape')
@@ -166,8 +161,8 @@ def demonstrate(folder):
     step("$ npkfs umount mnt; npkfs verify data.npk")
     seconds, _ = npkfs("umount", "mnt")
     npkfs("verify", "data.npk")
-    tell("no damage; unmount took", seconds)
-    print("\nEvery value was compared with the original. The files are removed.")
+    tell("unmount", seconds)
+    tell("no damage, and every value above was the right one; the demo's files are removed")
 
 
 def leave(number, _frame):
