@@ -14,3 +14,5 @@ pub mod fs;
 pub mod fuse;
 pub mod store;
 pub mod sys;
+#[cfg(feature = "python")]
+mod python;
