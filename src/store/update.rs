@@ -72,6 +72,7 @@ impl Store {
         runs: impl Iterator<Item = Range<u64>> + Clone,
         data: NewArray<'_>,
     ) -> Result<(), StoreError> {
+        let runs = runs.filter(|run| !run.is_empty());
         let guard = self.shared.lock_writers()?;
         let array = self.record(name)?;
         check_rows(&array, &data)?;
