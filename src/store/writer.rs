@@ -7,6 +7,7 @@
 //! removes each file of it that no record refers to.
 
 use std::collections::HashSet;
+use std::collections::hash_map::{Entry, HashMap};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
@@ -86,17 +87,25 @@ pub(super) struct Commit {
 }
 
 impl Store {
-    /// Saves arrays under their names, all or none, replacing those that have these names. Readers of a replaced
-    /// version keep it.
+    /// Saves arrays under their names, all or none, replacing those that have these names; of arrays given the same
+    /// name, the last counts. Readers of a replaced version keep it.
     ///
     /// # Errors
     /// `ReadOnly`; `Refused` for a name, dtype or shape that cannot be; `BufferLen`; `Locked`; `Io`.
     pub fn save(&self, arrays: &[(&str, NewArray<'_>)]) -> Result<(), StoreError> {
         self.shared.check_writable()?;
-        let staged = arrays
-            .iter()
-            .map(|(name, array)| self.shared.stage(name, array))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut staged = Vec::with_capacity(arrays.len());
+        let mut places = HashMap::with_capacity(arrays.len());
+        for (name, array) in arrays {
+            let new = self.shared.stage(name, array)?;
+            match places.entry(*name) {
+                Entry::Vacant(place) => {
+                    place.insert(staged.len());
+                    staged.push(new);
+                }
+                Entry::Occupied(place) => staged[*place.get()] = new,
+            }
+        }
         if staged.is_empty() {
             return Ok(());
         }
