@@ -21,7 +21,7 @@ use super::error::{DataFileFault, StoreError};
 use super::log::ManifestLog;
 use super::{Access, Change, Shared, Store};
 use crate::bytes::u32_at;
-use crate::format::manifest::{Attrs, DeletedRows};
+use crate::format::manifest::{Attrs, DeletedRows, check_attrs};
 use crate::format::npy;
 use crate::format::{ArrayId, Dtype, FormatError, Layout, Op, Record, names};
 use crate::sys::{FileAccess, LockGuard, Storage, StorageFile};
@@ -190,8 +190,9 @@ impl Store {
     /// Sets and removes user attributes of an array, or, without a name, of the store.
     ///
     /// # Errors
-    /// `NotFound`; `ReadOnly`; `Locked`; `Io`.
+    /// `NotFound`; `Refused` for values nested deeper than 64 levels; `ReadOnly`; `Locked`; `Io`.
     pub fn set_attrs(&self, name: Option<&str>, set: Attrs, remove: &[&str]) -> Result<(), StoreError> {
+        check_attrs(&set)?;
         let _guard = self.shared.lock_writers()?;
         let name = name.map(|name| self.record(name)).transpose()?.map(|array| Arc::clone(array.name()));
         let remove = remove.iter().map(|&key| key.to_owned()).collect();
