@@ -401,12 +401,18 @@ impl Shared {
                 supersede(name);
             }
         }
-        let records = (manifest.table.next_id().0..).zip(staged).map(|(id, new)| {
+        let next_id = manifest.table.next_id().0;
+        // Names without an id are for a store that still has every version it ever had. Later, such a name may have
+        // been that of a version that is gone, and who did not see it go would take the new file for it: a reader
+        // between looking up and opening, or the manifest, if the machine loses power before the newest frames and
+        // after the directory reached the disk.
+        let has_all = manifest.table.len() as u64 + 1 == next_id;
+        let records = (next_id..).zip(staged).map(|(id, new)| {
             supersede(&new.name);
             let id = ArrayId(id);
-            // The name without an id is for the first version, unless a version of another life has it.
+            let is_first = has_all && manifest.table.get(&new.name).is_none();
             let file = names::first_data_file(&new.name)
-                .filter(|file| manifest.table.get(&new.name).is_none() && self.storage.stat(file).is_err())
+                .filter(|file| is_first && self.storage.stat(file).is_err())
                 .unwrap_or_else(|| names::data_file(&new.name, id));
             Record {
                 name: Arc::clone(&new.name),
