@@ -30,6 +30,7 @@ pub enum Descr {
 
 /// One field of a structured dtype. Padding is a field with an empty name and dtype `|V<n>`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Field {
     /// The field's second name, empty where it has none.
     pub title: String,

@@ -19,13 +19,13 @@ const VERSION_OFFSET: usize = MAGIC_LEN;
 const FEATURES_OFFSET: usize = VERSION_OFFSET + size_of::<u32>();
 const STORE_ID_OFFSET: usize = FEATURES_OFFSET + size_of::<u32>();
 const HEADER_CRC_OFFSET: usize = STORE_ID_OFFSET + STORE_ID_LEN;
-/// Offset of the published length: a `u64` that writers store after each commit and [`RETIRED`] when a new
-/// file takes the manifest's place. Readers compare it with what they have read, and trust it for nothing else.
+/// Offset of the published length: a `u64` that writers store after each commit, and set to [`RETIRED`] before
+/// they write. Who has read just as much has everything; all others look at the file.
 pub const PUBLISHED_OFFSET: usize = HEADER_CRC_OFFSET + size_of::<u32>() + 4; // + 4 reserved, zero
 /// Length of the file header; the first frame follows.
 pub const HEADER_LEN: usize = PUBLISHED_OFFSET + size_of::<u64>() + 16; // + 16 reserved, zero
 
-/// The published length of a manifest that has been replaced, or is about to be.
+/// The published length while a commit is being written, and of a manifest that has been replaced.
 pub const RETIRED: u64 = u64::MAX;
 
 /// Length of a store's random identity.

@@ -34,6 +34,8 @@ pub(super) struct ManifestLog {
     store_id: [u8; frame::STORE_ID_LEN],
     /// End of the last frame that is in `table`.
     end: u64,
+    /// Length of the file when it was last looked at: more than `end` if a writer died within a frame.
+    file_len: u64,
     snapshot_end: u64,
     /// Length of the manifest that is known to be on the disk.
     synced_len: u64,
@@ -84,6 +86,7 @@ impl ManifestLog {
             published: file.word(frame::PUBLISHED_OFFSET, access).ok(),
             store_id,
             end: snapshot.end,
+            file_len: stat.len,
             snapshot_end: snapshot.end,
             synced_len: snapshot.end,
             table,
@@ -100,8 +103,8 @@ impl ManifestLog {
         publish(storage, store_id, Table::default())
     }
 
-    /// Whether nothing was committed since the last catching up, as far as that can be seen without asking the
-    /// system. Misses only a commit whose writer died before it could tell.
+    /// Whether it is certain, without asking the system, that nothing was committed since the last catching up, and
+    /// that nothing follows the last frame: a writer takes the published length away before it writes.
     pub(super) fn is_fresh(&self) -> bool {
         self.published.as_ref().is_some_and(|word| word.load() == self.end)
     }
@@ -115,9 +118,6 @@ impl ManifestLog {
         locked: bool,
         changed: &mut dyn FnMut(Change),
     ) -> Result<bool, StoreError> {
-        if !locked && self.is_fresh() {
-            return Ok(false);
-        }
         let stat =
             self.file.stat().map_err(|e| StoreError::io("stat", storage.path(), names::MANIFEST, e))?;
         let retired = self.published.as_ref().is_none_or(|word| word.load() == frame::RETIRED);
@@ -136,23 +136,21 @@ impl ManifestLog {
                 return Ok(true);
             }
             self.stat = stat;
-            if locked && retired {
-                // Whoever retired this file died before it could replace it.
-                self.publish_length();
-            }
         }
-        if stat.len <= self.end {
-            return Ok(false);
-        }
-        let bytes = read_range(storage, &*self.file, self.end, stat.len)?;
+        self.file_len = stat.len;
         let before = self.end;
+        let bytes = read_range(storage, &*self.file, before, stat.len.max(before))?;
         match self.fold(&mut Log::new(&bytes, before), changed) {
             // Without the lock, a bad frame may be one that is being written.
-            Err(_) if !locked => {}
+            Err(FormatError::Checksum { .. }) if !locked => {}
             result => result.map_err(|source| StoreError::Format {
                 path: storage.path().join(names::MANIFEST),
                 source,
             })?,
+        }
+        if locked && self.file_len == self.end {
+            // Whoever took the published length away died since.
+            self.publish_length();
         }
         Ok(self.end > before)
     }
@@ -182,12 +180,14 @@ impl ManifestLog {
         let edit = Edit { generation, time, ops };
         let bytes = frame::encode(&edit.encode(), self.synced_len)?;
         let failed = |action, source| StoreError::io(action, storage.path(), names::MANIFEST, source);
+        // From here on, until the commit is complete, everybody must look at the file itself.
+        self.retire();
         // Bytes after the last good frame are the torn end of a writer that died. They go before the frame comes:
         // it might be shorter than they are.
-        let len = self.file.stat().map_err(|e| failed("stat", e))?.len;
-        if len > self.end {
+        if self.file_len > self.end {
             self.file.set_len(self.end).map_err(|e| failed("truncate", e))?;
         }
+        self.file_len = self.end + bytes.len() as u64; // or less, if the next call fails
         self.file.write_at(&bytes, self.end).map_err(|e| failed("write", e))?;
         if durable {
             self.file.sync_data().map_err(|e| failed("sync", e))?;
@@ -222,7 +222,7 @@ impl ManifestLog {
         Ok(())
     }
 
-    /// Tells all who have this file open that another one takes its place.
+    /// Lets all who have this file open look whether it grew, or whether another one has taken its place.
     pub(super) fn retire(&self) {
         if let Some(word) = &self.published {
             word.store(frame::RETIRED);
@@ -261,6 +261,7 @@ fn publish(
         access: FileAccess::Write,
         store_id,
         end,
+        file_len: end,
         snapshot_end: end,
         synced_len: end,
         table,

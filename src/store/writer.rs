@@ -235,6 +235,9 @@ impl Shared {
         self.check_writable()?;
         let thread = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut file = super::take_lock(&*self.storage, self.lock_timeout)?;
+        if self.swept.load(Ordering::Relaxed) && self.manifest().is_fresh() {
+            return Ok(WriteGuard { file, _thread: thread });
+        }
         let mut manifest = self.manifest_mut();
         let changed = loop {
             let changed = manifest.catch_up(&*self.storage, true, &mut |change| self.note_change(change))?;
