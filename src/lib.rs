@@ -2,10 +2,17 @@
 //! `npkfs` mounts as a folder of ordinary `.npy` files.
 //!
 //! Layers, each using only those before it: [`bytes`], [`mod@format`] (what bytes mean), [`sys`] (the operating
-//! system), [`store`] (named arrays), `fs` (file-system rules), and the faces `fuse`, `cli` and `python`. The bytes
+//! system), [`store`] (named arrays), [`fs`] (file-system rules), and the faces `fuse`, `cli` and `python`. The bytes
 //! on disk are specified in `spec/npk-format.md`.
 
 pub mod bytes;
+#[cfg(feature = "fuse")]
+pub mod cli;
 pub mod format;
+pub mod fs;
+#[cfg(feature = "fuse")]
+pub mod fuse;
 pub mod store;
 pub mod sys;
+#[cfg(feature = "python")]
+mod python;

@@ -11,6 +11,7 @@ pub mod lock;
 mod mmap;
 pub mod mounts;
 pub mod netfs;
+pub mod process;
 mod random;
 mod storage;
 mod word;

@@ -1,4 +1,4 @@
-//! The table of mounts, read from `/proc/self/mountinfo` (man 5 proc_pid_mountinfo).
+//! The table of mounts, read from `/proc/self/mountinfo` (man 5 proc_pid_mountinfo), and how to take a mount away.
 //!
 //! Asking the table, and not the files, also works for a mount whose daemon has died or does not answer.
 
@@ -7,6 +7,10 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
 
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +37,70 @@ pub fn find(path: &Path) -> io::Result<Option<MountEntry>> {
     let mounts = list()?;
     let written = std::path::absolute(path)?;
     Ok(find_in(&mounts, &written).or_else(|| find_in(&mounts, &fs::canonicalize(path).ok()?)).cloned())
+}
+
+/// Asks the file system at `path` something that no cache answers: how much room it has. Waits as long as it does.
+///
+/// # Errors
+/// `NotConnected` if the process that serves it is gone.
+pub fn probe(path: &Path) -> io::Result<()> {
+    rustix::fs::statfs(path)?;
+    Ok(())
+}
+
+/// Unmounts what is mounted at `mount_point`; symbolic links are not followed. `lazy` takes it out of sight at once,
+/// and it ends with the last open file. What the kernel does not let this process unmount, fusermount3 unmounts, if
+/// it is a FUSE mount of the same user.
+///
+/// # Errors
+/// `ResourceBusy` if programs use it, and not `lazy`; `InvalidInput` if nothing is mounted there; `NotFound` if
+/// fusermount3 is needed and not installed.
+pub fn unmount(mount_point: &Path, lazy: bool) -> io::Result<()> {
+    let mut flags = UnmountFlags::NOFOLLOW;
+    flags.set(UnmountFlags::DETACH, lazy);
+    match rustix::mount::unmount(mount_point, flags) {
+        Err(Errno::PERM) => fusermount(mount_point, lazy),
+        result => Ok(result?),
+    }
+}
+
+fn fusermount(mount_point: &Path, lazy: bool) -> io::Result<()> {
+    let run = |program| {
+        let mut command = Command::new(program);
+        command
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .arg("-u")
+            .args(lazy.then_some("-z"))
+            .arg("--")
+            .arg(mount_point);
+        command.output()
+    };
+    let result = run("fusermount3").or_else(|error| match error.kind() {
+        io::ErrorKind::NotFound => run("fusermount"),
+        _ => Err(error),
+    });
+    let output = result.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => io::Error::new(
+            io::ErrorKind::NotFound,
+            "fusermount3 is not installed, and only it unmounts for users who are not root; \"apt install fuse3\" \
+             installs it",
+        ),
+        _ => error,
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
+    let kind = if said.ends_with("Device or resource busy") {
+        io::ErrorKind::ResourceBusy
+    } else if said.contains("not found in /etc/mtab") {
+        // Nothing is mounted there, or it is another user's.
+        io::ErrorKind::PermissionDenied
+    } else {
+        io::ErrorKind::Other
+    };
+    Err(io::Error::new(kind, said))
 }
 
 fn find_in<'a>(mounts: &'a [MountEntry], path: &Path) -> Option<&'a MountEntry> {
@@ -124,6 +192,20 @@ nonsense
         ] {
             assert_eq!(unescape(field), plain);
         }
+    }
+
+    #[test]
+    fn file_systems_without_a_process_answer() {
+        assert!(probe(Path::new("/proc")).is_ok());
+        assert_eq!(probe(Path::new("/no/such/place")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn what_is_not_mounted_cannot_be_unmounted() {
+        let folder = tempfile::tempdir().expect("a folder");
+        assert!(unmount(folder.path(), false).is_err());
+        assert!(unmount(folder.path(), true).is_err());
+        assert!(unmount(&folder.path().join("missing"), false).is_err());
     }
 
     #[test]

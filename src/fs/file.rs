@@ -1,0 +1,212 @@
+//! Open files: reading and writing arrays in place.
+
+use std::sync::Arc;
+
+use log::{debug, warn};
+
+use super::inode::{Effect, Inode};
+use super::{Fh, Fs, FsError, Ino, Invalidation};
+use crate::store::{Array, StoreError};
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OpenFlags {
+    /// For writing, or for both.
+    pub write: bool,
+    /// To be emptied.
+    pub truncate: bool,
+}
+
+/// An open file.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    inode: Arc<Inode>,
+    write: bool,
+}
+
+/// What `open` gives.
+#[derive(Debug)]
+pub struct Opened {
+    /// The handle.
+    pub fh: Fh,
+    /// The array as it is now: its `backing`, if any, may be handed to the kernel.
+    pub array: Array,
+    /// Whether the kernel's pages and attributes of this inode are of the present state. If not, an
+    /// [`Invalidation::Content`](super::Invalidation::Content) is on its way, and the program that opens the file
+    /// should get its answer after that.
+    pub settled: bool,
+}
+
+impl Fs {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// `Stale` if the name of the array leads elsewhere by now, `IsADirectory`, `ReadOnly`; `Unsupported` for
+    /// truncation; `Store` if the data file is not what the manifest says.
+    pub fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Opened, FsError> {
+        if ino.is_directory() {
+            return Err(FsError::IsADirectory);
+        }
+        if flags.write && self.read_only {
+            return Err(FsError::ReadOnly);
+        }
+        if flags.truncate {
+            return Err(FsError::Unsupported { what: "truncating an array" });
+        }
+        self.sync()?;
+        let inode = self.inodes.get(ino).ok_or(FsError::Stale { ino })?;
+        if !inode.is_named() {
+            return Err(FsError::Stale { ino });
+        }
+        let array = match inode.opened() {
+            Ok(array) => array,
+            Err(error) => {
+                // Overwritten since?
+                self.sync()?;
+                if !inode.is_named() {
+                    return Err(FsError::Stale { ino });
+                }
+                warn!("cannot open: {error}");
+                return Err(error.into());
+            }
+        };
+        if flags.write {
+            mend(&array);
+        }
+        let settled = inode.is_settled();
+        let fh = self.files.insert(OpenFile { inode, write: flags.write });
+        Ok(Opened { fh, array, settled })
+    }
+
+    /// For open files of which the kernel caches pages: looks whether others wrote to the data file in place without
+    /// telling, as mappings do. Returns whether the kernel's pages are of the present state; see [`Opened::settled`].
+    pub fn revalidate(&self, ino: Ino) -> bool {
+        let Some(inode) = self.inodes.get(ino) else { return true };
+        let effect = inode.written_elsewhere();
+        self.tell(ino, effect);
+        inode.is_settled()
+    }
+
+    fn tell(&self, ino: Ino, effect: Option<Effect>) {
+        if let Some(Effect::Content { header_len, from }) = effect {
+            (self.invalidate)(Invalidation::Content { ino, header_len, from });
+        }
+    }
+
+    /// Hands the bytes at `offset` of an open file to `reply`: up to `size` of them, fewer only at the end.
+    ///
+    /// # Errors
+    /// `BadHandle`; `Store` if the data file cannot be read.
+    pub fn read<T>(
+        &self,
+        fh: Fh,
+        offset: u64,
+        size: u32,
+        reply: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, FsError> {
+        let file = self.files.get(fh)?;
+        let (array, map) = file.inode.mapped().inspect_err(|error| warn!("cannot read: {error}"))?;
+        let end = offset.saturating_add(u64::from(size)).min(array.npy_len());
+        if offset >= end {
+            return Ok(reply(&[]));
+        }
+        // Straight from the mapping to the kernel.
+        if let Some(map) = &map
+            && let Some(start) = offset.checked_sub(array.header_len())
+            && let (Ok(start), Ok(end)) = (usize::try_from(start), usize::try_from(end - array.header_len()))
+            && let Some(bytes) = map.get(start..end)
+        {
+            return Ok(reply(bytes));
+        }
+        let mut bytes = vec![0; usize::try_from(end - offset).unwrap_or(0)];
+        let len = array.read_npy_at(offset, &mut bytes).inspect_err(|error| warn!("cannot read: {error}"))?;
+        Ok(reply(bytes.get(..len).unwrap_or(&bytes)))
+    }
+
+    /// Writes within the data of an open file.
+    ///
+    /// `from_cache`: the kernel writes back pages, which may hold bytes that nobody meant to change.
+    ///
+    /// # Errors
+    /// `BadHandle`; `Store` with `HeaderWrite` or `OutOfBounds`, and then nothing was written; or if writing fails.
+    pub fn write(&self, fh: Fh, offset: u64, data: &[u8], from_cache: bool) -> Result<(), FsError> {
+        let file = self.files.get(fh)?;
+        // Writeback may come through any handle of the inode that was open for writing.
+        if !file.write && !from_cache {
+            return Err(FsError::BadHandle { fh });
+        }
+        if self.read_only {
+            return Err(FsError::ReadOnly);
+        }
+        let (array, shown_len) = file.inode.array();
+        let mut data = data;
+        if from_cache {
+            // Beyond the length that the kernel was told there can only be the zeros that fill up a page.
+            let len = usize::try_from(shown_len.saturating_sub(offset)).unwrap_or(usize::MAX);
+            data = data.get(..len).unwrap_or(data);
+        }
+        let (result, effect) = file.inode.write_with(&array, || match array.write_npy_at(offset, data) {
+            Err(StoreError::HeaderWrite { .. }) if from_cache => {
+                write_back_beside_header(&file.inode, &array, offset, data)
+            }
+            result => result,
+        });
+        self.tell(file.inode.ino, effect);
+        result.inspect_err(|error| warn!("refused a write of {} bytes at {offset}: {error}", data.len()))?;
+        Ok(())
+    }
+
+    /// Brings an open file's data, and the manifest that leads to it, to the disk.
+    ///
+    /// # Errors
+    /// `BadHandle`, `Store`.
+    pub fn fsync(&self, fh: Fh) -> Result<(), FsError> {
+        let file = self.files.get(fh)?;
+        if self.read_only {
+            return Ok(());
+        }
+        let (array, _) = file.inode.array();
+        array.sync().inspect_err(|error| warn!("cannot sync: {error}"))?;
+        Ok(self.store.sync().inspect_err(|error| warn!("cannot sync: {error}"))?)
+    }
+
+    /// Closes a file.
+    pub fn release(&self, fh: Fh) {
+        if let Some(file) = self.files.remove(fh) {
+            file.inode.closed(|array| self.store.record(array.name()).ok());
+        }
+    }
+}
+
+/// Finishes what a writer that died may have left of an append, so that the file can be passed through.
+fn mend(array: &Array) {
+    if array.n_deleted() > 0 || !matches!(array.backing(), Ok(None)) {
+        return;
+    }
+    match array.mend() {
+        Ok(true) => debug!("array {:?}: its file follows the manifest again", array.name()),
+        Ok(false) => {}
+        // Files that are read through the daemon show a header that is made from the manifest.
+        Err(error) => debug!("array {:?}: its file stays as it is: {error}", array.name()),
+    }
+}
+
+/// Writes back pages that begin within a header: their elements in any case. The header bytes may be those of a
+/// header that was replaced since the page was read.
+fn write_back_beside_header(
+    inode: &Inode,
+    array: &Array,
+    offset: u64,
+    data: &[u8],
+) -> Result<(), StoreError> {
+    let in_header =
+        usize::try_from(array.header_len().saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
+    let (header, rest) = data.split_at(in_header);
+    if !rest.is_empty() {
+        array.write_npy_at(array.header_len(), rest)?;
+    }
+    if inode.was_header(offset, header) {
+        return Ok(());
+    }
+    Err(StoreError::HeaderWrite { array: array.name().to_string(), header_len: array.header_len() })
+}

@@ -1,0 +1,375 @@
+//! Inodes: numbers, and what is kept of an array while the kernel knows it.
+//!
+//! An inode is one version of one array: overwriting, compacting or dropping rows gives the name a new inode, and the
+//! old one goes on showing what it showed. Appending makes the inode longer, replacing changes it in place.
+//! An [`Inode`] lives while the kernel counts a lookup of it ([`Inodes`]) or a file is open on it.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::SystemTime;
+
+use log::warn;
+
+use super::{lock, names, read, write};
+use crate::store::{Array, ArrayId, ArrayMap, StoreError};
+
+/// An inode number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ino(pub u64);
+
+/// Inode numbers with this bit are folders.
+const DIRECTORY_BIT: u64 = 1 << 63;
+/// Inode numbers with this bit are arrays with dropped rows.
+const DROPPED_BIT: u64 = 1 << 62;
+/// With both of these bits, the number is a hash, because the array's numbers are too large to stand in it.
+const HASHED_BIT: u64 = 1 << 61;
+const DROPPED_COUNT_BITS: u32 = 30;
+
+impl Ino {
+    /// The mount's root.
+    pub const ROOT: Self = Self(1);
+
+    /// The inode of an array version that shows all its stored rows but `n_dropped`.
+    ///
+    /// The same after each remount. Rows are dropped for good, so `id` and `n_dropped` name one view of the version.
+    pub fn of_array(id: ArrayId, n_dropped: u64) -> Self {
+        if n_dropped == 0 {
+            // Ids start at 1, and 1 is the root.
+            return Self(id.0.saturating_add(1) & !(DIRECTORY_BIT | DROPPED_BIT));
+        }
+        if id.0 >> (61 - DROPPED_COUNT_BITS) == 0 && n_dropped >> DROPPED_COUNT_BITS == 0 {
+            return Self(DROPPED_BIT | (id.0 << DROPPED_COUNT_BITS) | n_dropped);
+        }
+        // Over 2^30 dropped rows or 2^31 versions. Two of those meet with a chance of 2^-61.
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&id.0.to_le_bytes());
+        bytes[8..].copy_from_slice(&n_dropped.to_le_bytes());
+        Self(DROPPED_BIT | HASHED_BIT | (names::hash(&bytes) & (HASHED_BIT - 1)))
+    }
+
+    /// The inode of a folder, if it is not taken by another; `probe` counts up while it is.
+    pub(super) fn of_directory(path: &str, probe: u64) -> Self {
+        Self(names::hash(path.as_bytes()).wrapping_add(probe) | DIRECTORY_BIT)
+    }
+
+    /// Whether it is a folder's.
+    pub fn is_directory(self) -> bool {
+        self == Self::ROOT || self.0 & DIRECTORY_BIT != 0
+    }
+}
+
+impl fmt::Display for Ino {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The inode that a name with this array leads to.
+pub(super) fn ino_of(array: &Array) -> Ino {
+    Ino::of_array(array.id(), array.n_deleted())
+}
+
+/// An array as the kernel knows it.
+#[derive(Debug)]
+pub(super) struct Inode {
+    pub(super) ino: Ino,
+    state: RwLock<State>,
+    /// The data file's time of change of which the kernel's pages are, as far as anybody asked. Held while writing
+    /// in place, so that our own writes are told from those of others.
+    seen: Mutex<Option<SystemTime>>,
+}
+
+/// Headers that writeback may still bring, for arrays whose header shares a page with elements.
+const MAX_HEADERS: usize = 16;
+const PAGE_LEN: u64 = 4096;
+
+struct State {
+    /// What is read and written.
+    array: Array,
+    /// What `stat` shows. Behind the array's length while pages from before an append may be in the kernel's cache:
+    /// were the new length known first, writing such a page back would put its zeros over the appended rows.
+    shown_len: u64,
+    /// Invalidations that are not carried out yet.
+    n_unsettled: u32,
+    n_open: u32,
+    /// Whether the name still leads here.
+    named: bool,
+    /// Kept while open. `Some(None)`: the array cannot be mapped.
+    map: Option<Option<ArrayMap>>,
+    /// Headers that the file has had since it was opened, newest last.
+    headers: VecDeque<Vec<u8>>,
+}
+
+impl State {
+    /// Remembers the header as it is read now.
+    fn note_header(&mut self) {
+        if self.array.header_len().is_multiple_of(PAGE_LEN) {
+            return;
+        }
+        // An array whose header cannot be read cannot be read either.
+        let Ok(header) = self.array.npy_header() else { return };
+        if self.headers.back() != Some(&header) {
+            if self.headers.len() == MAX_HEADERS {
+                self.headers.pop_front();
+            }
+            self.headers.push_back(header);
+        }
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State")
+            .field("name", self.array.name())
+            .field("shown_len", &self.shown_len)
+            .field("n_unsettled", &self.n_unsettled)
+            .field("n_open", &self.n_open)
+            .field("named", &self.named)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a change of the array means for the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// Nothing, or only attributes such as the time.
+    Attributes,
+    /// The header, and everything from this offset on.
+    Content { header_len: u64, from: u64 },
+}
+
+impl Inode {
+    pub(super) fn new(array: Array) -> Self {
+        let state = State {
+            shown_len: array.npy_len(),
+            array,
+            n_unsettled: 0,
+            n_open: 0,
+            named: true,
+            map: None,
+            headers: VecDeque::new(),
+        };
+        Self { ino: ino_of(&state.array), state: RwLock::new(state), seen: Mutex::new(None) }
+    }
+
+    /// The array as it is read, and the length as it is shown.
+    pub(super) fn array(&self) -> (Array, u64) {
+        let state = read(&self.state);
+        (state.array.clone(), state.shown_len)
+    }
+
+    pub(super) fn is_named(&self) -> bool {
+        read(&self.state).named
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        read(&self.state).n_unsettled == 0
+    }
+
+    pub(super) fn set_named(&self, named: bool) {
+        write(&self.state).named = named;
+    }
+
+    /// Counts an open file, and opens the data file, which then stays readable whatever happens to the store.
+    pub(super) fn opened(&self) -> Result<Array, StoreError> {
+        let mut state = write(&self.state);
+        state.array.pin()?;
+        state.n_open += 1;
+        state.note_header();
+        Ok(state.array.clone())
+    }
+
+    /// Uncounts an open file. After the last one nothing of the array's file stays open, if `again` gives the same
+    /// state anew.
+    pub(super) fn closed(&self, again: impl FnOnce(&Array) -> Option<Array>) {
+        let mut state = write(&self.state);
+        state.n_open = state.n_open.saturating_sub(1);
+        if state.n_open == 0 {
+            state.map = None;
+            state.headers.clear();
+            // Another state must come through `follow`, which knows what the kernel has to be told.
+            if state.named
+                && let Some(array) = again(&state.array)
+                && ino_of(&array) == self.ino
+                && array.name() == state.array.name()
+                && array.shape() == state.array.shape()
+            {
+                state.array = array;
+            }
+        }
+    }
+
+    /// The array and a mapping of its data, made at the first call after an open.
+    pub(super) fn mapped(&self) -> Result<(Array, Option<ArrayMap>), StoreError> {
+        {
+            let state = read(&self.state);
+            if let Some(map) = &state.map {
+                return Ok((state.array.clone(), map.clone()));
+            }
+        }
+        let mut state = write(&self.state);
+        let map = match &state.map {
+            Some(map) => map.clone(),
+            None => {
+                let map = state.array.map()?;
+                if state.n_open > 0 {
+                    state.map = Some(map.clone());
+                }
+                map
+            }
+        };
+        Ok((state.array.clone(), map))
+    }
+
+    /// Makes `array`, the same version at a later commit, what is read; `written`: its bytes changed in place.
+    ///
+    /// After [`Effect::Content`], [`Inode::settle`] must follow once the kernel has dropped its pages.
+    pub(super) fn follow(&self, array: Array, written: bool) -> Effect {
+        self.absorb(&array);
+        let mut state = write(&self.state);
+        if state.n_open > 0
+            && let Err(error) = array.pin()
+        {
+            warn!("array {:?} is shown as it was: {error}", array.name());
+            return Effect::Attributes;
+        }
+        let header_len = array.header_len();
+        let grown = array.shape() != state.array.shape();
+        state.array = array;
+        state.named = true;
+        if grown && state.n_open > 0 {
+            state.note_header();
+        }
+        if !grown && !written {
+            return Effect::Attributes;
+        }
+        state.map = None;
+        state.n_unsettled += 1;
+        let from = if written { header_len } else { state.shown_len };
+        Effect::Content { header_len, from }
+    }
+
+    /// Takes the data file's present time of change for that of a commit which was told.
+    fn absorb(&self, array: &Array) {
+        let mut seen = lock(&self.seen);
+        if seen.is_some() {
+            *seen = array.stat().ok().map(|stat| stat.mtime);
+        }
+    }
+
+    /// Whether somebody else wrote to the data file in place since the last call. After `Some`, [`Inode::settle`]
+    /// must follow, as after [`Inode::follow`].
+    pub(super) fn written_elsewhere(&self) -> Option<Effect> {
+        let (array, _) = self.array();
+        let mut seen = lock(&self.seen);
+        let now = array.stat().ok()?.mtime;
+        let changed = seen.replace(now).is_some_and(|before| before != now);
+        changed.then(|| self.unsettle())
+    }
+
+    /// Writes in place by `write`. Returns its result, and what the kernel has to be told if others wrote as well.
+    pub(super) fn write_with<T>(&self, array: &Array, write: impl FnOnce() -> T) -> (T, Option<Effect>) {
+        let mut seen = lock(&self.seen);
+        let before = array.stat().ok().map(|stat| stat.mtime);
+        let result = write();
+        // Never asked: the first open with a cache has not asked yet, and has no old pages.
+        let Some(known) = *seen else { return (result, None) };
+        *seen = array.stat().ok().map(|stat| stat.mtime);
+        (result, (before != Some(known)).then(|| self.unsettle()))
+    }
+
+    fn unsettle(&self) -> Effect {
+        let mut state = write(&self.state);
+        state.n_unsettled += 1;
+        let header_len = state.array.header_len();
+        Effect::Content { header_len, from: header_len }
+    }
+
+    /// Shows the array's length, once the invalidations of all changes are carried out.
+    pub(super) fn settle(&self) {
+        let mut state = write(&self.state);
+        state.n_unsettled = state.n_unsettled.saturating_sub(1);
+        if state.n_unsettled == 0 {
+            state.shown_len = state.array.npy_len();
+        }
+    }
+
+    /// Whether `bytes` stand at `offset` in a header that the file has had since it was opened.
+    pub(super) fn was_header(&self, offset: u64, bytes: &[u8]) -> bool {
+        let Ok(start) = usize::try_from(offset) else { return false };
+        read(&self.state)
+            .headers
+            .iter()
+            .any(|header| header.get(start..).and_then(|rest| rest.get(..bytes.len())) == Some(bytes))
+    }
+}
+
+/// The arrays that the kernel knows.
+#[derive(Debug, Default)]
+pub(super) struct Inodes {
+    known: Mutex<HashMap<Ino, Known>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    inode: Arc<Inode>,
+    /// Lookups that the kernel has not forgotten.
+    nlookup: u64,
+}
+
+impl Inodes {
+    pub(super) fn get(&self, ino: Ino) -> Option<Arc<Inode>> {
+        lock(&self.known).get(&ino).map(|known| Arc::clone(&known.inode))
+    }
+
+    /// The inode of `array`, made if the kernel does not know it; counts a lookup.
+    pub(super) fn look_up(&self, array: Array) -> Arc<Inode> {
+        let mut known = lock(&self.known);
+        let known = known
+            .entry(ino_of(&array))
+            .or_insert_with(|| Known { inode: Arc::new(Inode::new(array)), nlookup: 0 });
+        known.nlookup += 1;
+        Arc::clone(&known.inode)
+    }
+
+    /// Uncounts lookups. The last one drops the inode, unless a file is open on it.
+    pub(super) fn forget(&self, ino: Ino, nlookup: u64) {
+        let mut inodes = lock(&self.known);
+        if let Some(known) = inodes.get_mut(&ino) {
+            known.nlookup = known.nlookup.saturating_sub(nlookup);
+            if known.nlookup == 0 {
+                inodes.remove(&ino);
+            }
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        lock(&self.known).len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inode_numbers_do_not_meet() {
+        let mut seen = std::collections::HashMap::new();
+        let ids = [1, 2, 3, 1 << 20, 1 << 31, (1 << 31) + 1, 1 << 40];
+        let counts = [0, 1, 2, (1 << 30) - 1, 1 << 30, 1 << 40];
+        for id in ids {
+            for n_dropped in counts {
+                let ino = Ino::of_array(ArrayId(id), n_dropped);
+                assert!(!ino.is_directory());
+                assert_ne!(ino, Ino::ROOT);
+                assert_eq!(seen.insert(ino, (id, n_dropped)), None, "{id} {n_dropped}");
+            }
+        }
+        for path in ["a/", "b/", "a/b/"] {
+            let ino = Ino::of_directory(path, 0);
+            assert!(ino.is_directory());
+            assert_eq!(seen.insert(ino, (0, 0)), None);
+        }
+    }
+}

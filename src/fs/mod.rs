@@ -1,0 +1,511 @@
+//! File-system semantics over a store, without a kernel: what `lookup`, `open`, `read` and the rest mean.
+//!
+//! [`Fs`] has one method per operation and its own types for what they take and give; `fuse` puts them on the wire.
+//! What a change of the store means for a kernel that caches goes out as [`Invalidation`]s. The rules are written
+//! down in spec/npkfs-semantics.md, and tested paragraph by paragraph in tests/fs_ops.rs.
+//!
+//! Lock order: `Fs::syncing`, `Fs::tree`, the inode table, an inode's state; and none is held while an invalidation
+//! is carried out, because the kernel may need an answer from us before it can do that.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::SystemTime;
+
+use log::info;
+
+use crate::store::{Access, Array, Store};
+use crate::sys::{FileStat, FsStat, LockGuard};
+
+mod attr;
+mod changes;
+mod dir;
+mod error;
+mod file;
+mod handle;
+mod inode;
+pub mod names;
+
+pub use attr::{Attr, BLKSIZE, FileKind, NAME_MAX};
+pub use changes::Invalidation;
+pub use error::FsError;
+pub use file::{OpenFlags, Opened};
+pub use handle::{DirEntry, Fh};
+pub use inode::Ino;
+
+use dir::{Child, Tree};
+use file::OpenFile;
+use handle::{Handles, OpenDirectory};
+use inode::{Inode, Inodes, ino_of};
+
+/// A mounted store, as far as no kernel is involved. All methods take `&self` and may run in parallel.
+pub struct Fs {
+    store: Store,
+    read_only: bool,
+    /// Held while the store's changes are taken over, so that they are in order.
+    syncing: Mutex<()>,
+    /// Whether the store could not be read when it was last asked for changes.
+    failing: AtomicBool,
+    tree: RwLock<Tree>,
+    inodes: Inodes,
+    files: Handles<OpenFile>,
+    directories: Handles<OpenDirectory>,
+    /// Lets writers tell what they write in place.
+    watch: Mutex<Option<Box<dyn LockGuard>>>,
+    invalidate: Box<dyn Fn(Invalidation) + Send + Sync>,
+}
+
+/// Which attributes `setattr` is to change.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SetAttr {
+    /// Permission bits.
+    pub perm: Option<u16>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length.
+    pub size: Option<u64>,
+    /// Whether a time is to change.
+    pub times: bool,
+}
+
+/// How `rename` treats a name that is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rename {
+    /// The array that has it is overwritten.
+    Replace,
+    /// `EEXIST`.
+    NoReplace,
+}
+
+impl fmt::Debug for Fs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fs")
+            .field("store", &self.store.path())
+            .field("read_only", &self.read_only)
+            .field("n_inodes", &self.inodes.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Fs {
+    /// Reads the names of a store's arrays. Read-only if asked for, or if the store is open for reading only.
+    ///
+    /// `invalidate` is given, in order, what a caching kernel has to be told. It may be called from within any
+    /// method, so it must hand the invalidation to another thread and return.
+    ///
+    /// # Errors
+    /// `Store` if the manifest cannot be read.
+    pub fn new(
+        store: Store,
+        read_only: bool,
+        invalidate: impl Fn(Invalidation) + Send + Sync + 'static,
+    ) -> Result<Self, FsError> {
+        let read_only = read_only || store.access() == Access::Read;
+        // What changed up to here is in the names that are read now.
+        store.track_changes();
+        store.refresh()?;
+        let now = SystemTime::now();
+        let mut tree = Tree::new(store.stat().map_or(now, |stat| stat.mtime));
+        let mtime = tree.directory(Ino::ROOT).map_or(now, |root| root.mtime);
+        for array in store.arrays()? {
+            if tree.place(array.name(), ino_of(&array), mtime).is_none() {
+                changes::warn_of_collision(array.name());
+            }
+        }
+        Ok(Self {
+            store,
+            read_only,
+            syncing: Mutex::new(()),
+            failing: AtomicBool::new(false),
+            tree: RwLock::new(tree),
+            inodes: Inodes::default(),
+            files: Handles::new(),
+            directories: Handles::new(),
+            watch: Mutex::new(None),
+            invalidate: Box::new(invalidate),
+        })
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Asks all writers of the store to tell what they write in place, from now on: for a kernel that caches pages.
+    ///
+    /// May wait for a writer that is at work.
+    pub fn watch(&self) {
+        let mut watch = lock(&self.watch);
+        if watch.is_none() {
+            match self.store.watch() {
+                Ok(guard) => *watch = Some(guard),
+                Err(error) => info!("writes in place by others are seen a second late: {error}"),
+            }
+        }
+    }
+
+    /// Whether nothing can be changed.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The inode that a name leads to. Counts a lookup, which [`Fs::forget`] uncounts.
+    ///
+    /// # Errors
+    /// `NoEntry`, `NotADirectory`, `NameTooLong`; `Store` if the store cannot be read.
+    pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr, FsError> {
+        self.sync()?;
+        self.entry(parent, name)
+    }
+
+    /// Uncounts lookups of an inode.
+    pub fn forget(&self, ino: Ino, nlookup: u64) {
+        // A folder's number follows from its path: there is nothing to keep for it.
+        if !ino.is_directory() {
+            self.inodes.forget(ino, nlookup);
+        }
+    }
+
+    /// An inode's attributes.
+    ///
+    /// # Errors
+    /// `Stale` if the inode is a folder that is gone.
+    pub fn getattr(&self, ino: Ino) -> Result<Attr, FsError> {
+        // Open files can be looked at even when the store has become unreadable; `sync` says so in the log.
+        let _ = self.sync();
+        if ino.is_directory() {
+            return self.directory_attr(ino);
+        }
+        let inode = self.inodes.get(ino).ok_or(FsError::Stale { ino })?;
+        Ok(self.file_attr(&inode))
+    }
+
+    /// Changes attributes: what is as asked already may be asked for, anything else is refused.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `NotPermitted` for owner and permissions, which are the data file's; `Unsupported` for the
+    /// length and the times.
+    pub fn setattr(&self, ino: Ino, set: SetAttr) -> Result<Attr, FsError> {
+        let attr = self.getattr(ino)?;
+        if self.read_only {
+            return Err(FsError::ReadOnly);
+        }
+        if let Some(size) = set.size {
+            if attr.kind == FileKind::Directory {
+                return Err(FsError::IsADirectory);
+            }
+            if size != attr.size {
+                return Err(FsError::Unsupported { what: "changing the length of an array" });
+            }
+        }
+        if set.perm.is_some_and(|perm| perm & 0o7777 != attr.perm) {
+            return Err(FsError::NotPermitted { what: "changing permissions" });
+        }
+        if set.uid.is_some_and(|uid| uid != attr.uid) || set.gid.is_some_and(|gid| gid != attr.gid) {
+            return Err(FsError::NotPermitted { what: "changing the owner" });
+        }
+        if set.times {
+            return Err(FsError::Unsupported { what: "setting times" });
+        }
+        Ok(attr)
+    }
+
+    /// Opens a folder: what it lists is what is in it now.
+    ///
+    /// # Errors
+    /// `Stale` if the folder is gone, `NotADirectory`.
+    pub fn opendir(&self, ino: Ino) -> Result<Fh, FsError> {
+        self.sync()?;
+        if !ino.is_directory() {
+            return Err(FsError::NotADirectory);
+        }
+        let tree = read(&self.tree);
+        let directory = tree.directory(ino).ok_or(FsError::Stale { ino })?;
+        let children = tree.children(ino).ok_or(FsError::Stale { ino })?;
+        let mut entries = Vec::with_capacity(children.len() + 2);
+        entries.push(DirEntry { name: ".".into(), ino, kind: FileKind::Directory });
+        entries.push(DirEntry { name: "..".into(), ino: directory.parent, kind: FileKind::Directory });
+        entries.extend(children.map(|(name, child)| DirEntry {
+            name: Arc::clone(name),
+            ino: child.ino(),
+            kind: child.kind(),
+        }));
+        drop(tree);
+        Ok(self.directories.insert(OpenDirectory { entries }))
+    }
+
+    /// The entries of an open folder from number `offset` on, as long as `add` returns true.
+    ///
+    /// # Errors
+    /// `BadHandle`.
+    pub fn readdir(
+        &self,
+        fh: Fh,
+        offset: u64,
+        mut add: impl FnMut(u64, &DirEntry) -> bool,
+    ) -> Result<(), FsError> {
+        let directory = self.directories.get(fh)?;
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (next, entry) in (offset.saturating_add(1)..).zip(directory.entries.iter().skip(start)) {
+            if !add(next, entry) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Fs::readdir`], with attributes and a counted lookup for each entry that was taken, except `.` and `..`.
+    /// Entries that are gone since are left out.
+    ///
+    /// # Errors
+    /// `BadHandle`.
+    pub fn readdirplus(
+        &self,
+        ino: Ino,
+        fh: Fh,
+        offset: u64,
+        mut add: impl FnMut(u64, &DirEntry, &Attr) -> bool,
+    ) -> Result<(), FsError> {
+        self.readdir(fh, offset, |next, entry| {
+            if *entry.name == *"." || *entry.name == *".." {
+                return match self.directory_attr(entry.ino) {
+                    Ok(attr) => add(next, entry, &attr),
+                    Err(_) => true,
+                };
+            }
+            let Ok(attr) = self.entry(ino, OsStr::new(&*entry.name)) else { return true };
+            let taken = add(next, entry, &attr);
+            if !taken {
+                self.forget(attr.ino, 1);
+            }
+            taken
+        })
+    }
+
+    /// Closes a folder.
+    pub fn releasedir(&self, fh: Fh) {
+        self.directories.remove(fh);
+    }
+
+    /// Removes an array. Files open on it go on as before.
+    ///
+    /// # Errors
+    /// `NoEntry`, `IsADirectory`, `ReadOnly`; `Store` if the commit fails.
+    pub fn unlink(&self, parent: Ino, name: &OsStr) -> Result<(), FsError> {
+        self.sync()?;
+        let array = self.array_name(parent, name)?;
+        if self.read_only {
+            return Err(FsError::ReadOnly);
+        }
+        let n_removed = self.store.remove(&[&*array])?;
+        self.sync()?;
+        if n_removed == 0 { Err(FsError::NoEntry) } else { Ok(()) }
+    }
+
+    /// Removes a folder, which cannot be: a folder is there as long as it is not empty.
+    ///
+    /// # Errors
+    /// `NotEmpty`, or else `NoEntry`, `NotADirectory`, `ReadOnly`.
+    pub fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<(), FsError> {
+        self.sync()?;
+        match self.child(parent, name)? {
+            Child::File { .. } => Err(FsError::NotADirectory),
+            Child::Directory(_) if self.read_only => Err(FsError::ReadOnly),
+            Child::Directory(_) => Err(FsError::NotEmpty),
+        }
+    }
+
+    /// Renames an array, in one commit.
+    ///
+    /// # Errors
+    /// `NoEntry`, `Exists`, `ReadOnly`, `NameTooLong`; `Unsupported` for folders and for names without `.npy`;
+    /// `BadName` for names that no array is shown under; `Store` if the commit fails.
+    pub fn rename(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        new_parent: Ino,
+        new_name: &OsStr,
+        how: Rename,
+    ) -> Result<(), FsError> {
+        self.sync()?;
+        let from = match self.child(parent, name)? {
+            Child::File { array, .. } => array,
+            Child::Directory(_) => return Err(FsError::Unsupported { what: "renaming folders" }),
+        };
+        if self.read_only {
+            return Err(FsError::ReadOnly);
+        }
+        let to = match self.child(new_parent, new_name) {
+            Ok(Child::File { .. }) if how == Rename::NoReplace => return Err(FsError::Exists),
+            Ok(Child::File { array, .. }) => array,
+            Ok(Child::Directory(_)) => return Err(FsError::IsADirectory),
+            Err(FsError::NoEntry) => self.new_array_name(new_parent, new_name)?,
+            Err(error) => return Err(error),
+        };
+        if from != to {
+            self.store.rename(&from, &to, how == Rename::Replace)?;
+            self.sync()?;
+        }
+        Ok(())
+    }
+
+    /// The file system that the store is on.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub fn statfs(&self) -> Result<FsStat, FsError> {
+        Ok(self.store.stat_fs()?)
+    }
+
+    /// Brings the names in a folder to the disk.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub fn fsyncdir(&self) -> Result<(), FsError> {
+        if self.read_only { Ok(()) } else { Ok(self.store.sync()?) }
+    }
+
+    /// As [`Fs::lookup`], of the names as they were last taken over.
+    fn entry(&self, parent: Ino, name: &OsStr) -> Result<Attr, FsError> {
+        // The tree stays locked until the inode is in the table: a change that is taken over later finds it there.
+        let tree = read(&self.tree);
+        let array = match find(&tree, parent, name)? {
+            Child::Directory(ino) => {
+                let ino = *ino;
+                drop(tree);
+                return self.directory_attr(ino);
+            }
+            Child::File { array, .. } => self.store.record(array)?,
+        };
+        let inode = self.inodes.look_up(array);
+        drop(tree);
+        Ok(self.file_attr(&inode))
+    }
+
+    /// What a name leads to.
+    fn child(&self, parent: Ino, name: &OsStr) -> Result<Child, FsError> {
+        find(&read(&self.tree), parent, name).cloned()
+    }
+
+    /// The array that a file name leads to.
+    fn array_name(&self, parent: Ino, name: &OsStr) -> Result<Arc<str>, FsError> {
+        match self.child(parent, name)? {
+            Child::File { array, .. } => Ok(array),
+            Child::Directory(_) => Err(FsError::IsADirectory),
+        }
+    }
+
+    /// The array that a file name will lead to.
+    fn new_array_name(&self, parent: Ino, name: &OsStr) -> Result<Arc<str>, FsError> {
+        let name = name.to_str().ok_or(FsError::BadName)?;
+        if !name.ends_with(names::SUFFIX) {
+            return Err(FsError::Unsupported { what: "files whose names do not end in .npy" });
+        }
+        let component = names::decode(name, FileKind::File).ok_or(FsError::BadName)?;
+        let tree = read(&self.tree);
+        let directory = tree.directory(parent).ok_or(FsError::Stale { ino: parent })?;
+        Ok(format!("{}{component}", directory.prefix).into())
+    }
+
+    fn directory_attr(&self, ino: Ino) -> Result<Attr, FsError> {
+        let (mtime, n_subdirectories) = {
+            let tree = read(&self.tree);
+            let directory = tree.directory(ino).ok_or(FsError::Stale { ino })?;
+            (directory.mtime, directory.n_subdirectories)
+        };
+        let stat = self.store.stat()?;
+        Ok(Attr {
+            ino,
+            kind: FileKind::Directory,
+            size: 0,
+            blocks: 0,
+            atime: mtime,
+            mtime,
+            ctime: mtime,
+            perm: self.perm(stat.mode, 0o777),
+            nlink: n_subdirectories.saturating_add(2),
+            uid: stat.uid,
+            gid: stat.gid,
+        })
+    }
+
+    fn file_attr(&self, inode: &Inode) -> Attr {
+        let (array, shown_len) = inode.array();
+        let stat = self.data_file_stat(&array);
+        let mtime = stat.mtime.max(array.committed());
+        Attr {
+            ino: inode.ino,
+            kind: FileKind::File,
+            size: shown_len,
+            blocks: stat.allocated / 512,
+            atime: stat.atime,
+            mtime,
+            ctime: stat.ctime.max(mtime),
+            perm: self.perm(stat.mode, 0o666),
+            nlink: u32::from(inode.is_named()),
+            uid: stat.uid,
+            gid: stat.gid,
+        }
+    }
+
+    /// The data file's attributes. One that is missing shows as an empty file of the store's owner: the array is
+    /// listed, and reading it is an error that tells what is wrong.
+    fn data_file_stat(&self, array: &Array) -> FileStat {
+        let time = array.committed();
+        array.stat().unwrap_or_else(|_| {
+            let store = self.store.stat().ok();
+            FileStat {
+                ino: 0,
+                dev: 0,
+                len: 0,
+                allocated: 0,
+                atime: time,
+                mtime: time,
+                ctime: time,
+                mode: 0o444,
+                uid: store.as_ref().map_or(0, |stat| stat.uid),
+                gid: store.as_ref().map_or(0, |stat| stat.gid),
+                nlink: 0,
+            }
+        })
+    }
+
+    fn perm(&self, mode: u32, mask: u32) -> u16 {
+        let writable = if self.read_only { !0o222 } else { !0 };
+        u16::try_from(mode & mask & writable).unwrap_or_default()
+    }
+}
+
+/// What a name in a folder leads to.
+fn find<'a>(tree: &'a Tree, parent: Ino, name: &OsStr) -> Result<&'a Child, FsError> {
+    if name.len() > NAME_MAX {
+        return Err(FsError::NameTooLong);
+    }
+    if tree.directory(parent).is_none() {
+        return Err(if parent.is_directory() {
+            FsError::Stale { ino: parent }
+        } else {
+            FsError::NotADirectory
+        });
+    }
+    name.to_str().and_then(|name| tree.child(parent, name)).ok_or(FsError::NoEntry)
+}
+
+// A panic while a lock was held is a bug, but what the lock protects is still whole: each of these is held for
+// updates that either happened or did not.
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}

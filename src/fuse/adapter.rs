@@ -1,0 +1,521 @@
+//! The kernel's requests: unpacked, handed to [`Fs`], answered. No rules live here.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use log::debug;
+
+use super::notify::Job;
+use super::passthrough::{OpenAs, Passthrough};
+use crate::fs::{
+    Attr, BLKSIZE, Fh, FileKind, Fs, FsError, Ino, NAME_MAX, OpenFlags, Opened, Rename, SetAttr,
+};
+
+/// How long the kernel may use names and attributes without asking. Commits are told to it as they are seen, so this
+/// bounds only what is not told: times after writes to a mapping, and commits that inotify does not see.
+const TTL: Duration = Duration::from_secs(1);
+
+/// Largest read or write in one request: what the kernel allows at most by default.
+const MAX_REQUEST_LEN: u32 = 1 << 20;
+
+/// Background requests, mostly readahead, that the kernel sends before it waits for answers.
+const MAX_BACKGROUND: u16 = 64;
+
+/// Inode numbers are never reused for something else, so their generation stays 0.
+const GENERATION: Generation = Generation(0);
+
+/// The file system that fuser drives.
+pub(super) struct Adapter {
+    pub(super) fs: Arc<Fs>,
+    pub(super) passthrough: Arc<Passthrough>,
+    pub(super) jobs: Sender<Job>,
+}
+
+fn ino(number: INodeNo) -> Ino {
+    Ino(number.0)
+}
+
+fn fh(handle: FileHandle) -> Fh {
+    Fh(handle.0)
+}
+
+fn errno(error: &FsError) -> Errno {
+    debug!("answered with errno {}: {error}", error.errno());
+    Errno::from_i32(error.errno())
+}
+
+fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::File => FileType::RegularFile,
+        FileKind::Directory => FileType::Directory,
+    }
+}
+
+fn file_attr(attr: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(attr.ino.0),
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: attr.atime,
+        mtime: attr.mtime,
+        ctime: attr.ctime,
+        crtime: attr.ctime,
+        kind: file_type(attr.kind),
+        perm: attr.perm,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: 0,
+        blksize: BLKSIZE,
+        flags: 0,
+    }
+}
+
+fn empty(reply: ReplyEmpty, result: Result<(), FsError>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+fn attr(reply: ReplyAttr, result: Result<Attr, FsError>) {
+    match result {
+        Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+impl Adapter {
+    /// What a refused attempt to make something is answered with.
+    fn refuse_new(&self, errno: Errno) -> Errno {
+        if self.fs.is_read_only() { Errno::EROFS } else { errno }
+    }
+}
+
+/// Answers an open.
+fn answer_open(reply: ReplyOpen, opened: &Opened, write: bool, open_as: &OpenAs) {
+    let fh = FileHandle(opened.fh.0);
+    match open_as {
+        OpenAs::Backed(id) => {
+            // Through such a handle write() could reach past the array's end, and change its header, unseen. With
+            // DIRECT_IO it comes to us, and only mappings go to the file.
+            let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
+            let flags = if write { direct } else { FopenFlags::empty() };
+            reply.opened_passthrough(fh, flags | FopenFlags::FOPEN_NOFLUSH, id);
+        }
+        OpenAs::Cached { keep, .. } => {
+            let mut flags = FopenFlags::empty();
+            // Pages never change behind the kernel's back without it being told, so they outlive the open file.
+            flags.set(FopenFlags::FOPEN_KEEP_CACHE, *keep);
+            // Nothing of ours to flush; but closing a file that was written to must bring its pages here.
+            flags.set(FopenFlags::FOPEN_NOFLUSH, !write);
+            reply.opened(fh, flags);
+        }
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = [
+            // Pages are dropped when we say so, not whenever a time or length differs.
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+        ];
+        for capability in wanted {
+            if config.add_capabilities(capability).is_err() {
+                debug!("the kernel does not offer {capability:?}");
+            }
+        }
+        match config.add_capabilities(InitFlags::FUSE_PASSTHROUGH) {
+            // 2, so that the store may be on an overlay.
+            Ok(()) => drop(config.set_max_stack_depth(2)),
+            Err(_) => self.passthrough.turn_off(&"the kernel does not offer it"),
+        }
+        for result in [config.set_max_write(MAX_REQUEST_LEN), config.set_max_readahead(MAX_REQUEST_LEN)] {
+            if let Err(nearest) = result {
+                debug!("the kernel allows requests of {nearest} bytes");
+            }
+        }
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.fs.lookup(ino(parent), name) {
+            Ok(attr) => reply.entry(&TTL, &file_attr(&attr), GENERATION),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn forget(&self, _req: &Request, node: INodeNo, nlookup: u64) {
+        self.fs.forget(ino(node), nlookup);
+    }
+
+    fn getattr(&self, _req: &Request, node: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        attr(reply, self.fs.getattr(ino(node)));
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let perm = mode.map(|mode| u16::try_from(mode & 0o7777).unwrap_or_default());
+        let set = SetAttr { perm, uid, gid, size, times: atime.is_some() || mtime.is_some() };
+        attr(reply, self.fs.setattr(ino(node), set));
+    }
+
+    fn mknod(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(self.refuse_new(Errno::EPERM));
+    }
+
+    fn mkdir(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(self.refuse_new(Errno::EPERM));
+    }
+
+    fn symlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, _target: &Path, reply: ReplyEntry) {
+        reply.error(self.refuse_new(Errno::EPERM));
+    }
+
+    fn link(&self, _req: &Request, _node: INodeNo, _parent: INodeNo, _name: &OsStr, reply: ReplyEntry) {
+        reply.error(self.refuse_new(Errno::EPERM));
+    }
+
+    fn create(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        reply.error(self.refuse_new(Errno::EOPNOTSUPP));
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(reply, self.fs.unlink(ino(parent), name));
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(reply, self.fs.rmdir(ino(parent), name));
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let how = if flags.is_empty() {
+            Rename::Replace
+        } else if flags == RenameFlags::RENAME_NOREPLACE {
+            Rename::NoReplace
+        } else {
+            reply.error(Errno::EINVAL);
+            return;
+        };
+        empty(reply, self.fs.rename(ino(parent), name, ino(newparent), newname, how));
+    }
+
+    fn open(&self, _req: &Request, node: INodeNo, flags: fuser::OpenFlags, reply: ReplyOpen) {
+        let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
+        let ino = ino(node);
+        let opened = match self.fs.open(ino, OpenFlags { write, truncate: flags.0 & libc::O_TRUNC != 0 }) {
+            Ok(opened) => opened,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let backing = opened.array.backing().ok().flatten();
+        let may_pass = opened.array.n_deleted() == 0;
+        let open_as = self.passthrough.open(ino, may_pass, backing, |fd| reply.open_backing(fd));
+        let settled = match open_as {
+            OpenAs::Backed(_) => opened.settled,
+            OpenAs::Cached { first, .. } => {
+                if first {
+                    let _ = self.jobs.send(Job::Cached);
+                }
+                self.fs.revalidate(ino)
+            }
+        };
+        if settled {
+            answer_open(reply, &opened, write, &open_as);
+        } else {
+            let answer = Box::new(move || answer_open(reply, &opened, write, &open_as));
+            // If nobody reads the queue any more, the reply is dropped, which answers EIO.
+            let _ = self.jobs.send(Job::Then(answer));
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _node: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: fuser::OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let mut reply = Some(reply);
+        let result = self.fs.read(fh(handle), offset, size, |bytes| {
+            if let Some(reply) = reply.take() {
+                reply.data(bytes);
+            }
+        });
+        if let (Err(error), Some(reply)) = (result, reply) {
+            reply.error(errno(&error));
+        }
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _node: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: fuser::OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        match self.fs.write(fh(handle), offset, data, from_cache) {
+            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn flush(&self, _req: &Request, _node: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        // Writes are in the data file when they are answered.
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        handle: FileHandle,
+        _flags: fuser::OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.passthrough.close(ino(node));
+        self.fs.release(fh(handle));
+        reply.ok();
+    }
+
+    fn fsync(&self, _req: &Request, _node: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        empty(reply, self.fs.fsync(fh(handle)));
+    }
+
+    fn opendir(&self, _req: &Request, node: INodeNo, _flags: fuser::OpenFlags, reply: ReplyOpen) {
+        match self.fs.opendir(ino(node)) {
+            Ok(fh) => reply.opened(FileHandle(fh.0), FopenFlags::empty()),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        _node: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let result = self.fs.readdir(fh(handle), offset, |next, entry| {
+            !reply.add(INodeNo(entry.ino.0), next, file_type(entry.kind), &*entry.name)
+        });
+        match result {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let result = self.fs.readdirplus(ino(node), fh(handle), offset, |next, entry, attr| {
+            !reply.add(INodeNo(attr.ino.0), next, &*entry.name, &TTL, &file_attr(attr), GENERATION)
+        });
+        match result {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _node: INodeNo,
+        handle: FileHandle,
+        _flags: fuser::OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.fs.releasedir(fh(handle));
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _req: &Request, _node: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        empty(reply, self.fs.fsyncdir());
+    }
+
+    fn statfs(&self, _req: &Request, _node: INodeNo, reply: ReplyStatfs) {
+        match self.fs.statfs() {
+            Ok(stat) => {
+                let block_len = u32::try_from(stat.block_len).unwrap_or(BLKSIZE);
+                let name_max = u32::try_from(NAME_MAX).unwrap_or(u32::MAX);
+                reply.statfs(
+                    stat.blocks,
+                    stat.blocks_free,
+                    stat.blocks_available,
+                    stat.files,
+                    stat.files_free,
+                    block_len,
+                    name_max,
+                    block_len,
+                );
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _node: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EOPNOTSUPP);
+    }
+
+    // ENOSYS below is meant: the kernel then does these by itself, or refuses them, without asking again.
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        _node: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn getxattr(&self, _req: &Request, _node: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _req: &Request, _node: INodeNo, _size: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn removexattr(&self, _req: &Request, _node: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        _node: INodeNo,
+        _fh: FileHandle,
+        _offset: i64,
+        _whence: i32,
+        reply: ReplyLseek,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        _node_in: INodeNo,
+        _fh_in: FileHandle,
+        _offset_in: u64,
+        _node_out: INodeNo,
+        _fh_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _node: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+}

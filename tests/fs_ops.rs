@@ -1,0 +1,888 @@
+//! File-system semantics without a kernel: one test per paragraph of spec/npkfs-semantics.md.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use numpack::fs::{Attr, Fh, FileKind, Fs, FsError, Ino, Invalidation, OpenFlags, Opened, Rename, SetAttr};
+use numpack::store::{Access, Dtype, NewArray, Store};
+use tempfile::TempDir;
+
+const READ: OpenFlags = OpenFlags { write: false, truncate: false };
+const WRITE: OpenFlags = OpenFlags { write: true, truncate: false };
+
+/// A store, a file system over it, and another handle of the store, as another process has it.
+struct Fixture {
+    _dir: TempDir,
+    path: PathBuf,
+    other: Store,
+    fs: Fs,
+    told: Arc<Mutex<Vec<Invalidation>>>,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Self::with(|_| {}, false)
+    }
+
+    fn with(fill: impl FnOnce(&Store), read_only: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data.npk");
+        let other = Store::create(&path).unwrap();
+        fill(&other);
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let tell = Arc::clone(&told);
+        let store = Store::open(&path, Access::Write).unwrap();
+        let fs =
+            Fs::new(store, read_only, move |invalidation| tell.lock().unwrap().push(invalidation)).unwrap();
+        Self { _dir: dir, path, other, fs, told }
+    }
+
+    /// Looks a path up, and forgets all folders on the way.
+    fn lookup(&self, path: &str) -> Result<Attr, FsError> {
+        let mut attr = self.fs.getattr(Ino::ROOT)?;
+        for name in path.split('/') {
+            attr = self.fs.lookup(attr.ino, OsStr::new(name))?;
+        }
+        Ok(attr)
+    }
+
+    fn parent(&self, path: &str) -> (Ino, String) {
+        match path.rsplit_once('/') {
+            Some((folder, name)) => (self.lookup(folder).unwrap().ino, name.to_owned()),
+            None => (Ino::ROOT, path.to_owned()),
+        }
+    }
+
+    fn open(&self, path: &str, flags: OpenFlags) -> Result<Opened, FsError> {
+        self.fs.open(self.lookup(path)?.ino, flags)
+    }
+
+    fn read(&self, fh: Fh) -> Vec<u8> {
+        let mut out = Vec::new();
+        // Odd pieces, so that header and elements meet within one.
+        while self.fs.read(fh, out.len() as u64, 1001, |bytes| out.extend_from_slice(bytes)).is_ok()
+            && out.len() % 1001 == 0
+            && !out.is_empty()
+        {}
+        out
+    }
+
+    fn read_path(&self, path: &str) -> Vec<u8> {
+        let opened = self.open(path, READ).unwrap();
+        let bytes = self.read(opened.fh);
+        self.fs.release(opened.fh);
+        bytes
+    }
+
+    fn values(&self, path: &str) -> Vec<u32> {
+        values_of(&self.read_path(path))
+    }
+
+    fn rename(&self, from: &str, to: &str, how: Rename) -> Result<(), FsError> {
+        let ((parent, name), (new_parent, new_name)) = (self.parent(from), self.parent(to));
+        self.fs.rename(parent, OsStr::new(&name), new_parent, OsStr::new(&new_name), how)
+    }
+
+    fn unlink(&self, path: &str) -> Result<(), FsError> {
+        let (parent, name) = self.parent(path);
+        self.fs.unlink(parent, OsStr::new(&name))
+    }
+
+    /// All paths, folders with a slash at the end.
+    fn tree(&self) -> BTreeSet<String> {
+        let mut paths = BTreeSet::new();
+        let mut folders = vec![(Ino::ROOT, String::new())];
+        while let Some((ino, prefix)) = folders.pop() {
+            let fh = self.fs.opendir(ino).unwrap();
+            self.fs
+                .readdir(fh, 0, |_, entry| {
+                    if *entry.name != *"." && *entry.name != *".." {
+                        let mut path = format!("{prefix}{}", entry.name);
+                        if entry.kind == FileKind::Directory {
+                            path.push('/');
+                            folders.push((entry.ino, path.clone()));
+                        }
+                        assert!(paths.insert(path));
+                    }
+                    true
+                })
+                .unwrap();
+            self.fs.releasedir(fh);
+        }
+        paths
+    }
+
+    fn told(&self) -> Vec<Invalidation> {
+        std::mem::take(&mut self.told.lock().unwrap())
+    }
+
+    /// Does for the kernel what the notifier does.
+    fn carry_out(&self) -> Vec<Invalidation> {
+        let told = self.told();
+        for invalidation in &told {
+            if let Invalidation::Content { ino, .. } = invalidation {
+                self.fs.settle(*ino);
+            }
+        }
+        told
+    }
+}
+
+fn numbers(range: std::ops::Range<u32>) -> Vec<u8> {
+    range.flat_map(u32::to_le_bytes).collect()
+}
+
+fn array<'a>(shape: &[u64], data: &'a [u8]) -> NewArray<'a> {
+    let dtype = Dtype::parse_python("'<u4'").unwrap();
+    NewArray { dtype, shape: shape.to_vec(), fortran_order: false, data }
+}
+
+/// Rows of two numbers, counted from `first`.
+fn save(store: &Store, name: &str, n_rows: u64, first: u32) {
+    let data = numbers(first..first + 2 * n_rows as u32);
+    store.save(&[(name, array(&[n_rows, 2], &data))]).unwrap();
+}
+
+fn append(store: &Store, name: &str, n_rows: u64, first: u32) {
+    let data = numbers(first..first + 2 * n_rows as u32);
+    store.append(&[(name, array(&[n_rows, 2], &data))]).unwrap();
+}
+
+fn values_of(npy: &[u8]) -> Vec<u32> {
+    let header_len = numpack::format::npy::parse(npy).unwrap().header_len as usize;
+    npy[header_len..].chunks_exact(4).map(|bytes| u32::from_le_bytes(bytes.try_into().unwrap())).collect()
+}
+
+fn shape_of(npy: &[u8]) -> Vec<u64> {
+    numpack::format::npy::parse(npy).unwrap().shape
+}
+
+/// A `.npy` file as `numpy.save` writes it, with a header of 128 bytes.
+fn write_npy(path: &Path, shape: &[u64], data: &[u8]) -> Vec<u8> {
+    let shape: Vec<String> = shape.iter().map(|len| format!("{len},")).collect();
+    let mut header = format!("{{'descr': '<u4', 'fortran_order': False, 'shape': ({}), }}", shape.join(" "));
+    header = format!("{header:<117}\n");
+    let mut bytes = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
+    bytes.extend_from_slice(header.as_bytes());
+    assert_eq!(bytes.len(), 128);
+    bytes.extend_from_slice(data);
+    std::fs::write(path, &bytes).unwrap();
+    bytes
+}
+
+#[track_caller]
+fn assert_errno<T: std::fmt::Debug>(result: Result<T, FsError>, errno: i32) {
+    let error = result.unwrap_err();
+    assert_eq!(error.errno(), errno, "{error}");
+}
+
+// Names
+
+#[test]
+fn an_array_is_a_file_and_slashes_make_folders() {
+    let f = Fixture::new();
+    for name in ["a", "g/a", "g/h/a", "g/h/b"] {
+        save(&f.other, name, 1, 0);
+    }
+    let expected = ["a.npy", "g/", "g/a.npy", "g/h/", "g/h/a.npy", "g/h/b.npy"];
+    assert_eq!(f.tree(), expected.map(str::to_owned).into());
+    assert_eq!(f.lookup("g").unwrap().kind, FileKind::Directory);
+    assert_eq!(f.lookup("g").unwrap().nlink, 3);
+    assert_eq!(f.lookup("g/h/a.npy").unwrap().kind, FileKind::File);
+    for missing in ["b.npy", "a", "g/h/c.npy", "g.npy"] {
+        assert_errno(f.lookup(missing), libc::ENOENT);
+    }
+    let a = f.lookup("a.npy").unwrap().ino;
+    assert_errno(f.fs.lookup(a, OsStr::new("x")), libc::ENOTDIR);
+
+    f.other.remove(&["g/h/a", "g/h/b"]).unwrap();
+    assert_errno(f.lookup("g/h"), libc::ENOENT);
+    assert_eq!(f.tree(), ["a.npy", "g/", "g/a.npy"].map(str::to_owned).into());
+}
+
+#[test]
+fn names_that_a_file_system_cannot_hold_are_escaped() {
+    let long = "x".repeat(300);
+    let names =
+        ["", "/", "a//b", ".", "..", "../x", "x.npy", "x.npy/y", "100%", "%41", "a\nb", "\u{e9}", &long];
+    let f = Fixture::with(|store| names.iter().for_each(|name| save(store, name, 1, 0)), false);
+    let tree = f.tree();
+    let expected = [
+        "%00.npy",
+        "%00/",
+        "%00/%00.npy",
+        "a/",
+        "a/%00/",
+        "a/%00/b.npy",
+        "%2E.npy",
+        "%2E%2E.npy",
+        "%2E%2E/",
+        "%2E%2E/x.npy",
+        "x.npy.npy",
+        "x%2Enpy/",
+        "x%2Enpy/y.npy",
+        "100%.npy",
+        "%2541.npy",
+        "a\nb.npy",
+        "\u{e9}.npy",
+    ];
+    for path in expected {
+        assert!(tree.contains(path), "{path}: {tree:?}");
+    }
+    assert_eq!(tree.len(), expected.len() + 1);
+    let cut = tree.iter().find(|path| path.starts_with("xxx")).unwrap();
+    assert!(cut.len() <= 255 && cut.contains("%~"));
+    assert_eq!(f.values(cut), [0, 1]);
+}
+
+#[test]
+fn new_names_must_be_ones_that_an_array_is_shown_under() {
+    let f = Fixture::with(|store| save(store, "a", 1, 0), false);
+    assert_errno(f.rename("a.npy", "b", Rename::Replace), libc::EOPNOTSUPP);
+    assert_errno(f.rename("a.npy", "b%41.npy", Rename::Replace), libc::EINVAL);
+    assert_errno(f.rename("a.npy", &"x".repeat(256), Rename::Replace), libc::ENAMETOOLONG);
+    let latin1 = OsStr::from_bytes(b"\xe9.npy");
+    assert_errno(
+        f.fs.rename(Ino::ROOT, OsStr::new("a.npy"), Ino::ROOT, latin1, Rename::Replace),
+        libc::EINVAL,
+    );
+    assert_errno(f.fs.lookup(Ino::ROOT, latin1), libc::ENOENT);
+    f.rename("a.npy", "50%.npy", Rename::Replace).unwrap();
+    f.rename("50%.npy", "%2541.npy", Rename::Replace).unwrap();
+    assert_eq!(f.other.arrays().unwrap()[0].name().as_ref(), "%41");
+}
+
+// Inodes
+
+#[test]
+fn an_inode_is_one_version_of_one_array() {
+    let f = Fixture::with(|store| save(store, "a", 3, 0), false);
+    let old = f.lookup("a.npy").unwrap();
+    let opened = f.fs.open(old.ino, READ).unwrap();
+    save(&f.other, "a", 2, 100);
+    let new = f.lookup("a.npy").unwrap();
+    assert_ne!(old.ino, new.ino);
+    assert_eq!(values_of(&f.read(opened.fh)), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(f.values("a.npy"), [100, 101, 102, 103]);
+    assert_eq!(f.fs.getattr(old.ino).unwrap().nlink, 0);
+    assert_eq!(f.fs.getattr(new.ino).unwrap().nlink, 1);
+
+    f.other.rename("a", "g/b", false).unwrap();
+    assert_eq!(f.lookup("g/b.npy").unwrap().ino, new.ino);
+    assert_eq!(f.fs.getattr(new.ino).unwrap().nlink, 1);
+
+    f.other.remove(&["g/b"]).unwrap();
+    assert_eq!(values_of(&f.read(opened.fh)), [0, 1, 2, 3, 4, 5]);
+    f.fs.release(opened.fh);
+    f.fs.forget(old.ino, 1);
+    assert_errno(f.fs.getattr(old.ino), libc::ESTALE);
+}
+
+#[test]
+fn compacting_gives_the_name_a_new_inode() {
+    let f = Fixture::with(|store| save(store, "a", 3, 0), false);
+    f.other.drop_rows(&["a"], &[1]).unwrap();
+    let dropped = f.open("a.npy", READ).unwrap();
+    let ino = f.lookup("a.npy").unwrap().ino;
+    f.other.compact("a").unwrap();
+    assert_ne!(f.lookup("a.npy").unwrap().ino, ino);
+    assert_eq!(values_of(&f.read(dropped.fh)), [0, 1, 4, 5]);
+    assert_eq!(f.values("a.npy"), [0, 1, 4, 5]);
+}
+
+#[test]
+fn appending_lengthens_the_inode_replacing_changes_it_in_place() {
+    let f = Fixture::with(|store| save(store, "a", 2, 0), false);
+    let before = f.lookup("a.npy").unwrap();
+    let opened = f.fs.open(before.ino, READ).unwrap();
+    append(&f.other, "a", 1, 50);
+    let after = f.lookup("a.npy").unwrap();
+    f.carry_out();
+    assert_eq!(after.ino, before.ino);
+    assert_eq!(f.fs.getattr(before.ino).unwrap().size, before.size + 8);
+    let bytes = f.read(opened.fh);
+    assert_eq!((shape_of(&bytes), values_of(&bytes)), (vec![3, 2], vec![0, 1, 2, 3, 50, 51]));
+
+    f.other.replace("a", &[0], array(&[1, 2], &numbers(70..72))).unwrap();
+    assert_eq!(values_of(&f.read(opened.fh)), [70, 71, 2, 3, 50, 51]);
+    assert_eq!(f.lookup("a.npy").unwrap().ino, before.ino);
+}
+
+#[test]
+fn dropping_rows_gives_the_name_a_new_inode() {
+    let f = Fixture::with(|store| save(store, "a", 3, 0), false);
+    let whole = f.lookup("a.npy").unwrap();
+    let opened = f.fs.open(whole.ino, READ).unwrap();
+    f.other.drop_rows(&["a"], &[0]).unwrap();
+    let rest = f.lookup("a.npy").unwrap();
+    assert_ne!(rest.ino, whole.ino);
+    assert_eq!((whole.size, rest.size), (4096 + 24, 4096 + 16));
+    assert_eq!(values_of(&f.read(opened.fh)), [0, 1, 2, 3, 4, 5]);
+    let bytes = f.read_path("a.npy");
+    assert_eq!((shape_of(&bytes), values_of(&bytes)), (vec![2, 2], vec![2, 3, 4, 5]));
+
+    append(&f.other, "a", 1, 9);
+    assert_eq!(f.lookup("a.npy").unwrap().ino, rest.ino);
+    assert_eq!(f.values("a.npy"), [2, 3, 4, 5, 9, 10]);
+    // The rows as they were, and no others.
+    assert_eq!(values_of(&f.read(opened.fh)), [0, 1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn inode_numbers_are_the_same_after_each_remount() {
+    let f =
+        Fixture::with(|store| ["a", "g/b", "g/h/c"].iter().for_each(|name| save(store, name, 3, 0)), false);
+    f.other.drop_rows(&["g/b"], &[1]).unwrap();
+    let again = Fs::new(Store::open(&f.path, Access::Read).unwrap(), true, |_| {}).unwrap();
+    let mut seen = BTreeMap::new();
+    for fs in [&f.fs, &again] {
+        let mut parent = Ino::ROOT;
+        for name in ["g", "h", "c.npy"] {
+            parent = fs.lookup(parent, OsStr::new(name)).unwrap().ino;
+            assert_eq!(*seen.entry(name).or_insert(parent), parent);
+        }
+        let g = seen["g"];
+        let b = fs.lookup(g, OsStr::new("b.npy")).unwrap().ino;
+        assert_eq!(*seen.entry("b.npy").or_insert(b), b);
+    }
+    assert_eq!(seen.values().collect::<BTreeSet<_>>().len(), 4);
+}
+
+#[test]
+fn a_name_that_led_elsewhere_by_the_time_of_open_is_looked_up_again() {
+    let f = Fixture::with(|store| ["a", "b", "c"].iter().for_each(|name| save(store, name, 3, 0)), false);
+    let inos = ["a.npy", "b.npy", "c.npy"].map(|name| f.lookup(name).unwrap().ino);
+    save(&f.other, "a", 1, 0);
+    f.other.drop_rows(&["b"], &[1]).unwrap();
+    f.other.remove(&["c"]).unwrap();
+    for ino in inos {
+        assert_errno(f.fs.open(ino, READ), libc::ESTALE);
+    }
+    f.open("a.npy", READ).unwrap();
+    f.open("b.npy", READ).unwrap();
+    assert_errno(f.open("c.npy", READ), libc::ENOENT);
+}
+
+// Attributes
+
+#[test]
+fn stat_shows_the_virtual_file() {
+    let f = Fixture::with(|store| save(store, "a", 10_000, 0), false);
+    let attr = f.lookup("a.npy").unwrap();
+    assert_eq!(attr.size, 4096 + 80_000);
+    let file = std::fs::metadata(f.path.join("data_a.npkd")).unwrap();
+    assert_eq!(attr.blocks, file.blocks());
+    assert_eq!(attr.nlink, 1);
+    f.other.drop_rows(&["a"], &(0..9_999).collect::<Vec<_>>()).unwrap();
+    let attr = f.lookup("a.npy").unwrap();
+    assert_eq!((attr.size, attr.blocks), (4096 + 8, file.blocks()));
+}
+
+#[test]
+fn owner_permissions_and_times_are_the_data_files() {
+    let f = Fixture::with(|store| save(store, "a", 1, 0), false);
+    let data = f.path.join("data_a.npkd");
+    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o750)).unwrap();
+    std::fs::set_permissions(&f.path, std::fs::Permissions::from_mode(0o711)).unwrap();
+    let file = std::fs::metadata(&data).unwrap();
+    let attr = f.lookup("a.npy").unwrap();
+    assert_eq!((attr.perm, attr.uid, attr.gid), (0o640, file.uid(), file.gid()));
+    let root = f.fs.getattr(Ino::ROOT).unwrap();
+    assert_eq!((root.perm, root.uid), (0o711, file.uid()));
+
+    let read_only = Fs::new(Store::open(&f.path, Access::Read).unwrap(), false, |_| {}).unwrap();
+    assert!(read_only.is_read_only());
+    assert_eq!(read_only.lookup(Ino::ROOT, OsStr::new("a.npy")).unwrap().perm, 0o440);
+    assert_eq!(read_only.getattr(Ino::ROOT).unwrap().perm, 0o511);
+
+    f.other.array("a").unwrap().write_npy_at(4096, &[1; 8]).unwrap();
+    let written = f.lookup("a.npy").unwrap();
+    assert!(written.mtime >= attr.mtime);
+    f.other.set_attrs(Some("a"), BTreeMap::from([("x".to_owned(), 1.into())]), &[]).unwrap();
+    assert_eq!(f.lookup("a.npy").unwrap().mtime, f.other.array("a").unwrap().modified().unwrap());
+
+    let before = root.mtime;
+    save(&f.other, "b", 1, 0);
+    f.lookup("b.npy").unwrap();
+    assert!(f.fs.getattr(Ino::ROOT).unwrap().mtime > before);
+
+    std::fs::remove_file(f.path.join("data_b.npkd")).unwrap();
+    let missing = f.lookup("b.npy").unwrap();
+    assert_eq!((missing.size, missing.blocks), (4096 + 8, 0));
+}
+
+#[test]
+fn attributes_that_are_as_asked_may_be_set() {
+    let f = Fixture::with(|store| save(store, "a", 1, 0), false);
+    let attr = f.lookup("a.npy").unwrap();
+    let set = |set| f.fs.setattr(attr.ino, set);
+    let none = SetAttr::default();
+    let same = SetAttr {
+        perm: Some(attr.perm),
+        uid: Some(attr.uid),
+        gid: Some(attr.gid),
+        size: Some(attr.size),
+        times: false,
+    };
+    assert_eq!(set(same).unwrap().size, attr.size);
+    assert_errno(set(SetAttr { perm: Some(attr.perm ^ 0o100), ..none }), libc::EPERM);
+    assert_errno(set(SetAttr { uid: Some(attr.uid + 1), ..none }), libc::EPERM);
+    assert_errno(set(SetAttr { gid: Some(attr.gid + 1), ..none }), libc::EPERM);
+    assert_errno(set(SetAttr { size: Some(0), ..none }), libc::EOPNOTSUPP);
+    assert_errno(set(SetAttr { size: Some(attr.size + 1), ..none }), libc::EOPNOTSUPP);
+    assert_errno(set(SetAttr { times: true, ..none }), libc::EOPNOTSUPP);
+    assert_errno(f.fs.open(attr.ino, OpenFlags { write: true, truncate: true }), libc::EOPNOTSUPP);
+    assert_errno(f.fs.setattr(Ino::ROOT, SetAttr { size: Some(0), ..none }), libc::EISDIR);
+    assert_eq!(f.values("a.npy"), [0, 1]);
+}
+
+#[test]
+fn statfs_is_the_stores() {
+    let f = Fixture::new();
+    let stat = f.fs.statfs().unwrap();
+    assert!(stat.blocks > 0 && stat.block_len >= 512);
+}
+
+// Folders
+
+#[test]
+fn a_listing_is_of_the_moment_of_opendir() {
+    let f = Fixture::with(
+        |store| (0..100).for_each(|i| save(store, &format!("{}a{i}", ["", "g/"][i % 2]), 1, 0)),
+        false,
+    );
+    let fh = f.fs.opendir(Ino::ROOT).unwrap();
+    let mut names = Vec::new();
+    let mut next = 0;
+    // Seven entries per call, and a change between calls.
+    for round in 0.. {
+        let before = names.len();
+        f.fs.readdir(fh, next, |offset, entry| {
+            if names.len() == before + 7 {
+                return false;
+            }
+            names.push(entry.name.to_string());
+            next = offset;
+            true
+        })
+        .unwrap();
+        if names.len() == before {
+            break;
+        }
+        f.other.rename(&format!("a{}", 2 * round), &format!("z{round}"), false).unwrap();
+        f.fs.sync().unwrap();
+    }
+    assert_eq!(names[..2], [".", ".."]);
+    let unique: BTreeSet<_> = names.iter().cloned().collect();
+    assert_eq!((names.len(), unique.len()), (53, 53));
+    assert!((0..50).all(|i| unique.contains(&format!("a{}.npy", 2 * i))) && unique.contains("g"));
+
+    // With attributes, those that are gone are left out, and those that are shown are looked up.
+    let mut shown = BTreeMap::new();
+    f.fs.readdirplus(Ino::ROOT, fh, 0, |_, entry, attr| {
+        shown.insert(entry.name.to_string(), *attr);
+        true
+    })
+    .unwrap();
+    assert!(!shown.contains_key("a0.npy") && shown.contains_key("a98.npy"));
+    let attr = shown["a98.npy"];
+    assert_eq!(f.fs.getattr(attr.ino).unwrap(), attr);
+    f.fs.forget(attr.ino, 1);
+    assert_errno(f.fs.getattr(attr.ino), libc::ESTALE);
+    f.fs.releasedir(fh);
+    assert_errno(f.fs.readdir(fh, 0, |_, _| true), libc::EBADF);
+}
+
+#[test]
+fn an_entry_that_found_no_room_is_not_counted_as_a_lookup() {
+    let f = Fixture::with(|store| save(store, "a", 1, 0), false);
+    let fh = f.fs.opendir(Ino::ROOT).unwrap();
+    let mut ino = None;
+    f.fs.readdirplus(Ino::ROOT, fh, 2, |_, _, attr| {
+        ino = Some(attr.ino);
+        false
+    })
+    .unwrap();
+    assert_errno(f.fs.getattr(ino.unwrap()), libc::ESTALE);
+}
+
+#[test]
+fn folders_cannot_be_made_or_removed_by_themselves() {
+    let f = Fixture::with(|store| save(store, "g/a", 1, 0), false);
+    assert_errno(f.fs.rmdir(Ino::ROOT, OsStr::new("g")), libc::ENOTEMPTY);
+    assert_errno(f.fs.rmdir(Ino::ROOT, OsStr::new("h")), libc::ENOENT);
+    let g = f.lookup("g").unwrap().ino;
+    assert_errno(f.fs.rmdir(g, OsStr::new("a.npy")), libc::ENOTDIR);
+}
+
+// Reading
+
+#[test]
+fn a_file_reads_as_the_header_and_the_elements() {
+    let f = Fixture::new();
+    let source = f.path.join("../source.npy");
+    let bytes = write_npy(&source, &[500, 2], &numbers(0..1000));
+    f.other.import_npy("a", &source, false, &mut |_| {}).unwrap();
+    assert_eq!(f.read_path("a.npy"), bytes);
+
+    let opened = f.open("a.npy", READ).unwrap();
+    for offset in [bytes.len() as u64, bytes.len() as u64 + 1, u64::MAX] {
+        assert_eq!(f.fs.read(opened.fh, offset, 10, |bytes| bytes.len()).unwrap(), 0);
+    }
+    for (offset, len) in [(0, 1), (127, 2), (128, 1), (4000, 100), (bytes.len() - 3, 3)] {
+        let read = f.fs.read(opened.fh, offset as u64, len as u32, <[u8]>::to_vec).unwrap();
+        assert_eq!(read, bytes[offset..offset + len]);
+    }
+    assert_errno(f.fs.read(Fh(999), 0, 1, |_| ()), libc::EBADF);
+    assert_errno(f.fs.open(Ino::ROOT, READ), libc::EISDIR);
+    assert_errno(f.fs.opendir(f.lookup("a.npy").unwrap().ino), libc::ENOTDIR);
+
+    // A header that lags behind the manifest is not what is read.
+    let header = std::fs::read(f.path.join("data_a.npkd")).unwrap()[..128].to_vec();
+    append(&f.other, "a", 1, 7);
+    let data = std::fs::OpenOptions::new().write(true).open(f.path.join("data_a.npkd")).unwrap();
+    data.write_all_at(&header, 0).unwrap();
+    assert_eq!(shape_of(&f.read_path("a.npy")), [501, 2]);
+    // Opening it for writing puts it right.
+    f.fs.release(f.open("a.npy", WRITE).unwrap().fh);
+    assert_eq!(shape_of(&std::fs::read(f.path.join("data_a.npkd")).unwrap()), [501, 2]);
+}
+
+#[test]
+fn empty_and_0_d_arrays_are_files() {
+    let f = Fixture::new();
+    f.other.save(&[("none", array(&[0, 3], &[])), ("one", array(&[], &numbers(7..8)))]).unwrap();
+    assert_eq!(f.lookup("none.npy").unwrap().size, 4096);
+    assert_eq!(f.values("none.npy"), [0; 0]);
+    assert_eq!(f.values("one.npy"), [7]);
+}
+
+#[test]
+fn a_damaged_data_file_is_an_error_not_data() {
+    let f = Fixture::with(|store| ["a", "b", "c"].iter().for_each(|name| save(store, name, 100, 0)), false);
+    std::fs::remove_file(f.path.join("data_a.npkd")).unwrap();
+    let b = std::fs::OpenOptions::new().write(true).open(f.path.join("data_b.npkd")).unwrap();
+    b.set_len(4500).unwrap();
+    std::fs::remove_file(f.path.join("data_c.npkd")).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", f.path.join("data_c.npkd")).unwrap();
+    for name in ["a.npy", "b.npy", "c.npy"] {
+        assert_errno(f.open(name, READ), libc::EIO);
+    }
+}
+
+// Writing
+
+#[test]
+fn elements_are_written_in_place() {
+    let f = Fixture::with(|store| save(store, "a", 3, 0), false);
+    let reader = f.open("a.npy", READ).unwrap();
+    let writer = f.open("a.npy", WRITE).unwrap();
+    f.fs.write(writer.fh, 4096 + 8, &numbers(90..92), false).unwrap();
+    assert_eq!(values_of(&f.read(reader.fh)), [0, 1, 90, 91, 4, 5]);
+    let mut out = vec![0; 24];
+    f.other.array("a").unwrap().read_into(&mut out).unwrap();
+    assert_eq!(out, [numbers(0..2), numbers(90..92), numbers(4..6)].concat());
+    assert_errno(f.fs.write(reader.fh, 4096, &[0; 4], false), libc::EBADF);
+
+    // Over dropped rows, too.
+    f.other.drop_rows(&["a"], &[1]).unwrap();
+    let writer = f.open("a.npy", WRITE).unwrap();
+    f.fs.write(writer.fh, 4096 + 4, &numbers(60..63), false).unwrap();
+    assert_eq!(f.values("a.npy"), [0, 60, 61, 62]);
+    assert_eq!(values_of(&f.read(reader.fh)), [0, 60, 90, 91, 61, 62]);
+}
+
+#[test]
+fn the_header_cannot_be_written() {
+    let f = Fixture::new();
+    let source = f.path.join("../source.npy");
+    let bytes = write_npy(&source, &[500, 2], &numbers(0..1000));
+    f.other.import_npy("a", &source, false, &mut |_| {}).unwrap();
+    let fh = f.open("a.npy", WRITE).unwrap().fh;
+    assert_errno(f.fs.write(fh, 0, &[0; 8], false), libc::EPERM);
+    assert_errno(f.fs.write(fh, 120, &[0; 16], false), libc::EPERM);
+    assert_eq!(f.read_path("a.npy"), bytes);
+
+    let mut page = bytes.clone();
+    page[128] = 0xff;
+    f.fs.write(fh, 0, &page[..512], false).unwrap();
+    assert_eq!(f.read_path("a.npy"), page);
+
+    // A page from before an append comes back.
+    append(&f.other, "a", 1, 7);
+    f.fs.sync().unwrap();
+    page[129] = 0xfe;
+    f.fs.write(fh, 0, &page[..512], true).unwrap();
+    let now = f.read_path("a.npy");
+    assert_eq!(shape_of(&now), [501, 2]);
+    assert_eq!(now[128..512], page[128..512]);
+    assert_errno(f.fs.write(fh, 0, &page[..512], false), libc::EPERM);
+
+    // A mapping that changed the header: its elements are taken, and it is an error.
+    page[3] = b'?';
+    page[130] = 0xfd;
+    assert_errno(f.fs.write(fh, 0, &page[..512], true), libc::EPERM);
+    assert_eq!(f.read_path("a.npy")[130], 0xfd);
+    assert_eq!(shape_of(&f.read_path("a.npy")), [501, 2]);
+}
+
+#[test]
+fn nothing_is_written_past_the_end() {
+    let f = Fixture::with(|store| save(store, "a", 3, 0), false);
+    let fh = f.open("a.npy", WRITE).unwrap().fh;
+    let end = 4096 + 24;
+    for (offset, len) in [(end, 1), (end - 4, 8), (u64::MAX - 3, 4)] {
+        assert_errno(f.fs.write(fh, offset, &vec![1; len], false), libc::EFBIG);
+    }
+    assert_eq!(f.values("a.npy"), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(std::fs::metadata(f.path.join("data_a.npkd")).unwrap().len(), end);
+    // A whole page, as writeback has it.
+    f.fs.write(fh, 4096, &[[7, 0, 0, 0].repeat(6), vec![0; 4072]].concat(), true).unwrap();
+    assert_eq!(f.values("a.npy"), [7; 6]);
+}
+
+#[test]
+fn fsync_makes_data_and_manifest_durable() {
+    let f = Fixture::with(|store| save(store, "a", 3, 0), false);
+    let fh = f.open("a.npy", WRITE).unwrap().fh;
+    f.fs.write(fh, 4096, &[1; 4], false).unwrap();
+    f.fs.fsync(fh).unwrap();
+    f.fs.fsyncdir().unwrap();
+    assert_errno(f.fs.fsync(Fh(999)), libc::EBADF);
+}
+
+// Changing names
+
+#[test]
+fn unlink_removes_the_array() {
+    let f = Fixture::with(|store| ["a", "g/b"].iter().for_each(|name| save(store, name, 3, 0)), false);
+    let opened = f.open("g/b.npy", READ).unwrap();
+    f.unlink("g/b.npy").unwrap();
+    assert_errno(f.lookup("g"), libc::ENOENT);
+    assert_eq!(values_of(&f.read(opened.fh)), [0, 1, 2, 3, 4, 5]);
+    f.other.refresh().unwrap();
+    assert!(!f.other.contains("g/b"));
+    assert_errno(f.unlink("b.npy"), libc::ENOENT);
+    save(&f.other, "g/b", 1, 0);
+    assert_errno(f.unlink("g"), libc::EISDIR);
+}
+
+#[test]
+fn rename_renames_the_array_over_another_one_too() {
+    let f = Fixture::with(
+        |store| {
+            ["a", "b", "g/c"].iter().zip([0, 10, 20]).for_each(|(name, first)| save(store, name, 1, first))
+        },
+        false,
+    );
+    let a = f.lookup("a.npy").unwrap().ino;
+    let b = f.open("b.npy", READ).unwrap();
+    assert_errno(f.rename("a.npy", "b.npy", Rename::NoReplace), libc::EEXIST);
+    f.rename("a.npy", "b.npy", Rename::Replace).unwrap();
+    assert_eq!(f.lookup("b.npy").unwrap().ino, a);
+    assert_eq!(f.values("b.npy"), [0, 1]);
+    assert_eq!(values_of(&f.read(b.fh)), [10, 11]);
+    assert_errno(f.lookup("a.npy"), libc::ENOENT);
+
+    f.rename("b.npy", "g/d.npy", Rename::NoReplace).unwrap();
+    f.rename("g/c.npy", "c.npy", Rename::Replace).unwrap();
+    assert_eq!(f.tree(), ["c.npy", "g/", "g/d.npy"].map(str::to_owned).into());
+    f.rename("g/d.npy", "d.npy", Rename::Replace).unwrap();
+    assert_errno(f.lookup("g"), libc::ENOENT);
+    f.rename("d.npy", "d.npy", Rename::Replace).unwrap();
+    assert_errno(f.rename("x.npy", "y.npy", Rename::Replace), libc::ENOENT);
+
+    save(&f.other, "g/e", 1, 0);
+    assert_errno(f.rename("g", "h", Rename::Replace), libc::EOPNOTSUPP);
+    assert_errno(f.rename("c.npy", "g", Rename::Replace), libc::EISDIR);
+    f.other.refresh().unwrap();
+    let names: BTreeSet<_> = f.other.names().iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["c", "d", "g/e"].map(str::to_owned).into());
+}
+
+#[test]
+fn a_read_only_mount_refuses_all_of_these() {
+    let f = Fixture::with(|store| ["a", "g/b"].iter().for_each(|name| save(store, name, 3, 0)), true);
+    let a = f.lookup("a.npy").unwrap();
+    assert_errno(f.fs.open(a.ino, WRITE), libc::EROFS);
+    assert_errno(f.unlink("a.npy"), libc::EROFS);
+    assert_errno(f.rename("a.npy", "b.npy", Rename::Replace), libc::EROFS);
+    assert_errno(f.fs.rmdir(Ino::ROOT, OsStr::new("g")), libc::EROFS);
+    assert_errno(f.fs.setattr(a.ino, SetAttr { times: true, ..SetAttr::default() }), libc::EROFS);
+    assert_eq!(f.values("a.npy"), [0, 1, 2, 3, 4, 5]);
+    // It follows the commits of others all the same.
+    append(&f.other, "a", 1, 6);
+    assert_eq!(f.values("a.npy"), [0, 1, 2, 3, 4, 5, 6, 7]);
+}
+
+// What others commit
+
+#[test]
+fn commits_are_told_to_the_kernel() {
+    let f = Fixture::with(
+        |store| ["a", "b", "g/c", "unseen"].iter().for_each(|name| save(store, name, 3, 0)),
+        false,
+    );
+    let [a, b, c] = ["a.npy", "b.npy", "g/c.npy"].map(|path| f.lookup(path).unwrap().ino);
+    let g = f.lookup("g").unwrap().ino;
+    let root = Invalidation::Attr { ino: Ino::ROOT };
+    let entry = |name: &str| Invalidation::Entry { parent: Ino::ROOT, name: name.into() };
+    let after = |change: &dyn Fn(&Store)| {
+        change(&f.other);
+        f.fs.sync().unwrap();
+        f.carry_out()
+    };
+    assert_eq!(after(&|_| {}), []);
+    assert_eq!(after(&|store| append(store, "unseen", 1, 0)), []);
+    assert_eq!(after(&|store| save(store, "new", 1, 0)), [root.clone()]);
+    assert_eq!(
+        after(&|store| append(store, "a", 1, 0)),
+        [Invalidation::Content { ino: a, header_len: 4096, from: 4096 + 24 }]
+    );
+    assert_eq!(
+        after(&|store| save(store, "b", 1, 0)),
+        [Invalidation::Attr { ino: b }, entry("b.npy"), root.clone()]
+    );
+    assert_eq!(
+        after(&|store| store.rename("a", "g/a", false).unwrap())[..2],
+        [Invalidation::Attr { ino: a }, entry("a.npy")]
+    );
+    let told = after(&|store| {
+        store.remove(&["g/a", "g/c"]).unwrap();
+    });
+    for (ino, name) in [(a, "a.npy"), (c, "c.npy")] {
+        assert!(
+            told.contains(&Invalidation::Removed { parent: g, name: name.into(), child: ino }),
+            "{told:?}"
+        );
+    }
+    assert!(
+        told.contains(&Invalidation::Removed { parent: Ino::ROOT, name: "g".into(), child: g }),
+        "{told:?}"
+    );
+    assert!(told.contains(&root));
+}
+
+#[test]
+fn many_changes_at_once_leave_the_names_that_the_store_has() {
+    let f = Fixture::with(|store| (0..20).for_each(|i| save(store, &format!("a{i}"), 2, i)), false);
+    for i in 0..20 {
+        f.lookup(&format!("a{i}.npy")).unwrap();
+    }
+    for i in 0..20 {
+        f.other.rename(&format!("a{i}"), &format!("g{}/b", i % 3), true).unwrap();
+        save(&f.other, &format!("a{}", i / 2), 1, 100 + i);
+        f.other.drop_rows(&[&format!("g{}/b", i % 3)], &[0]).unwrap();
+        f.other.remove(&[&format!("a{}", i / 4)]).unwrap();
+    }
+    f.fs.sync().unwrap();
+    let expected: BTreeSet<_> = f.other.names().iter().map(|name| format!("{name}.npy")).collect();
+    let files: BTreeSet<_> = f.tree().into_iter().filter(|path| !path.ends_with('/')).collect();
+    assert_eq!(files, expected);
+    for path in &files {
+        let mut out = vec![0; 8 * shape_of(&f.read_path(path))[0] as usize];
+        f.other.array(path.strip_suffix(".npy").unwrap()).unwrap().read_into(&mut out).unwrap();
+        assert_eq!(f.values(path).iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>(), out);
+    }
+}
+
+#[test]
+fn the_length_follows_the_pages() {
+    let f = Fixture::with(|store| save(store, "a", 3, 0), false);
+    let attr = f.lookup("a.npy").unwrap();
+    let writer = f.fs.open(attr.ino, WRITE).unwrap();
+    assert!(writer.settled);
+    append(&f.other, "a", 2, 50);
+    let opened = f.fs.open(attr.ino, READ).unwrap();
+    assert!(!opened.settled, "the answer to this open must wait for the invalidation");
+    assert_eq!(f.fs.getattr(attr.ino).unwrap().size, attr.size);
+    // The page that the kernel fills from now on has the new rows.
+    let page = f.fs.read(opened.fh, 4096, 4096, <[u8]>::to_vec).unwrap();
+    assert_eq!(page.len(), 40);
+    // The page from before comes back, and its zeros stay out.
+    f.fs.write(writer.fh, 4096, &[numbers(70..76), vec![0; 4072]].concat(), true).unwrap();
+    f.carry_out();
+    assert_eq!(f.fs.getattr(attr.ino).unwrap().size, attr.size + 16);
+    assert_eq!(f.values("a.npy"), [70, 71, 72, 73, 74, 75, 50, 51, 52, 53]);
+    assert!(f.open("a.npy", READ).unwrap().settled);
+}
+
+#[test]
+fn writes_in_place_by_others_are_found() {
+    let f = Fixture::with(|store| save(store, "a", 3, 0), false);
+    let ino = f.lookup("a.npy").unwrap().ino;
+    let opened = f.fs.open(ino, WRITE).unwrap();
+    let content = Invalidation::Content { ino, header_len: 4096, from: 4096 };
+    assert!(f.fs.revalidate(ino));
+
+    // Told, because somebody watches.
+    f.fs.watch();
+    f.other.replace("a", &[0], array(&[1, 2], &numbers(70..72))).unwrap();
+    f.fs.sync().unwrap();
+    assert!(!f.fs.revalidate(ino));
+    assert_eq!(f.carry_out(), [content.clone()]);
+    assert!(f.fs.revalidate(ino));
+
+    // Our own are no news.
+    f.fs.write(opened.fh, 4096, &[1; 4], false).unwrap();
+    f.fs.sync().unwrap();
+    assert!(f.fs.revalidate(ino));
+    assert_eq!(f.carry_out(), []);
+
+    // Without telling, as a mapping is written.
+    let data = std::fs::OpenOptions::new().write(true).open(f.path.join("data_a.npkd")).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    data.write_all_at(&[9; 4], 4096).unwrap();
+    assert!(!f.fs.revalidate(ino));
+    assert_eq!(f.carry_out(), [content.clone()]);
+    assert!(f.fs.revalidate(ino));
+
+    // Just before one of our own.
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    data.write_all_at(&[8; 4], 4100).unwrap();
+    f.fs.write(opened.fh, 4096, &[2; 4], false).unwrap();
+    assert_eq!(f.carry_out(), [content]);
+}
+
+#[test]
+fn a_store_that_is_taken_away_leaves_errors_not_a_hang() {
+    let f = Fixture::with(|store| ["a", "b"].iter().for_each(|name| save(store, name, 3, 0)), false);
+    let [a, b] = ["a.npy", "b.npy"].map(|path| f.lookup(path).unwrap().ino);
+    let opened = f.fs.open(a, READ).unwrap();
+    std::fs::remove_dir_all(&f.path).unwrap();
+    assert_errno(f.lookup("a.npy"), libc::EIO);
+    assert_errno(f.fs.open(b, READ), libc::EIO);
+    assert_errno(f.fs.opendir(Ino::ROOT), libc::EIO);
+    assert_errno(f.unlink("a.npy"), libc::EIO);
+    assert_eq!(values_of(&f.read(opened.fh)), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(f.fs.getattr(a).unwrap().size, 4096 + 24);
+    f.fs.release(opened.fh);
+}
+
+#[test]
+fn a_damaged_manifest_leaves_errors_until_it_is_whole_again() {
+    let f = Fixture::with(|store| save(store, "a", 3, 0), false);
+    let manifest = f.path.join("metadata.npkm");
+    let bytes = std::fs::read(&manifest).unwrap();
+    std::fs::remove_file(&manifest).unwrap();
+    assert_errno(f.lookup("a.npy"), libc::EIO);
+    std::fs::write(&manifest, &bytes).unwrap();
+    assert_eq!(f.values("a.npy"), [0, 1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn a_closed_file_leaves_no_descriptor_behind() {
+    let n_arrays = 300;
+    let f = Fixture::with(|store| (0..n_arrays).for_each(|i| save(store, &format!("a{i}"), 1, i)), false);
+    let n_open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = n_open();
+    for i in 0..n_arrays {
+        assert_eq!(f.values(&format!("a{i}.npy")), [i, i + 1]);
+    }
+    // The store keeps some of those that were used last.
+    assert!(n_open() < before + 200, "{} descriptors", n_open() - before);
+}
