@@ -354,16 +354,20 @@ impl Shared {
             let failed = |e| StoreError::io("sync the directory of", self.storage.path(), names::MANIFEST, e);
             self.or_poison(self.storage.sync_dir().map_err(failed))?;
         }
-        for (record, new) in records.iter().zip(&staged) {
-            self.files.insert(record.id, &Arc::new(DataFile::new(Arc::clone(&new.file))));
+        for record in &records {
             self.note_dirty(record);
         }
+        let ids: Vec<ArrayId> = records.iter().map(|record| record.id).collect();
         ops.extend(records.into_iter().map(Op::Put));
         let mut manifest = self.manifest_mut();
         let appended = manifest.append(&*self.storage, time, ops, durable, &mut |change| {
             self.note_change(Change { is_own: true, ..change });
         });
         self.or_poison(appended)?;
+        // Not before: had the commit failed, somebody else's would get these identities.
+        for (id, new) in ids.into_iter().zip(&staged) {
+            self.files.insert(id, &Arc::new(DataFile::new(Arc::clone(&new.file))));
+        }
         // The commit is made. What fails from here on is mended by the next writer.
         for (name, data) in &headers {
             if let Some(record) = manifest.table.get(name) {
