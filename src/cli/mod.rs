@@ -1,4 +1,4 @@
-//! The command line `npkfs`: what the user typed ([`opts`]) becomes what the program needs ([`config`]), which a
+//! The command line `npkfs`: what the user typed (`opts`) becomes what the program needs (`config`), which a
 //! module per command carries out. Data goes to stdout; messages go to stderr, each after `npkfs: `; how a run ends
 //! is an [`Exit`].
 

@@ -130,6 +130,7 @@ fn exception(error: &StoreError, message: String) -> PyErr {
             | FormatError::NpyHeader { .. }
             | FormatError::Dtype { .. }
             | FormatError::Shape { .. }
+            | FormatError::Attr { .. }
             | FormatError::Name { .. } => Exception::CorruptStore.err(message),
         },
         StoreError::DataFile { .. } => Exception::CorruptStore.err(message),
@@ -145,6 +146,7 @@ fn exception(error: &StoreError, message: String) -> PyErr {
             FormatError::Dtype { .. } => PyTypeError::new_err(message),
             FormatError::Name { .. }
             | FormatError::Shape { .. }
+            | FormatError::Attr { .. }
             | FormatError::TooLong { .. }
             | FormatError::Magic { .. }
             | FormatError::Version { .. }
