@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLo
 use std::time::Duration;
 
 pub use array::{Array, ArrayMap};
-pub use check::{Problem, Report, verify};
+pub use check::{Problem, Report, verify, verify_storage};
 pub use error::{DataFileFault, NotAStore, StoreError};
 pub use writer::NewArray;
 

@@ -239,20 +239,20 @@ impl Shared {
             return Ok(WriteGuard { file, _thread: thread });
         }
         let mut manifest = self.manifest_mut();
-        let changed = loop {
+        loop {
             let changed = manifest.catch_up(&*self.storage, true, &mut |change| self.note_change(change))?;
             // A store that was removed and created anew has another lock file.
             let is_current = |file: &dyn LockGuard| {
                 file.is_current().map_err(|e| StoreError::io("stat", self.storage.path(), names::LOCK, e))
             };
             if !changed || is_current(&*file)? {
-                break changed;
+                break;
             }
             file = super::take_lock(&*self.storage, self.lock_timeout)?;
-        };
-        if changed || !self.swept.swap(true, Ordering::Relaxed) {
-            self.finish_intent(&manifest);
         }
+        // Somebody else was here, and may have died before a commit that could be seen.
+        self.swept.store(true, Ordering::Relaxed);
+        self.finish_intent(&manifest);
         Ok(WriteGuard { file, _thread: thread })
     }
 
@@ -341,6 +341,8 @@ impl Shared {
         let (records, superseded) = self.name_files(&staged, &ops, time);
         let is_intended = !(records.is_empty() && superseded.is_empty());
         if is_intended {
+            // Should this process die, whoever comes next must look, also one that knows this state.
+            self.manifest().retire();
             let files =
                 records.iter().map(|record| &*record.file).chain(superseded.iter().map(|(_, file)| &**file));
             self.write_intent(&files.collect::<Vec<_>>().join("\n"))?;
@@ -352,16 +354,20 @@ impl Shared {
             let failed = |e| StoreError::io("sync the directory of", self.storage.path(), names::MANIFEST, e);
             self.or_poison(self.storage.sync_dir().map_err(failed))?;
         }
-        for (record, new) in records.iter().zip(&staged) {
-            self.files.insert(record.id, &Arc::new(DataFile::new(Arc::clone(&new.file))));
+        for record in &records {
             self.note_dirty(record);
         }
+        let ids: Vec<ArrayId> = records.iter().map(|record| record.id).collect();
         ops.extend(records.into_iter().map(Op::Put));
         let mut manifest = self.manifest_mut();
         let appended = manifest.append(&*self.storage, time, ops, durable, &mut |change| {
             self.note_change(Change { is_own: true, ..change });
         });
         self.or_poison(appended)?;
+        // Not before: had the commit failed, somebody else's would get these identities.
+        for (id, new) in ids.into_iter().zip(&staged) {
+            self.files.insert(id, &Arc::new(DataFile::new(Arc::clone(&new.file))));
+        }
         // The commit is made. What fails from here on is mended by the next writer.
         for (name, data) in &headers {
             if let Some(record) = manifest.table.get(name) {
@@ -371,11 +377,8 @@ impl Shared {
                 }
             }
         }
-        for (_, file) in &superseded {
-            self.remove_file(file);
-        }
-        if is_intended && let Err(error) = self.write_intent("") {
-            log::warn!("{error}");
+        if is_intended {
+            self.end_intent(superseded.iter().map(|(_, file)| &**file));
         }
         if manifest.wants_snapshot()
             && let Err(error) = manifest.publish(&*self.storage)
@@ -517,23 +520,28 @@ impl Shared {
             Err(error) => return log::warn!("{}: {error}", self.storage.path().join(names::LOCK).display()),
         };
         let live: HashSet<&str> = manifest.table.records().map(|record| &*record.file).collect();
-        for file in files.iter().filter(|file| !live.contains(file.as_str())) {
-            self.remove_file(file);
-        }
         if let Err(error) = self.storage.sweep_temporaries() {
             log::warn!("{}: {error}", self.storage.path().display());
         }
-        if let Err(error) = self.write_intent("") {
-            log::warn!("{error}");
-        }
+        self.end_intent(files.iter().map(String::as_str).filter(|file| !live.contains(file)));
     }
 
-    fn remove_file(&self, file: &str) {
-        match self.storage.remove(file) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                log::warn!("cannot remove {}: {error}", self.storage.path().join(file).display());
+    /// Removes the files that nobody needs any more, and then the intent that names them.
+    fn end_intent<'a>(&self, files: impl Iterator<Item = &'a str>) {
+        let mut all_gone = true;
+        for file in files {
+            match self.storage.remove(file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    log::warn!("cannot remove {}: {error}", self.storage.path().join(file).display());
+                    all_gone = false;
+                }
+                _ => {}
             }
-            _ => {}
+        }
+        // What could not be removed stays in the intent, and is tried again with the next write.
+        self.swept.store(all_gone, Ordering::Relaxed);
+        if all_gone && let Err(error) = self.write_intent("") {
+            log::warn!("{error}");
         }
     }
 }
