@@ -31,13 +31,16 @@ pub use attr::{Attr, BLKSIZE, FileKind, NAME_MAX};
 pub use changes::Invalidation;
 pub use error::FsError;
 pub use file::{OpenFlags, Opened};
-pub use handle::{DirEntry, Fh};
-pub use inode::Ino;
+pub use handle::{Caller, DirEntry, Fh};
+pub use inode::{Ino, LastByte};
 
 use dir::{Child, Tree};
 use file::OpenFile;
-use handle::{Handles, OpenDirectory};
+use handle::{Again, Handles, OpenDirectory};
 use inode::{Inode, Inodes, ino_of};
+
+/// How often a name is looked up anew because its array was overwritten before its file could be opened.
+const MAX_ATTEMPTS: u32 = 8;
 
 /// A mounted store, as far as no kernel is involved. All methods take `&self` and may run in parallel.
 pub struct Fs {
@@ -51,6 +54,7 @@ pub struct Fs {
     inodes: Inodes,
     files: Handles<OpenFile>,
     directories: Handles<OpenDirectory>,
+    again: Again,
     /// Lets writers tell what they write in place.
     watch: Mutex<Option<Box<dyn LockGuard>>>,
     invalidate: Box<dyn Fn(Invalidation) + Send + Sync>,
@@ -67,8 +71,10 @@ pub struct SetAttr {
     pub gid: Option<u32>,
     /// Length.
     pub size: Option<u64>,
-    /// Whether a time is to change.
-    pub times: bool,
+    /// Last access.
+    pub atime: Option<SystemTime>,
+    /// Last change of the content.
+    pub mtime: Option<SystemTime>,
 }
 
 /// How `rename` treats a name that is taken.
@@ -124,6 +130,7 @@ impl Fs {
             inodes: Inodes::default(),
             files: Handles::new(),
             directories: Handles::new(),
+            again: Again::default(),
             watch: Mutex::new(None),
             invalidate: Box::new(invalidate),
         })
@@ -156,9 +163,21 @@ impl Fs {
     ///
     /// # Errors
     /// `NoEntry`, `NotADirectory`, `NameTooLong`; `Store` if the store cannot be read.
-    pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr, FsError> {
-        self.sync()?;
-        self.entry(parent, name)
+    pub fn lookup(&self, parent: Ino, name: &OsStr, caller: Caller) -> Result<Attr, FsError> {
+        let mut attempts = 0;
+        loop {
+            self.sync()?;
+            let attr = self.entry(parent, name)?;
+            attempts += 1;
+            if attr.kind == FileKind::Directory || !self.again.is_expected(caller) {
+                return Ok(attr);
+            }
+            // Held open from here, so that the second open finds it; unless it was overwritten since `sync`.
+            match self.inodes.get(attr.ino).map(|inode| inode.pin()) {
+                Some(Err(_)) if attempts < MAX_ATTEMPTS => self.forget(attr.ino, 1),
+                _ => return Ok(attr),
+            }
+        }
     }
 
     /// Uncounts lookups of an inode.
@@ -183,11 +202,12 @@ impl Fs {
         Ok(self.file_attr(&inode))
     }
 
-    /// Changes attributes: what is as asked already may be asked for, anything else is refused.
+    /// Changes attributes: what is as asked already may be asked for; of the rest, only times can be set, and those
+    /// of an array not to before its last commit.
     ///
     /// # Errors
     /// `ReadOnly`; `NotPermitted` for owner and permissions, which are the data file's; `Unsupported` for the
-    /// length and the times.
+    /// length, and for times that cannot be kept; `Store` if the data file's times cannot be set.
     pub fn setattr(&self, ino: Ino, set: SetAttr) -> Result<Attr, FsError> {
         let attr = self.getattr(ino)?;
         if self.read_only {
@@ -207,10 +227,19 @@ impl Fs {
         if set.uid.is_some_and(|uid| uid != attr.uid) || set.gid.is_some_and(|gid| gid != attr.gid) {
             return Err(FsError::NotPermitted { what: "changing the owner" });
         }
-        if set.times {
-            return Err(FsError::Unsupported { what: "setting times" });
+        if set.atime.is_none() && set.mtime.is_none() {
+            return Ok(attr);
         }
-        Ok(attr)
+        if attr.kind == FileKind::Directory {
+            return Err(FsError::Unsupported { what: "setting the times of a folder" });
+        }
+        let inode = self.inodes.get(ino).ok_or(FsError::Stale { ino })?;
+        let (array, _) = inode.array();
+        if set.mtime.is_some_and(|mtime| mtime < array.committed()) {
+            return Err(FsError::Unsupported { what: "setting a time before the last commit" });
+        }
+        inode.set_times(&array, set.atime, set.mtime)?;
+        Ok(self.file_attr(&inode))
     }
 
     /// Opens a folder: what it lists is what is in it now.
