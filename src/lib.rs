@@ -6,9 +6,13 @@
 //! on disk are specified in `spec/npk-format.md`.
 
 pub mod bytes;
+#[cfg(feature = "fuse")]
+pub mod cli;
 pub mod format;
 pub mod fs;
 #[cfg(feature = "fuse")]
 pub mod fuse;
 pub mod store;
 pub mod sys;
+#[cfg(feature = "python")]
+mod python;

@@ -1,3 +1,7 @@
 //! The `npkfs` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    numpack::cli::run(std::env::args_os()).into()
+}

@@ -88,6 +88,13 @@ pub enum FormatError {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// An attribute that no array and no store can have.
+    Attr {
+        /// The attribute's name.
+        name: String,
+        /// What is wrong with its value.
+        what: &'static str,
+    },
     /// A name that no array can have.
     Name {
         /// The name.
@@ -127,6 +134,7 @@ impl fmt::Display for FormatError {
             Self::NpyHeader { what } => write!(f, "npy header: {what}"),
             Self::Dtype { descr, what } => write!(f, "dtype {descr}: {what}"),
             Self::Shape { shape, what } => write!(f, "shape {shape:?}: {what}"),
+            Self::Attr { name, what } => write!(f, "attribute {name:?}: {what}"),
             Self::Name { name, what } => write!(f, "array name {name:?}: {what}"),
         }
     }

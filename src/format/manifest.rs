@@ -17,6 +17,36 @@ use super::{Descr, Dtype, FormatError, Layout, names};
 /// User attributes: names and MessagePack values.
 pub type Attrs = BTreeMap<String, rmpv::Value>;
 
+/// Deepest nesting of arrays and maps in the value of an attribute. What decodes it calls itself for each level.
+const MAX_ATTR_DEPTH: usize = 64;
+
+/// Deepest nesting in a payload: attributes or a structured dtype within an edit or a snapshot.
+const MAX_PAYLOAD_DEPTH: usize = 2 * MAX_ATTR_DEPTH;
+
+/// Checks that a store can hold these attributes.
+///
+/// # Errors
+/// `Attr` for a value that is nested deeper than 64 levels.
+pub fn check_attrs(attrs: &Attrs) -> Result<(), FormatError> {
+    match attrs.iter().find(|(_, value)| !is_shallow(value, MAX_ATTR_DEPTH)) {
+        Some((name, _)) => {
+            Err(FormatError::Attr { name: name.clone(), what: "is nested deeper than 64 levels" })
+        }
+        None => Ok(()),
+    }
+}
+
+fn is_shallow(value: &rmpv::Value, depth: usize) -> bool {
+    let inner = depth.saturating_sub(1);
+    match value {
+        rmpv::Value::Array(items) => depth > 0 && items.iter().all(|item| is_shallow(item, inner)),
+        rmpv::Value::Map(entries) => {
+            depth > 0 && entries.iter().all(|(key, value)| is_shallow(key, inner) && is_shallow(value, inner))
+        }
+        _ => true,
+    }
+}
+
 /// The identity of one version of an array. Never reused within a store; 0 is nobody's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -257,8 +287,7 @@ impl Table {
     /// # Errors
     /// `Payload` if it does not decode, or what is wrong with a record.
     pub fn decode(payload: &[u8], offset: u64) -> Result<Self, FormatError> {
-        let snapshot: Snapshot =
-            rmp_serde::from_slice(payload).map_err(|source| FormatError::Payload { offset, source })?;
+        let snapshot: Snapshot = from_bytes(payload, offset)?;
         let mut table = Self {
             generation: snapshot.generation,
             next_id: snapshot.next_id,
@@ -435,8 +464,7 @@ fn encode_record(record: &Record) -> StoredEntry {
 }
 
 fn decode_record(StoredEntry(name, blob): StoredEntry, offset: u64) -> Result<Record, FormatError> {
-    let stored: StoredRecord =
-        rmp_serde::from_slice(&blob.0).map_err(|source| FormatError::Payload { offset, source })?;
+    let stored: StoredRecord = from_bytes(&blob.0, offset)?;
     names::check(&name)?;
     if !names::is_data_file(&stored.file) {
         return Err(FormatError::Name {
@@ -488,8 +516,7 @@ impl Edit {
     /// # Errors
     /// `Payload` if it does not decode, or what is wrong with a record.
     pub fn decode(payload: &[u8], offset: u64) -> Result<Self, FormatError> {
-        let stored: StoredEdit =
-            rmp_serde::from_slice(payload).map_err(|source| FormatError::Payload { offset, source })?;
+        let stored: StoredEdit = from_bytes(payload, offset)?;
         let ops = stored.ops.into_iter().map(|op| {
             Ok(match op {
                 StoredOp::Put(entry) => Op::Put(decode_record(entry, offset)?),
@@ -512,6 +539,12 @@ impl Edit {
 fn to_bytes<T: Serialize>(value: &T) -> Vec<u8> {
     rmp_serde::to_vec_named(value)
         .expect("writing MessagePack to memory fails only for types that these are not")
+}
+
+fn from_bytes<'a, T: Deserialize<'a>>(bytes: &'a [u8], offset: u64) -> Result<T, FormatError> {
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
+    deserializer.set_max_depth(MAX_PAYLOAD_DEPTH);
+    T::deserialize(&mut deserializer).map_err(|source| FormatError::Payload { offset, source })
 }
 
 /// Bytes that MessagePack writes as a byte string.

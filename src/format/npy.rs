@@ -102,6 +102,8 @@ pub fn parse(bytes: &[u8]) -> Result<NpyHeader, FormatError> {
     })?;
     let major = header.get(VERSION_OFFSET).copied().unwrap_or(0);
     let text = header.get(if major == 1 { V1_TEXT_OFFSET } else { V2_TEXT_OFFSET }..).unwrap_or(&[]);
+    // Most of a header is spaces: they need not become characters first.
+    let text = text.trim_ascii_end();
     let text: String = if major == 3 {
         String::from_utf8(text.to_vec())
             .map_err(|_| FormatError::NpyHeader { what: "text is not UTF-8".into() })?

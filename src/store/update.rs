@@ -1,7 +1,7 @@
 //! Changes to the rows of arrays: append, replace, drop, compact. Each costs what it changes.
 //!
 //! Only a Fortran-ordered array is rewritten, in C-order, when rows are appended or dropped: its rows are not
-//! contiguous.
+//! contiguous. So is one whose header has no room for the new shape.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -72,6 +72,7 @@ impl Store {
         runs: impl Iterator<Item = Range<u64>> + Clone,
         data: NewArray<'_>,
     ) -> Result<(), StoreError> {
+        let runs = runs.filter(|run| !run.is_empty());
         let guard = self.shared.lock_writers()?;
         let array = self.record(name)?;
         check_rows(&array, &data)?;
@@ -123,7 +124,7 @@ impl Store {
             if rows.is_empty() {
                 continue;
             }
-            if array.fortran_order() {
+            if array.fortran_order() || !has_room_without(&array, rows.len() as u64)? {
                 let kept = (0..array.n_rows()).filter(|row| !rows.contains(row)).collect::<Vec<_>>();
                 commit.staged.push(self.shared.stage_rows(&array, &kept)?);
                 continue;
@@ -288,6 +289,17 @@ fn check_rows(array: &Array, new: &NewArray<'_>) -> Result<(), StoreError> {
         return Err(crate::format::FormatError::Shape { shape: new.shape.clone(), what: expected }.into());
     }
     Ok(())
+}
+
+/// Whether the header in the file has room for the text of the shape with `n_dropped` rows less: that text may be
+/// longer than the one that another program wrote.
+fn has_room_without(array: &Array, n_dropped: u64) -> Result<bool, StoreError> {
+    let mut shape = array.shape().to_vec();
+    if let Some(rows) = shape.first_mut() {
+        *rows -= n_dropped;
+    }
+    let layout = Layout::new(array.dtype(), &shape, false)?;
+    Ok(npy::encode_within(array.dtype(), &layout, array.header_len()).is_some())
 }
 
 /// The runs of consecutive numbers in `rows`, in order.

@@ -7,6 +7,7 @@
 //! removes each file of it that no record refers to.
 
 use std::collections::HashSet;
+use std::collections::hash_map::{Entry, HashMap};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
@@ -20,7 +21,7 @@ use super::error::{DataFileFault, StoreError};
 use super::log::ManifestLog;
 use super::{Access, Change, Shared, Store};
 use crate::bytes::u32_at;
-use crate::format::manifest::{Attrs, DeletedRows};
+use crate::format::manifest::{Attrs, DeletedRows, check_attrs};
 use crate::format::npy;
 use crate::format::{ArrayId, Dtype, FormatError, Layout, Op, Record, names};
 use crate::sys::{FileAccess, LockGuard, Storage, StorageFile};
@@ -86,17 +87,25 @@ pub(super) struct Commit {
 }
 
 impl Store {
-    /// Saves arrays under their names, all or none, replacing those that have these names. Readers of a replaced
-    /// version keep it.
+    /// Saves arrays under their names, all or none, replacing those that have these names; of arrays given the same
+    /// name, the last counts. Readers of a replaced version keep it.
     ///
     /// # Errors
     /// `ReadOnly`; `Refused` for a name, dtype or shape that cannot be; `BufferLen`; `Locked`; `Io`.
     pub fn save(&self, arrays: &[(&str, NewArray<'_>)]) -> Result<(), StoreError> {
         self.shared.check_writable()?;
-        let staged = arrays
-            .iter()
-            .map(|(name, array)| self.shared.stage(name, array))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut staged = Vec::with_capacity(arrays.len());
+        let mut places = HashMap::with_capacity(arrays.len());
+        for (name, array) in arrays {
+            let new = self.shared.stage(name, array)?;
+            match places.entry(*name) {
+                Entry::Vacant(place) => {
+                    place.insert(staged.len());
+                    staged.push(new);
+                }
+                Entry::Occupied(place) => staged[*place.get()] = new,
+            }
+        }
         if staged.is_empty() {
             return Ok(());
         }
@@ -181,8 +190,9 @@ impl Store {
     /// Sets and removes user attributes of an array, or, without a name, of the store.
     ///
     /// # Errors
-    /// `NotFound`; `ReadOnly`; `Locked`; `Io`.
+    /// `NotFound`; `Refused` for values nested deeper than 64 levels; `ReadOnly`; `Locked`; `Io`.
     pub fn set_attrs(&self, name: Option<&str>, set: Attrs, remove: &[&str]) -> Result<(), StoreError> {
+        check_attrs(&set)?;
         let _guard = self.shared.lock_writers()?;
         let name = name.map(|name| self.record(name)).transpose()?.map(|array| Arc::clone(array.name()));
         let remove = remove.iter().map(|&key| key.to_owned()).collect();
@@ -394,12 +404,18 @@ impl Shared {
                 supersede(name);
             }
         }
-        let records = (manifest.table.next_id().0..).zip(staged).map(|(id, new)| {
+        let next_id = manifest.table.next_id().0;
+        // Names without an id are for a store that still has every version it ever had. Later, such a name may have
+        // been that of a version that is gone, and who did not see it go would take the new file for it: a reader
+        // between looking up and opening, or the manifest, if the machine loses power before the newest frames and
+        // after the directory reached the disk.
+        let has_all = manifest.table.len() as u64 + 1 == next_id;
+        let records = (next_id..).zip(staged).map(|(id, new)| {
             supersede(&new.name);
             let id = ArrayId(id);
-            // The name without an id is for the first version, unless a version of another life has it.
+            let is_first = has_all && manifest.table.get(&new.name).is_none();
             let file = names::first_data_file(&new.name)
-                .filter(|file| manifest.table.get(&new.name).is_none() && self.storage.stat(file).is_err())
+                .filter(|file| is_first && self.storage.stat(file).is_err())
                 .unwrap_or_else(|| names::data_file(&new.name, id));
             Record {
                 name: Arc::clone(&new.name),

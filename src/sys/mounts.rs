@@ -2,7 +2,7 @@
 //!
 //! Asking the table, and not the files, also works for a mount whose daemon has died or does not answer.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt as _;
@@ -39,6 +39,15 @@ pub fn find(path: &Path) -> io::Result<Option<MountEntry>> {
     Ok(find_in(&mounts, &written).or_else(|| find_in(&mounts, &fs::canonicalize(path).ok()?)).cloned())
 }
 
+/// Asks the file system at `path` something that no cache answers: how much room it has. Waits as long as it does.
+///
+/// # Errors
+/// `NotConnected` if the process that serves it is gone.
+pub fn probe(path: &Path) -> io::Result<()> {
+    rustix::fs::statfs(path)?;
+    Ok(())
+}
+
 /// Unmounts what is mounted at `mount_point`; symbolic links are not followed. `lazy` takes it out of sight at once,
 /// and it ends with the last open file. What the kernel does not let this process unmount, fusermount3 unmounts, if
 /// it is a FUSE mount of the same user.
@@ -56,7 +65,7 @@ pub fn unmount(mount_point: &Path, lazy: bool) -> io::Result<()> {
 }
 
 fn fusermount(mount_point: &Path, lazy: bool) -> io::Result<()> {
-    let run = |program: &OsStr| {
+    let run = |program| {
         let mut command = Command::new(program);
         command
             .env("LC_ALL", "C")
@@ -67,13 +76,10 @@ fn fusermount(mount_point: &Path, lazy: bool) -> io::Result<()> {
             .arg(mount_point);
         command.output()
     };
-    let result = match std::env::var_os("FUSERMOUNT_PATH") {
-        Some(program) => run(&program),
-        None => run(OsStr::new("fusermount3")).or_else(|error| match error.kind() {
-            io::ErrorKind::NotFound => run(OsStr::new("fusermount")),
-            _ => Err(error),
-        }),
-    };
+    let result = run("fusermount3").or_else(|error| match error.kind() {
+        io::ErrorKind::NotFound => run("fusermount"),
+        _ => Err(error),
+    });
     let output = result.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => io::Error::new(
             io::ErrorKind::NotFound,
@@ -186,6 +192,12 @@ nonsense
         ] {
             assert_eq!(unescape(field), plain);
         }
+    }
+
+    #[test]
+    fn file_systems_without_a_process_answer() {
+        assert!(probe(Path::new("/proc")).is_ok());
+        assert_eq!(probe(Path::new("/no/such/place")).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

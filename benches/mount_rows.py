@@ -1,0 +1,183 @@
+"""The mount against the disk file system. Rows that find no way to mount raise `CannotMount`, and count as not measured.
+
+The reference is the array's own file in the store: it is an ordinary .npy file, so NumPy opens it directly and
+through the mount, and both see the very same pages of the page cache. Every figure includes opening the file, and
+every mapping is a new one.
+"""
+
+import os
+
+import numpy as np
+
+from harness import Goal, Result, Row, expect, in_turn, timed
+from world import PAGE, MemoryWatch, read_through
+
+PER_PAGE = PAGE // 4  # float32 elements
+TOUCHED_SHARE = 4  # one page in so many is touched
+UPDATED_SHARE = 100  # and updated
+PASSES = 3  # of which the median counts, where a pass can be repeated
+
+
+def load(path):
+    return np.load(path)
+
+
+def mapped_sum(path):
+    return np.load(path, mmap_mode="r").sum()
+
+
+def touch(path, pages):
+    """One element of each of these pages, in this order."""
+    return np.load(path, mmap_mode="r").reshape(-1)[pages * PER_PAGE].sum(dtype=np.float64)
+
+
+def update(path, pages, value):
+    """Changes one element on each of these pages and waits until the disk has them."""
+    mapped = np.load(path, mmap_mode="r+")
+    mapped.reshape(-1)[pages * PER_PAGE] = value
+    mapped.flush()
+
+
+class Work:
+    """The four operations, each with what it must have done. The checks run outside the timed part."""
+
+    def __init__(self, world):
+        self.world = world
+        self.touched = world.pages[: max(1, world.pages.size // TOUCHED_SHARE)]
+        self.updated = np.sort(world.pages[: max(1, world.pages.size // UPDATED_SHARE)])
+        self.turn = 0
+
+    def check_load(self, value, data):
+        expect(np.array_equal(value, data), "np.load gave other values than were saved")
+
+    def check_sum(self, value, data):
+        expect(value == data.sum(), "the mapped sum differs")
+
+    def check_touch(self, value, data):
+        expect(value == data.reshape(-1)[self.touched * PER_PAGE].sum(dtype=np.float64), "the touched values differ")
+
+    def run(self, name, path):
+        """Does one operation on ``path``; returns the seconds."""
+        data = self.world.data
+        if name == "update":
+            self.turn += 1
+            value = np.float32(self.turn)
+            os.sync()
+            seconds, _ = timed(lambda: update(path, self.updated, value))
+            data.reshape(-1)[self.updated * PER_PAGE] = value
+            expect(np.array_equal(np.load(self.world.backing, mmap_mode="r"), data), "the update is not in the file")
+            return seconds
+        if name == "load":
+            seconds, value = timed(lambda: load(path))
+        elif name == "sum":
+            seconds, value = timed(lambda: mapped_sum(path))
+        else:
+            seconds, value = timed(lambda: touch(path, self.touched))
+        getattr(self, "check_" + name)(value, data)
+        return seconds
+
+
+WHAT = {
+    "load": "sequential `np.load`",
+    "sum": "mapped `np.sum`",
+    "touch": "mapped, random 4 KiB touches",
+    "update": "in-place update of 1 % of the pages, flush",
+}
+
+
+def median_pass(work, name, path):
+    return sorted(work.run(name, path) for _ in range(PASSES))[PASSES // 2]
+
+
+def disk_itself(world, row):
+    """The reference against itself: how far from 1 a ratio comes by noise alone."""
+    work = Work(world)
+    result = Result(row.name, "the disk file system against itself: `np.load`", reference_name="disk", note="noise")
+    for i in range(world.rounds):
+        in_turn(
+            i,
+            lambda: result.ours.append(median_pass(work, "load", world.backing)),
+            lambda: result.reference.append(median_pass(work, "load", world.backing)),
+        )
+    return [result]
+
+
+def with_passthrough(name):
+    def measure(world, row):
+        mount = world.passthrough
+        work = Work(world)
+        result = Result(row.name, "passthrough: " + WHAT[name], reference_name="disk", goal=Goal(least_ratio=0.95))
+        path = mount.path / "big.npy"
+        work.run(name, world.backing)
+        work.run(name, path)
+        for i in range(world.rounds):
+            in_turn(
+                i,
+                lambda: result.ours.append(median_pass(work, name, path)),
+                lambda: result.reference.append(median_pass(work, name, world.backing)),
+            )
+        return [result]
+
+    return measure
+
+
+def without_passthrough(name):
+    """First pass on a fresh mount, then the later ones: a round is one mount, and one pass over the file on disk."""
+
+    def measure(world, row):
+        work = Work(world)
+        work.run(name, world.backing)
+        later_goal = Goal(least_ratio=0.9) if name == "sum" else None
+        first = Result(row.name + "/first", f"plain: {WHAT[name]}, first pass", reference_name="disk")
+        later = Result(row.name + "/later", f"plain: {WHAT[name]}, later passes", reference_name="disk", goal=later_goal)
+        for i in range(world.rounds):
+
+            def through_mount():
+                with world.mount("passthrough=off") as mount:
+                    path = mount.path / "big.npy"
+                    first.ours.append(work.run(name, path))
+                    later.ours.append(median_pass(work, name, path))
+
+            def on_disk():
+                first.reference.append(median_pass(work, name, world.backing))
+
+            in_turn(i, through_mount, on_disk)
+        later.reference = list(first.reference)
+        return [first, later]
+
+    return measure
+
+
+def update_without_passthrough(world, row):
+    work = Work(world)
+    result = Result(row.name, "plain: " + WHAT["update"], reference_name="disk")
+    with world.mount("passthrough=off") as mount:
+        path = mount.path / "big.npy"
+        for i in range(world.rounds):
+            in_turn(
+                i,
+                lambda: result.ours.append(work.run("update", path)),
+                lambda: result.reference.append(work.run("update", world.backing)),
+            )
+    return [result]
+
+
+def memory(world, row):
+    """The process's own memory while 1 GiB goes through it twice, read and mapped."""
+    result = Result(row.name, "plain: memory of the process while a client streams 1 GiB", unit="MiB", goal=Goal(most=64))
+    for _ in range(min(world.rounds, 3)):
+        with world.mount("passthrough=off", store=world.gibibyte) as mount, MemoryWatch(mount) as read:
+            expect(read_through(mount.path / "long.npy") >= 2**30, "the file is shorter than 1 GiB")
+        with world.mount("passthrough=off", store=world.gibibyte) as mount, MemoryWatch(mount) as mapped:
+            np.load(mount.path / "long.npy", mmap_mode="r").sum()
+        result.ours.append(max(read.highest, mapped.highest) / 2**20)
+    return [result]
+
+
+ROWS = [
+    Row("disk/itself", disk_itself),
+    *(Row(f"passthrough/{name}", with_passthrough(name)) for name in WHAT),
+    *(Row(f"plain/{name}", without_passthrough(name)) for name in ("load", "sum", "touch")),
+    Row("plain/update", update_without_passthrough),
+    Row("plain/memory", memory),
+]

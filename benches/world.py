@@ -1,0 +1,216 @@
+"""The files, stores and mounts that the rows work on, made when first asked for and removed at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from harness import progress
+
+NPKFS = Path(sys.executable).parent / "npkfs"
+ROW = 64  # float32 elements of one row: 256 bytes
+PAGE = 4096
+
+
+class CannotMount(Exception):
+    """Mounting, or mounting in the way that a row wants, is not possible on this machine."""
+
+
+def npkfs(*arguments):
+    done = subprocess.run([NPKFS, *arguments], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"npkfs {' '.join(map(str, arguments))}: exit code {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def read_through(path, chunk=1 << 20):
+    """Reads a file from start to end into one buffer, and returns its length."""
+    buffer = bytearray(chunk)
+    total = 0
+    with open(path, "rb", buffering=0) as file:
+        while n := file.readinto(buffer):
+            total += n
+    return total
+
+
+class Mount:
+    """A mount served by a process in the foreground, so that its memory can be watched."""
+
+    def __init__(self, store, mountpoint, *options):
+        self.path = Path(mountpoint)
+        self.path.mkdir(exist_ok=True)
+        self.log = tempfile.TemporaryFile()
+        command = [NPKFS, "mount", "--foreground", store, self.path]
+        for option in options:
+            command += ["-o", option]
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
+        deadline = time.monotonic() + 20
+        while not os.path.ismount(self.path):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                self.log.seek(0)
+                said = self.log.read().decode(errors="replace").strip()
+                raise CannotMount(said.splitlines()[-1] if said else "npkfs mount said nothing")
+            time.sleep(0.002)
+
+    def stop(self):
+        if os.path.ismount(self.path):
+            subprocess.run([NPKFS, "umount", self.path], capture_output=True)
+        try:
+            self.process.terminate()
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if os.path.ismount(self.path):
+            subprocess.run(["fusermount3", "-u", "-z", self.path], capture_output=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.stop()
+
+    def bytes_sent(self):
+        """How much the process has written so far, nearly all of it answers to the kernel."""
+        for entry in Path(f"/proc/{self.process.pid}/io").read_text().splitlines():
+            if entry.startswith("wchar:"):
+                return int(entry.split()[1])
+        raise RuntimeError("no wchar in /proc/PID/io")
+
+    def passes_through(self, path):
+        """Whether the kernel reads ``path`` without asking the process for its bytes."""
+        before = self.bytes_sent()
+        length = read_through(path)
+        return self.bytes_sent() - before < length / 2
+
+    def own_memory(self):
+        """Resident bytes of the process that no file is behind."""
+        total = 0
+        for entry in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if entry.startswith(("RssAnon:", "RssShmem:")):
+                total += int(entry.split()[1]) * 1024
+        return total
+
+
+class MemoryWatch:
+    """Samples a process's own memory from a thread and keeps the highest figure."""
+
+    def __init__(self, mount):
+        self.mount = mount
+        self.highest = mount.own_memory()
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+
+    def watch(self):
+        while not self.over.wait(0.005):
+            self.highest = max(self.highest, self.mount.own_memory())
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self.over.set()
+        self.thread.join()
+        self.highest = max(self.highest, self.mount.own_memory())
+
+
+class World:
+    """Lives in one folder on a disk file system."""
+
+    def __init__(self, parent, mib, rounds, many):
+        self.parent = Path(parent)
+        self.rounds = rounds
+        self.rows = mib * 2**20 // (4 * ROW)
+        self.many_arrays = many
+        self.resources = contextlib.ExitStack()
+
+    def __enter__(self):
+        self.parent.mkdir(parents=True, exist_ok=True)
+        self.root = Path(tempfile.mkdtemp(prefix="bench-", dir=self.parent))
+        self.resources.callback(shutil.rmtree, self.root, ignore_errors=True)
+        return self
+
+    def __exit__(self, *exception):
+        self.resources.close()
+
+    @functools.cached_property
+    def data(self):
+        """The array that all rows about one large array use."""
+        return np.random.default_rng(7).standard_normal((self.rows, ROW), dtype=np.float32)
+
+    @functools.cached_property
+    def pages(self):
+        """Random page numbers of the large array's data, each once: the same sequence for everybody."""
+        return np.random.default_rng(8).permutation(self.data.nbytes // PAGE)
+
+    @functools.cached_property
+    def store(self):
+        """A store with the large array, imported from an ordinary .npy file as `big`."""
+        progress("  making the data")
+        source = self.root / "big.npy"
+        np.save(source, self.data)
+        npkfs("--quiet", "import", source, self.root / "data.npk")
+        source.unlink()
+        return self.root / "data.npk"
+
+    @functools.cached_property
+    def backing(self):
+        """The large array's file on the disk file system: an ordinary .npy file, and what a mount passes through."""
+        (path,) = self.store.glob("data_big*.npkd")
+        os.sync()
+        read_through(path)
+        return path
+
+    def mount(self, *options, store=None):
+        """A fresh mount: the kernel has cached nothing of it."""
+        return Mount(store or self.store, self.root / "mnt", *options)
+
+    @functools.cached_property
+    def passthrough(self):
+        """One mount with passthrough for all rows that want it. Raises CannotMount where there is none."""
+        if os.geteuid() != 0:
+            raise CannotMount("passthrough needs root")
+        mount = Mount(self.store, self.root / "passthrough", "passthrough=auto")
+        self.resources.callback(mount.stop)
+        if not mount.passes_through(mount.path / "big.npy"):
+            mount.stop()
+            raise CannotMount("files are not passed through here (Linux before 6.9, or the store is on a stacked file system)")
+        return mount
+
+    @functools.cached_property
+    def gibibyte(self):
+        """A store with one array of 1 GiB, `long`."""
+        from numpack import NumPack
+
+        path = self.root / "gibibyte.npk"
+        with NumPack(path) as npk:
+            npk.save({"long": self.data})
+            while npk.get_shape("long")[0] * 4 * ROW < 2**30:
+                npk.append({"long": self.data})
+        os.sync()
+        self.resources.callback(shutil.rmtree, path, ignore_errors=True)
+        return path
+
+    @functools.cache
+    def store_with(self, n_arrays):
+        """A store of ``n_arrays`` arrays: `rows` with 100,000 rows, the others tiny."""
+        from numpack import NumPack
+
+        path = self.root / f"store-{n_arrays}.npk"
+        tiny = np.arange(16, dtype=np.float32)
+        with NumPack(path) as npk:
+            npk.save({f"tiny{i:06}": tiny for i in range(n_arrays - 1)} | {"rows": self.data[:100_000]})
+        os.sync()
+        return path

@@ -1,0 +1,53 @@
+"""The exceptions of numpack.
+
+Each is an `NpkError` and the builtin exception that fits, so that ``except KeyError`` and the like go on working.
+Wrong dtypes raise plain `TypeError`, wrong shapes plain `ValueError`, and failures of the operating system plain
+`OSError` with ``errno`` and ``filename``.
+"""
+
+
+class NpkError(Exception):
+    """Any error that is numpack's own."""
+
+
+class ArrayNotFoundError(NpkError, KeyError):
+    """The store has no array of this name."""
+
+    # KeyError would show the repr of the message.
+    __str__ = Exception.__str__
+
+
+class AppendTargetError(ArrayNotFoundError, ValueError):
+    """Rows were to be appended to an array that does not exist."""
+
+
+class ArrayExistsError(NpkError, ValueError):
+    """The store already has an array of this name."""
+
+
+class RowIndexError(NpkError, IndexError, ValueError):
+    """A row that is not there, a mask of the wrong length, or something that is no row index."""
+
+
+class StoreClosedError(NpkError, RuntimeError):
+    """The store was used before ``open()``, after ``close()``, or outside ``with`` in strict mode."""
+
+
+class ReadOnlyError(NpkError, OSError):
+    """The store can only be read: its directory is not writable."""
+
+
+class StoreLockedError(NpkError, TimeoutError):
+    """Another process kept the writers' lock for too long."""
+
+
+class NotAStoreError(NpkError, ValueError):
+    """The directory holds something else than an npk store."""
+
+
+class CorruptStoreError(NpkError, ValueError):
+    """The bytes of the store are not what they should be."""
+
+
+class UnsupportedError(NpkError, NotImplementedError):
+    """The store needs a newer release of numpack."""

@@ -1,0 +1,175 @@
+//! From what the user typed ([`super::opts`]) to what the program needs.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use log::LevelFilter;
+
+use super::error::CliError;
+use super::mount::Choices;
+use super::opts::{
+    CommandOpts, CompactOpts, ExportOpts, ImportOpts, InfoOpts, LsOpts, MountOpts, MvOpts, Opts, RmOpts,
+    UmountOpts, VerifyOpts,
+};
+
+/// One run of `npkfs`.
+#[derive(Debug)]
+pub struct Config {
+    pub log: LogConfig,
+    pub command: Command,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct LogConfig {
+    /// The level that -v or -q asked for; `None` is for the environment to say.
+    pub level: Option<LevelFilter>,
+    /// Lines have time and origin: they go to a file or a service's journal.
+    pub timestamps: bool,
+}
+
+#[derive(Debug)]
+pub enum Command {
+    Mount(MountConfig),
+    Umount(UmountConfig),
+    Import(ImportConfig),
+    Export(ExportConfig),
+    Ls(LsOpts),
+    Info(InfoOpts),
+    Verify(VerifyOpts),
+    Rm(RmOpts),
+    Mv(MvOpts),
+    Compact(CompactOpts),
+}
+
+#[derive(Debug)]
+pub struct MountConfig {
+    pub store: PathBuf,
+    pub mountpoint: PathBuf,
+    pub choices: Choices,
+    pub process: Process,
+}
+
+/// Which process serves a mount.
+#[derive(Debug)]
+pub enum Process {
+    /// This one, until it is unmounted.
+    Foreground,
+    /// A new one, which this one starts and leaves; its arguments, and its log.
+    Background { args: Vec<OsString>, log: Option<PathBuf> },
+    /// This one, which was started for it and reports to the socket on stdin.
+    Reporting,
+}
+
+#[derive(Debug)]
+pub struct UmountConfig {
+    pub mountpoint: PathBuf,
+    pub lazy: bool,
+    pub timeout: Duration,
+}
+
+#[derive(Debug)]
+pub struct ImportConfig {
+    pub sources: Vec<PathBuf>,
+    pub store: PathBuf,
+    pub naming: Naming,
+    pub overwrite: bool,
+    pub quiet: bool,
+}
+
+/// How imported arrays are named.
+#[derive(Debug)]
+pub enum Naming {
+    /// The one file gets this name.
+    Exactly(String),
+    /// This, then the name that the file leads to; empty or ends with `/`.
+    After(String),
+}
+
+#[derive(Debug)]
+pub struct ExportConfig {
+    pub store: PathBuf,
+    /// Arrays and groups; none stands for all.
+    pub names: Vec<String>,
+    pub dest: PathBuf,
+    pub overwrite: bool,
+    pub quiet: bool,
+}
+
+impl TryFrom<Opts> for Config {
+    type Error = CliError;
+
+    fn try_from(opts: Opts) -> Result<Config, CliError> {
+        let Opts { command, verbose, quiet } = opts;
+        let level = match (quiet, verbose) {
+            (true, _) => Some(LevelFilter::Error),
+            (false, 0) => None,
+            (false, 1) => Some(LevelFilter::Info),
+            (false, 2) => Some(LevelFilter::Debug),
+            (false, _) => Some(LevelFilter::Trace),
+        };
+        let timestamps =
+            matches!(&command, CommandOpts::Mount(opts) if opts.foreground || opts.report_to_stdin);
+        let command = match command {
+            CommandOpts::Mount(opts) => Command::Mount(mount(opts, verbose, quiet)?),
+            CommandOpts::Umount(UmountOpts { mountpoint, lazy, timeout }) => {
+                Command::Umount(UmountConfig { mountpoint, lazy, timeout: Duration::from_secs(timeout) })
+            }
+            CommandOpts::Import(opts) => Command::Import(import(opts, quiet)?),
+            CommandOpts::Export(opts) => {
+                let ExportOpts { store, names, dest, overwrite } = opts;
+                Command::Export(ExportConfig { store, names, dest, overwrite, quiet })
+            }
+            CommandOpts::Ls(opts) => Command::Ls(opts),
+            CommandOpts::Info(opts) => Command::Info(opts),
+            CommandOpts::Verify(opts) => Command::Verify(opts),
+            CommandOpts::Rm(opts) => Command::Rm(opts),
+            CommandOpts::Mv(opts) => Command::Mv(opts),
+            CommandOpts::Compact(opts) => Command::Compact(opts),
+        };
+        Ok(Config { log: LogConfig { level, timestamps }, command })
+    }
+}
+
+fn mount(opts: MountOpts, verbose: u8, quiet: bool) -> Result<MountConfig, CliError> {
+    let choices = Choices::parse(&opts.options)?;
+    let process = if opts.foreground {
+        Process::Foreground
+    } else if opts.report_to_stdin {
+        Process::Reporting
+    } else {
+        Process::Background { args: reporting_args(&opts, verbose, quiet), log: opts.log }
+    };
+    Ok(MountConfig { store: opts.store, mountpoint: opts.mountpoint, choices, process })
+}
+
+/// The command line that does in a process of its own what `opts` ask for.
+fn reporting_args(opts: &MountOpts, verbose: u8, quiet: bool) -> Vec<OsString> {
+    let mut args = vec!["mount".into(), "--report-to-stdin".into()];
+    args.extend((0..verbose).map(|_| "--verbose".into()));
+    args.extend(quiet.then(|| "--quiet".into()));
+    for list in &opts.options {
+        args.push("-o".into());
+        args.push(list.into());
+    }
+    args.extend(["--".into(), opts.store.clone().into(), opts.mountpoint.clone().into()]);
+    args
+}
+
+fn import(opts: ImportOpts, quiet: bool) -> Result<ImportConfig, CliError> {
+    let ImportOpts { sources, store, name, prefix, overwrite } = opts;
+    if store.extension() == Some(OsStr::new("npy")) {
+        return Err(CliError::StoreIsNpy { path: store });
+    }
+    let naming = match (name, prefix) {
+        (Some(_), _) if sources.len() != 1 || sources[0].is_dir() => {
+            return Err(CliError::NameForSeveral { n_sources: sources.len() });
+        }
+        (Some(name), _) => Naming::Exactly(name),
+        (None, None) => Naming::After(String::new()),
+        (None, Some(prefix)) if prefix.is_empty() || prefix.ends_with('/') => Naming::After(prefix),
+        (None, Some(prefix)) => Naming::After(prefix + "/"),
+    };
+    Ok(ImportConfig { sources, store, naming, overwrite, quiet })
+}

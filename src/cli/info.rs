@@ -1,0 +1,227 @@
+//! `npkfs info`: what a store holds, and what it takes on disk.
+
+use rmpv::Value as Attr;
+use serde_json::{Value, json};
+
+use crate::format::Dtype;
+use crate::store::{Access, Array, Attrs, Store};
+
+use super::error::CliError;
+use super::opts::InfoOpts;
+use super::output::{self, Align, Out, Table};
+
+/// How the bytes of an array are encoded: one way, so far.
+const CODEC: &str = "raw";
+
+pub fn info(opts: &InfoOpts) -> Result<(), CliError> {
+    let store = Store::open(&opts.store, Access::Read)?;
+    let mut out = Out::new();
+    match (&opts.name, opts.json) {
+        (None, false) => store_text(&store, &mut out)?,
+        (None, true) => out.json(&store_json(&store)?)?,
+        (Some(name), false) => array_text(&store.array(name)?, &mut out)?,
+        (Some(name), true) => out.json(&array_json(&store.array(name)?)?)?,
+    }
+    out.finish()
+}
+
+fn store_text(store: &Store, out: &mut Out) -> Result<(), CliError> {
+    let arrays = store.arrays()?;
+    let mut table = Table::new(&[
+        ("NAME", Align::Left),
+        ("DTYPE", Align::Left),
+        ("SHAPE", Align::Left),
+        ("SIZE", Align::Right),
+        ("ON DISK", Align::Right),
+        ("DELETED ROWS", Align::Right),
+        ("CODEC", Align::Left),
+        ("MODIFIED (UTC)", Align::Left),
+    ]);
+    let totals = Totals::of(&arrays)?;
+    for array in &arrays {
+        table.push(vec![
+            output::printable_name(array.name()),
+            dtype_text(array.dtype()),
+            shape_text(array.shape()),
+            output::size(array.nbytes()),
+            output::size(array.stat()?.allocated),
+            array.n_deleted().to_string(),
+            CODEC.to_owned(),
+            output::time(array.modified()?),
+        ]);
+    }
+    for line in table.lines() {
+        out.line(&line)?;
+    }
+    for (key, value) in store.attrs() {
+        out.line(&format!("attribute {}: {}", output::printable_name(&key), attr_json(&value)))?;
+    }
+    out.line(&format!(
+        "{}, {}, {} on disk; generation {}, format {}",
+        output::count(arrays.len(), "array"),
+        output::size(totals.nbytes),
+        output::size(totals.on_disk),
+        store.generation().0,
+        store.format_version(),
+    ))
+}
+
+fn array_text(array: &Array, out: &mut Out) -> Result<(), CliError> {
+    let stat = array.stat()?;
+    let mut lines = vec![
+        ("name", output::printable_name(array.name())),
+        ("dtype", dtype_text(array.dtype())),
+        ("shape", shape_text(array.shape())),
+        ("order", order_text(array).to_owned()),
+        ("size", format!("{} ({} bytes)", output::size(array.nbytes()), array.nbytes())),
+        ("on disk", format!("{} ({} bytes)", output::size(stat.allocated), stat.allocated)),
+        ("deleted rows", array.n_deleted().to_string()),
+        ("codec", CODEC.to_owned()),
+        ("modified", output::time(array.modified()?) + " UTC"),
+        ("version", array.id().0.to_string()),
+        ("file", output::printable_name(array.file_name())),
+    ];
+    let attrs: Vec<String> = array
+        .attrs()
+        .iter()
+        .map(|(key, value)| format!("{}: {}", output::printable_name(key), attr_json(value)))
+        .collect();
+    lines.extend(attrs.into_iter().map(|attr| ("attribute", attr)));
+    for (key, value) in lines {
+        out.line(&format!("{key:13} {value}"))?;
+    }
+    Ok(())
+}
+
+fn store_json(store: &Store) -> Result<Value, CliError> {
+    let arrays = store.arrays()?;
+    let totals = Totals::of(&arrays)?;
+    Ok(json!({
+        "store": store.path().to_string_lossy(),
+        "format": store.format_version(),
+        "generation": store.generation().0,
+        "n_arrays": arrays.len(),
+        "nbytes": totals.nbytes,
+        "on_disk": totals.on_disk,
+        "attrs": attrs_json(&store.attrs()),
+        "arrays": arrays.iter().map(array_json).collect::<Result<Vec<_>, _>>()?,
+    }))
+}
+
+/// An array as `ls --json` and `info --json` show it.
+pub fn array_json(array: &Array) -> Result<Value, CliError> {
+    Ok(json!({
+        "name": &**array.name(),
+        "dtype": dtype_text(array.dtype()),
+        "shape": array.shape(),
+        "fortran_order": array.fortran_order(),
+        "nbytes": array.nbytes(),
+        "on_disk": array.stat()?.allocated,
+        "n_deleted": array.n_deleted(),
+        "codec": CODEC,
+        "modified": output::time_json(array.modified()?),
+        "id": array.id().0,
+        "file": array.file_name(),
+        "attrs": attrs_json(array.attrs()),
+    }))
+}
+
+struct Totals {
+    nbytes: u64,
+    on_disk: u64,
+}
+
+impl Totals {
+    fn of(arrays: &[Array]) -> Result<Totals, CliError> {
+        let mut totals = Totals { nbytes: 0, on_disk: 0 };
+        for array in arrays {
+            totals.nbytes = totals.nbytes.saturating_add(array.nbytes());
+            totals.on_disk = totals.on_disk.saturating_add(array.stat()?.allocated);
+        }
+        Ok(totals)
+    }
+}
+
+/// NumPy's description of a dtype: `<f4`, or `[('a', '<f4'), ('b', '<i8', (2,))]`.
+pub fn dtype_text(dtype: &Dtype) -> String {
+    let text = dtype.to_python();
+    match text.strip_prefix('\'').and_then(|text| text.strip_suffix('\'')) {
+        Some(plain) => plain.to_owned(),
+        None => output::printable_name(&text),
+    }
+}
+
+/// A shape as NumPy prints it: `(100, 3)`, `(7,)`, `()`.
+pub fn shape_text(shape: &[u64]) -> String {
+    match shape {
+        [n] => format!("({n},)"),
+        _ => format!("({})", shape.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+fn order_text(array: &Array) -> &'static str {
+    if array.fortran_order() { "Fortran" } else { "C" }
+}
+
+fn attrs_json(attrs: &Attrs) -> Value {
+    attrs.iter().map(|(key, value)| (key.clone(), attr_json(value))).collect::<serde_json::Map<_, _>>().into()
+}
+
+/// An attribute as JSON. What JSON does not have is told apart by its shape: bytes and extension types become
+/// `{"hex": ...}`, with the `"ext"` type; maps with keys that are no strings become lists of pairs.
+fn attr_json(attr: &Attr) -> Value {
+    match attr {
+        Attr::Nil => Value::Null,
+        Attr::Boolean(b) => json!(b),
+        Attr::Integer(n) => n.as_u64().map_or_else(|| json!(n.as_i64()), |n| json!(n)),
+        // JSON has no infinities and no NaN: null.
+        Attr::F32(x) => json!(x),
+        Attr::F64(x) => json!(x),
+        Attr::String(text) => match text.as_str() {
+            Some(text) => json!(text),
+            None => json!({ "hex": hex(text.as_bytes()) }),
+        },
+        Attr::Binary(bytes) => json!({ "hex": hex(bytes) }),
+        Attr::Ext(kind, bytes) => json!({ "ext": kind, "hex": hex(bytes) }),
+        Attr::Array(items) => items.iter().map(attr_json).collect(),
+        Attr::Map(pairs) => {
+            let object: Option<serde_json::Map<_, _>> =
+                pairs.iter().map(|(key, value)| Some((key.as_str()?.to_owned(), attr_json(value)))).collect();
+            object.map_or_else(
+                || pairs.iter().map(|(key, value)| json!([attr_json(key), attr_json(value)])).collect(),
+                Value::from,
+            )
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_look_like_numpys() {
+        assert_eq!(shape_text(&[]), "()");
+        assert_eq!(shape_text(&[7]), "(7,)");
+        assert_eq!(shape_text(&[100, 3]), "(100, 3)");
+    }
+
+    #[test]
+    fn attributes_become_json() {
+        let attr = Attr::Map(vec![
+            ("n".into(), Attr::from(-3)),
+            ("big".into(), Attr::from(u64::MAX)),
+            ("raw".into(), Attr::Binary(vec![0, 255])),
+            ("list".into(), Attr::Array(vec![Attr::Nil, true.into(), 0.5.into(), f64::NAN.into()])),
+        ]);
+        assert_eq!(
+            attr_json(&attr),
+            json!({"n": -3, "big": u64::MAX, "raw": {"hex": "00ff"}, "list": [null, true, 0.5, null]})
+        );
+        assert_eq!(attr_json(&Attr::Map(vec![(1.into(), "a".into())])), json!([[1, "a"]]));
+    }
+}

@@ -1,0 +1,37 @@
+//! `npkfs mount` and `npkfs umount`.
+//!
+//! A mount is served by a process of its own. [`preflight`] finds out beforehand why it could not work, [`serve`] is
+//! that process, [`background`] starts it and waits for its report, and [`presence`] lets `umount` wait for its end.
+
+mod background;
+mod error;
+mod options;
+mod preflight;
+mod presence;
+mod serve;
+mod umount;
+
+pub use error::{MountError, UmountError};
+pub use options::{Choices, OptionError};
+pub use umount::umount;
+
+use super::config::{MountConfig, Process};
+use super::error::CliError;
+use super::output::Out;
+
+pub fn mount(config: MountConfig) -> Result<(), CliError> {
+    match &config.process {
+        Process::Foreground => serve::in_foreground(&config),
+        Process::Background { args, log } => background::start(&config, args, log.as_deref()),
+        Process::Reporting => background::report(|reporter| serve::in_background(&config, reporter)),
+    }
+}
+
+/// Says on stdout that the mount answers. It does, even where that cannot be said.
+fn say_mounted(config: &MountConfig) {
+    let mut out = Out::new();
+    let line = format!("{} mounted at {}", config.store.display(), config.mountpoint.display());
+    if let Err(error) = out.line(&line).and_then(|()| out.finish()) {
+        log::warn!("{line}, but {error}");
+    }
+}

@@ -1,0 +1,212 @@
+//! How `npkfs umount` notices that the process behind a mount has ended.
+//!
+//! That process listens on a socket in a folder of its user's, named after the device number of its mount and its own
+//! process number. It never answers: whoever connects learns from the end of the connection that the process, with all
+//! it had to write, has ended. The kernel ends it even when the process is killed, so nothing here can be stale for long.
+
+use std::fs::{self, DirBuilder};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::preflight;
+
+/// How long a connection may take: it takes none where the process lives and nobody floods its socket.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The sign of a living process; it goes with it.
+#[derive(Debug)]
+pub struct Presence {
+    path: PathBuf,
+    _listener: UnixListener,
+}
+
+impl Presence {
+    /// Announces this process as the one that serves the mount with this device number.
+    pub fn announce(dev: u64) -> io::Result<Presence> {
+        let folder = own_folder()?;
+        sweep(&folder);
+        let path = folder.join(format!("{dev}-{}.sock", std::process::id()));
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&path)?;
+        Ok(Presence { path, _listener: listener })
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// A process that serves a mount, seen from outside.
+#[derive(Debug)]
+pub struct Server {
+    pub pid: u32,
+    connection: UnixStream,
+}
+
+impl Server {
+    /// Finds the process that serves the mount with this device number. A mount that was made by something else, or
+    /// out of sight of this user, has none.
+    pub fn find(dev: u64) -> Option<Server> {
+        visible_folders().iter().find_map(|folder| {
+            fs::read_dir(folder).ok()?.flatten().find_map(|entry| {
+                let (of, pid) = parse_name(entry.file_name().to_str()?)?;
+                // Whoever can write to the folder could let us wait here.
+                let connect = move || UnixStream::connect(entry.path()).ok();
+                let connection = (of == dev).then(|| preflight::in_time(CONNECT_TIMEOUT, connect))???;
+                Some(Server { pid, connection })
+            })
+        })
+    }
+
+    /// Waits until the process has ended. `false` if it has not, in that time.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        let start = Instant::now();
+        let left = || timeout.checked_sub(start.elapsed()).filter(|left| !left.is_zero());
+        while let Some(left) = left() {
+            if self.connection.set_read_timeout(Some(left)).is_err() {
+                return false;
+            }
+            match (&self.connection).read(&mut [0]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                // Closed, or reset because it was never accepted: only the last steps of its exit are left.
+                Ok(_) | Err(_) => break,
+            }
+        }
+        while !has_ended(self.pid) {
+            if left().is_none() {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+}
+
+/// Whether a process has ended, even if its parent has not been told yet.
+fn has_ended(pid: u32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    // The state follows the program's name, which is in parentheses and may have some itself.
+    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// Removes the sockets of processes that were killed.
+fn sweep(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let pid = entry.file_name().to_str().and_then(parse_name).map(|(_, pid)| pid);
+        if pid.is_some_and(has_ended) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Device number and process number of a socket's name.
+fn parse_name(name: &str) -> Option<(u64, u32)> {
+    let (dev, pid) = name.strip_suffix(".sock")?.split_once('-')?;
+    Some((dev.parse().ok()?, pid.parse().ok()?))
+}
+
+/// The folder for this user's sockets, which nobody else can write to.
+fn own_folder() -> io::Result<PathBuf> {
+    let uid = own_uid()?;
+    let folder = candidates(uid, std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from))
+        .into_iter()
+        .find(|folder| folder.parent().is_some_and(Path::is_dir))
+        .ok_or(io::ErrorKind::NotFound)?;
+    match DirBuilder::new().mode(0o700).create(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let metadata = fs::symlink_metadata(&folder)?;
+    if !metadata.is_dir() || metadata.uid() != uid || metadata.mode() & 0o022 != 0 {
+        // In /tmp anybody could have made it.
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("{} belongs to somebody else", folder.display()),
+        ));
+    }
+    Ok(folder)
+}
+
+/// Where the sockets of a user may be, best first.
+fn candidates(uid: u32, runtime_dir: Option<PathBuf>) -> Vec<PathBuf> {
+    let mut folders = Vec::new();
+    if uid == 0 {
+        folders.push(PathBuf::from("/run/npkfs"));
+    } else {
+        folders.extend(runtime_dir.map(|dir| dir.join("npkfs")));
+        folders.push(PathBuf::from(format!("/run/user/{uid}/npkfs")));
+    }
+    folders.push(PathBuf::from(format!("/tmp/npkfs-{uid}")));
+    folders
+}
+
+/// The folders to look for a server in: one's own; for root, everybody's.
+fn visible_folders() -> Vec<PathBuf> {
+    let Ok(uid) = own_uid() else { return Vec::new() };
+    let mut folders = candidates(uid, std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from));
+    if uid == 0 {
+        let below =
+            |folder: &str| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        folders.extend(below("/run/user").map(|folder| folder.join("npkfs")));
+        folders.extend(below("/tmp").filter(|path| {
+            path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("npkfs-"))
+        }));
+    }
+    folders
+}
+
+/// The effective user, whom `/proc/self` belongs to.
+fn own_uid() -> io::Result<u32> {
+    Ok(fs::metadata("/proc/self")?.uid())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_sockets_lead_back() {
+        assert_eq!(parse_name("53-1234.sock"), Some((53, 1234)));
+        for name in ["53.sock", "53-.sock", "-1.sock", "53-1234", "a-b.sock"] {
+            assert_eq!(parse_name(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_server_is_seen_while_it_lives() {
+        // No file system has this device number.
+        let dev = u64::MAX - u64::from(std::process::id());
+        let presence = Presence::announce(dev).expect("a folder for the socket");
+        let server = Server::find(dev).expect("announced");
+        assert_eq!(server.pid, std::process::id());
+        assert!(!server.wait(Duration::from_millis(1)));
+        drop(presence);
+        assert!(Server::find(dev).is_none());
+    }
+
+    #[test]
+    fn a_process_ends_before_its_parent_is_told() {
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().expect("cat runs");
+        assert!(!has_ended(child.id()));
+        drop(child.stdin.take());
+        let start = Instant::now();
+        while !has_ended(child.id()) {
+            assert!(start.elapsed() < Duration::from_secs(10), "cat does not end");
+            thread::yield_now();
+        }
+        assert!(child.wait().expect("cat is waited for").success());
+        assert!(has_ended(child.id()));
+    }
+}

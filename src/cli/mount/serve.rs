@@ -1,0 +1,170 @@
+//! The process that serves a mount, from the opened store to the end by `umount` or a signal.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::cli::config::MountConfig;
+use crate::cli::error::CliError;
+use crate::cli::exit::Exit;
+use crate::fuse::{self, MountOptions, PassthroughMode};
+use crate::store::{Access, Store, StoreError};
+use crate::sys::{mounts, process};
+
+use super::background::Reporter;
+use super::preflight::{self, Place};
+use super::presence::Presence;
+use super::{Choices, MountError, say_mounted};
+
+/// Serves the mount in this process, and says on stdout when it answers.
+pub fn in_foreground(config: &MountConfig) -> Result<(), CliError> {
+    serve(config, || {
+        say_mounted(config);
+        Ok(())
+    })
+}
+
+/// Serves the mount in a process that was started for it.
+pub fn in_background(config: &MountConfig, reporter: &mut Reporter) -> Result<(), CliError> {
+    process::new_session().map_err(|source| MountError::Start { action: "leave the terminal", source })?;
+    serve(config, || {
+        // No folder is kept busy that somebody may want to unmount. All paths are absolute by now.
+        std::env::set_current_dir("/").map_err(CliError::io("change to", Path::new("/")))?;
+        reporter.ready().map_err(|source| {
+            MountError::Start { action: "report to who started this process", source }.into()
+        })
+    })
+}
+
+/// Mounts, calls `ready` when the mount answers, and returns when it has ended. If `ready` fails, there is no mount.
+fn serve(config: &MountConfig, ready: impl FnOnce() -> Result<(), CliError>) -> Result<(), CliError> {
+    // Before anything is mounted: from here on a signal ends the mount, not just the process.
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])
+        .map_err(|source| MountError::Start { action: "handle signals", source })?;
+    let store = open(config)?;
+    let place = preflight::check(&config.store, &config.mountpoint, &config.choices)?;
+
+    let shown = || config.mountpoint.clone();
+    let mounted = fuse::mount(store, &place.mountpoint, &options(&config.choices, &place))
+        .map_err(|source| MountError::Fuse { source })?;
+    let mount = Mount::find(place.mountpoint)
+        .map_err(|source| MountError::NoAnswer { mountpoint: shown(), source })?;
+    mount.answer().map_err(|source| MountError::NoAnswer { mountpoint: shown(), source })?;
+    let presence = Presence::announce(mount.dev);
+    if let Err(error) = &presence {
+        log::info!("\"npkfs umount\" cannot wait for the end of this process: {error}");
+    }
+    ready()?;
+
+    let handle = signals.handle();
+    let ended = thread::scope(|scope| {
+        scope.spawn(|| {
+            for (n_before, signal) in signals.forever().enumerate() {
+                mount.end_by_signal(signal, n_before);
+            }
+        });
+        let ended = mounted.wait();
+        handle.close();
+        ended
+    });
+    ended.map_err(|source| MountError::Serving { mountpoint: shown(), source })?;
+    log::info!("{} unmounted", mount.mountpoint.display());
+    Ok(())
+}
+
+fn open(config: &MountConfig) -> Result<Store, CliError> {
+    if config.choices.read_only {
+        return Ok(Store::open(&config.store, Access::Read)?);
+    }
+    Store::open(&config.store, Access::Write).map_err(|error| match &error {
+        StoreError::Io { source, .. }
+            if matches!(
+                source.kind(),
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+            ) =>
+        {
+            MountError::StoreDenied { source: Box::new(error) }.into()
+        }
+        _ => error.into(),
+    })
+}
+
+/// The mount that this process serves. Dropping it unmounts, if it is still there.
+struct Mount {
+    mountpoint: PathBuf,
+    dev: u64,
+}
+
+impl Mount {
+    fn find(mountpoint: PathBuf) -> io::Result<Mount> {
+        let entry = mounts::find(&mountpoint)?.ok_or(io::ErrorKind::NotFound)?;
+        Ok(Mount { mountpoint, dev: entry.dev })
+    }
+
+    /// Waits for the answer to a first question.
+    fn answer(&self) -> io::Result<()> {
+        let metadata = preflight::answer(&self.mountpoint)?;
+        if metadata.dev() == self.dev {
+            Ok(())
+        } else {
+            Err(io::Error::new(io::ErrorKind::NotFound, "another file system answers"))
+        }
+    }
+
+    fn end_by_signal(&self, signal: i32, n_before: usize) {
+        if n_before > 0 {
+            log::warn!(
+                "signal {signal}: ended at once, although programs still use {}",
+                self.mountpoint.display()
+            );
+            std::process::exit(i32::from(Exit::Failed as u8));
+        }
+        log::info!("signal {signal}: unmounting {}", self.mountpoint.display());
+        if let Err(error) = self.end() {
+            log::error!("cannot unmount {}: {error}", self.mountpoint.display());
+        }
+    }
+
+    /// Unmounts; where programs use the mount, takes it out of sight, and it ends with the last of them.
+    fn end(&self) -> io::Result<()> {
+        // Whatever else has been mounted here since is not ours.
+        if mounts::find(&self.mountpoint)?.is_none_or(|entry| entry.dev != self.dev) {
+            return Ok(());
+        }
+        match mounts::unmount(&self.mountpoint, false) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                log::warn!(
+                    "{} is in use; it is out of sight now, and ends when the last program closes its files, or at the \
+                     next signal",
+                    self.mountpoint.display()
+                );
+                mounts::unmount(&self.mountpoint, true)
+            }
+            result => result,
+        }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            log::error!("cannot unmount {}: {error}", self.mountpoint.display());
+        }
+    }
+}
+
+fn options(choices: &Choices, place: &Place) -> MountOptions {
+    MountOptions {
+        read_only: choices.read_only,
+        allow_other: choices.allow_other,
+        passthrough: if choices.passthrough { PassthroughMode::Auto } else { PassthroughMode::Off },
+        threads: choices.threads.map_or(0, NonZeroUsize::get),
+        kernel: choices.kernel.iter().map(|&option| option.to_owned()).collect(),
+        source_name: place.store.to_string_lossy().into_owned(),
+    }
+}

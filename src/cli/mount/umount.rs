@@ -1,0 +1,109 @@
+//! `npkfs umount`: ends a mount, or removes what is left of one whose process was killed.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use crate::cli::config::UmountConfig;
+use crate::cli::error::CliError;
+use crate::sys::mounts::{self, MountEntry};
+
+use super::UmountError;
+use super::presence::Server;
+
+/// The type of file system under which the table of mounts has ours.
+const FS_TYPE: &str = "fuse.npk";
+
+/// How many programs a message names.
+const MAX_NAMED_USERS: usize = 4;
+
+pub fn umount(config: &UmountConfig) -> Result<(), CliError> {
+    let mount = find(&config.mountpoint)?;
+    // Asked for now: later the mount is gone from the table.
+    let server = if config.lazy || is_mounted_elsewhere(&mount)? { None } else { Server::find(mount.dev) };
+    match mounts::unmount(&mount.mount_point, config.lazy) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            let users = users(&mount.mount_point);
+            return Err(UmountError::Busy { mountpoint: config.mountpoint.clone(), users }.into());
+        }
+        Err(source) => {
+            return Err(UmountError::Refused { mountpoint: config.mountpoint.clone(), source }.into());
+        }
+    }
+    match server {
+        Some(server) if !server.wait(config.timeout) => Err(UmountError::Lingers {
+            mountpoint: config.mountpoint.clone(),
+            pid: server.pid,
+            waited_secs: config.timeout.as_secs(),
+        }
+        .into()),
+        _ => Ok(()),
+    }
+}
+
+/// The mount on this folder, if it can be one of ours.
+fn find(mountpoint: &Path) -> Result<MountEntry, UmountError> {
+    match mounts::find(mountpoint).map_err(|source| UmountError::Table { source })? {
+        Some(mount) if mount.fs_type == FS_TYPE => Ok(mount),
+        Some(MountEntry { fs_type, source, .. }) => Err(UmountError::Foreign {
+            mountpoint: mountpoint.to_owned(),
+            fs_type,
+            source: source.to_string_lossy().into_owned(),
+        }),
+        None => match fs::symlink_metadata(mountpoint) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(UmountError::Missing { mountpoint: mountpoint.to_owned() })
+            }
+            _ => Err(UmountError::NotMounted { mountpoint: mountpoint.to_owned() }),
+        },
+    }
+}
+
+/// Whether the same file system is also mounted elsewhere (`mount --bind`): its process goes on then.
+fn is_mounted_elsewhere(mount: &MountEntry) -> Result<bool, UmountError> {
+    let all = mounts::list().map_err(|source| UmountError::Table { source })?;
+    Ok(all.iter().filter(|other| other.dev == mount.dev).count() > 1)
+}
+
+/// The programs that use what is mounted here, as far as this user may see them.
+fn users(mountpoint: &Path) -> Vec<String> {
+    let mut named = Vec::new();
+    let mut n_more = 0_usize;
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let file_name = process.file_name();
+        let Some(pid) = file_name.to_str().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
+        else {
+            continue;
+        };
+        if !uses(&process.path(), mountpoint) {
+            continue;
+        }
+        if named.len() == MAX_NAMED_USERS {
+            n_more += 1;
+            continue;
+        }
+        let program = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        named.push(format!("process {pid} ({})", program.trim_end()));
+    }
+    if n_more > 0 {
+        named.push(format!("{n_more} more"));
+    }
+    named
+}
+
+/// Whether a process has its folder, an open file, or a mapping there.
+fn uses(process: &Path, mountpoint: &Path) -> bool {
+    let is_there = |link: &Path| fs::read_link(link).is_ok_and(|target| target.starts_with(mountpoint));
+    ["cwd", "root", "exe"].iter().any(|link| is_there(&process.join(link)))
+        || fs::read_dir(process.join("fd")).into_iter().flatten().flatten().any(|fd| is_there(&fd.path()))
+        || fs::read(process.join("maps")).is_ok_and(|maps| {
+            // Lines end with the path, after the last of its five fields and spaces.
+            maps.split(|&byte| byte == b'\n').any(|line| {
+                let path = line.iter().position(|&byte| byte == b'/').map_or(&[][..], |start| &line[start..]);
+                Path::new(OsStr::from_bytes(path)).starts_with(mountpoint)
+            })
+        })
+}

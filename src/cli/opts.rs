@@ -1,0 +1,237 @@
+//! What the user types. [`super::config`] turns it into what the program needs.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// NumPy arrays in a store, and the store as a folder of .npy files.
+///
+/// Data goes to stdout, messages go to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage,
+/// 3 store damaged, 4 store or mount in use by somebody else.
+#[derive(Debug, Parser)]
+#[command(name = "npkfs", version, subcommand_required = true, arg_required_else_help = true)]
+pub struct Opts {
+    #[command(subcommand)]
+    pub command: CommandOpts,
+
+    /// Say more: once for information, twice for debugging, three times for everything
+    /// (default: warnings; otherwise as NPKFS_LOG or RUST_LOG say)
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub verbose: u8,
+
+    /// Say less: only errors, no progress (default: warnings, progress on a terminal)
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CommandOpts {
+    Mount(MountOpts),
+    Umount(UmountOpts),
+    Import(ImportOpts),
+    Export(ExportOpts),
+    Ls(LsOpts),
+    Info(InfoOpts),
+    Verify(VerifyOpts),
+    Rm(RmOpts),
+    Mv(MvOpts),
+    Compact(CompactOpts),
+}
+
+/// Show a store as a folder of .npy files
+///
+/// Returns as soon as the mount answers; a process in the background serves it until
+/// "npkfs umount MNT", or until SIGTERM.
+#[derive(Debug, Args)]
+pub struct MountOpts {
+    /// The store
+    pub store: PathBuf,
+
+    /// The folder to mount it on: must exist and be empty
+    #[arg(value_name = "MNT")]
+    pub mountpoint: PathBuf,
+
+    /// Mount options, separated by commas; may be given several times, the last one counts
+    ///
+    /// ro, rw: read-only or writable (default: rw).
+    /// allow_other: let other users in (default: only the mounting user).
+    /// nonempty: mount over a folder that has contents, hiding them (default: refuse).
+    /// passthrough=auto|off: let the kernel read uncompressed arrays from the store itself where it
+    /// can (default: auto).
+    /// threads=N: number of threads that answer the kernel (1 to 16, default: 2).
+    /// nodev, nosuid, noexec, noatime, nodiratime, relatime, sync, dirsync, their opposites, and defaults: as in mount(8)
+    /// (default: nodev,nosuid).
+    #[arg(short = 'o', value_name = "OPTIONS", verbatim_doc_comment)]
+    pub options: Vec<String>,
+
+    /// Serve the mount from this process, and log to stderr (default: in the background)
+    #[arg(short, long)]
+    pub foreground: bool,
+
+    /// Append the log of the background process to this file (default: no log)
+    #[arg(long, value_name = "FILE", conflicts_with = "foreground")]
+    pub log: Option<PathBuf>,
+
+    /// Serve in this process and report to the socket on stdin: what the background process is started with
+    #[arg(long, hide = true, conflicts_with_all = ["foreground", "log"])]
+    pub report_to_stdin: bool,
+}
+
+/// Unmount a store and wait until the process that served it is gone
+///
+/// Also removes what a killed process left behind ("Transport endpoint is not connected").
+#[derive(Debug, Args)]
+pub struct UmountOpts {
+    /// The folder that the store is mounted on
+    #[arg(value_name = "MNT")]
+    pub mountpoint: PathBuf,
+
+    /// Take the mount out of sight at once, although programs still use it; it ends when the last
+    /// of them closes its files (default: refuse, exit code 4)
+    #[arg(short, long)]
+    pub lazy: bool,
+
+    /// How long to wait for the serving process to end, in seconds (default: 60)
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, hide_default_value = true)]
+    pub timeout: u64,
+}
+
+/// Copy .npy files into a store
+///
+/// Each file becomes an array that is named like it, without ".npy"; of a folder, every .npy file
+/// below it, named by its path from there with "/" between the parts. Each file is there wholly or
+/// not at all. Files that are not arrays are named and left out; the rest is imported, and the exit
+/// code is 1.
+#[derive(Debug, Args)]
+pub struct ImportOpts {
+    /// .npy files, and folders that have some
+    #[arg(required = true, value_name = "SRC")]
+    pub sources: Vec<PathBuf>,
+
+    /// The store; created if it does not exist
+    pub store: PathBuf,
+
+    /// Name of the array, for a single file (default: the file's name without ".npy")
+    #[arg(long, conflicts_with = "prefix")]
+    pub name: Option<String>,
+
+    /// Put the arrays into this group: "PREFIX/" goes before each name (default: no group)
+    #[arg(long)]
+    pub prefix: Option<String>,
+
+    /// Replace arrays that exist (default: leave them, say so, exit code 1)
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// Copy arrays out of a store, as .npy files
+///
+/// Groups become folders. Each file is there wholly or not at all.
+#[derive(Debug, Args)]
+#[command(allow_missing_positional = true)]
+pub struct ExportOpts {
+    /// The store
+    pub store: PathBuf,
+
+    /// Arrays, or groups with all that is in them (default: everything)
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+
+    /// The folder to write to; created if it does not exist
+    #[arg(value_name = "DEST_DIR")]
+    pub dest: PathBuf,
+
+    /// Replace files that exist (default: leave them, say so, exit code 1)
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// List the arrays of a store
+#[derive(Debug, Args)]
+pub struct LsOpts {
+    /// The store
+    pub store: PathBuf,
+
+    /// Only the array of this name, or the arrays of this group (default: all)
+    pub prefix: Option<String>,
+
+    /// One line per array with dtype, shape, size, and time of the last change in UTC (default: names only)
+    #[arg(short)]
+    pub long: bool,
+
+    /// JSON, sizes in bytes, times in UTC (default: text)
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Describe a store, or one array of it
+#[derive(Debug, Args)]
+pub struct InfoOpts {
+    /// The store
+    pub store: PathBuf,
+
+    /// The array (default: a table of all arrays, and totals)
+    pub name: Option<String>,
+
+    /// JSON, sizes in bytes, times in UTC (default: text)
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Look for damage: in the manifest, and in every data file that it names
+///
+/// Changes nothing. Exit code 3 if there is damage.
+#[derive(Debug, Args)]
+pub struct VerifyOpts {
+    /// The store
+    pub store: PathBuf,
+
+    /// JSON, offsets and sizes in bytes (default: text)
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Remove arrays
+///
+/// All of them in one step, or none if one does not exist.
+#[derive(Debug, Args)]
+pub struct RmOpts {
+    /// The store
+    pub store: PathBuf,
+
+    /// Arrays; with -r also groups
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+
+    /// Remove groups with all that is in them (default: only arrays)
+    #[arg(short, long)]
+    pub recursive: bool,
+}
+
+/// Rename an array
+#[derive(Debug, Args)]
+pub struct MvOpts {
+    /// The store
+    pub store: PathBuf,
+
+    /// Name of the array
+    pub old: String,
+
+    /// Its new name
+    pub new: String,
+
+    /// Replace the array that has the new name (default: refuse)
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// Give the space of deleted rows back to the disk
+#[derive(Debug, Args)]
+pub struct CompactOpts {
+    /// The store
+    pub store: PathBuf,
+
+    /// Arrays (default: all)
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+}

@@ -1,0 +1,291 @@
+//! NumPy arrays as bytes: the bytes of an array that shall be stored, new arrays filled by the store, and arrays
+//! over a mapping of a data file.
+
+use std::ptr;
+use std::slice;
+
+use numpy::npyffi::{
+    _PyArray_GET_ITEM_DATA, NPY_ARRAY_ALIGNED, NPY_ARRAY_F_CONTIGUOUS, NPY_ORDER, NpyTypes, PY_ARRAY_API,
+    get_type_object,
+};
+use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+
+use super::dtype;
+use super::error::OrRaise;
+use super::lazy::LazyArray;
+use crate::store::{ArrayMap, Dtype, NewArray, StoreError};
+
+pub(super) type Ndarray<'py> = Bound<'py, PyUntypedArray>;
+
+/// An array of contiguous items, ready to be written.
+pub(super) struct Contiguous<'py> {
+    array: Ndarray<'py>,
+    dtype: Dtype,
+    fortran_order: bool,
+}
+
+impl<'py> Contiguous<'py> {
+    /// As `numpy.save` does it: in the order that `array` has in memory, in C order if it has none.
+    pub(super) fn any_order(name: &str, array: Ndarray<'py>) -> PyResult<Self> {
+        if !array.is_c_contiguous() && array.is_fortran_contiguous() {
+            let dtype = dtype::from_numpy(name, &array.dtype())?;
+            return Ok(Self { array, dtype, fortran_order: true });
+        }
+        Self::c_order(name, array)
+    }
+
+    /// In C order, copied if `array` is in another.
+    pub(super) fn c_order(name: &str, array: Ndarray<'py>) -> PyResult<Self> {
+        let array = if array.is_c_contiguous() { array } else { copy(&array, NPY_ORDER::NPY_CORDER)? };
+        let dtype = dtype::from_numpy(name, &array.dtype())?;
+        Ok(Self { array, dtype, fortran_order: false })
+    }
+
+    /// A copy that shares no memory with a mapping of a store.
+    pub(super) fn unshared(mut self) -> PyResult<Self> {
+        if is_mapped(&self.array) {
+            self.array = copy(&self.array, NPY_ORDER::NPY_KEEPORDER)?;
+        }
+        Ok(self)
+    }
+
+    pub(super) fn array(&self) -> &Ndarray<'py> {
+        &self.array
+    }
+
+    pub(super) fn dtype(&self) -> &Dtype {
+        &self.dtype
+    }
+
+    pub(super) fn as_new_array(&self) -> NewArray<'_> {
+        NewArray {
+            dtype: self.dtype.clone(),
+            shape: self.array.shape().iter().map(|&dim| dim as u64).collect(),
+            fortran_order: self.fortran_order,
+            data: bytes(&self.array),
+        }
+    }
+}
+
+/// The bytes of a contiguous array.
+#[expect(unsafe_code, reason = "NumPy's buffer")]
+fn bytes<'a>(array: &'a Ndarray<'_>) -> &'a [u8] {
+    debug_assert!(array.is_contiguous());
+    let len = nbytes(array);
+    if len == 0 {
+        return &[];
+    }
+    // SAFETY: a contiguous array has `len` initialised bytes at `data`, and NumPy does not move or free them while
+    // somebody holds a reference to the array, which `'a` outlives not. A thread that changes items meanwhile races
+    // with this read as it would with any function of NumPy's; the bytes are only copied, so it can spoil no more
+    // than their values.
+    unsafe {
+        let data = (*_PyArray_GET_ITEM_DATA(array.as_array_ptr())).data;
+        slice::from_raw_parts(data.cast::<u8>(), len)
+    }
+}
+
+fn nbytes(array: &Ndarray<'_>) -> usize {
+    array.len() * array.dtype().itemsize()
+}
+
+/// A new array, which owns its memory; `fill` writes all its bytes, without the GIL.
+#[expect(unsafe_code, reason = "NumPy's buffer")]
+pub(super) fn filled<'py>(
+    dtype: Bound<'py, PyArrayDescr>,
+    shape: &[u64],
+    fortran_order: bool,
+    fill: impl FnOnce(&mut [u8]) -> Result<(), StoreError> + Send,
+) -> PyResult<Ndarray<'py>> {
+    let py = dtype.py();
+    let itemsize = dtype.itemsize();
+    let array = new(dtype, shape, fortran_order, ptr::null())?;
+    let len = nbytes(&array);
+    if len > 0 {
+        // SAFETY: NumPy has just allocated `len` bytes there, contiguous, and nobody else knows of the array yet.
+        // Their values are arbitrary until `fill` has written them; `fill` gets no other way out than an error,
+        // after which the array is dropped unseen.
+        let out = unsafe {
+            let data = (*_PyArray_GET_ITEM_DATA(array.as_array_ptr())).data;
+            slice::from_raw_parts_mut(data.cast::<u8>(), len)
+        };
+        if itemsize == 0 {
+            // NumPy gives strings of no width one byte each.
+            out.fill(0);
+        } else {
+            py.detach(|| fill(out)).or_raise(py)?;
+        }
+    }
+    Ok(array)
+}
+
+/// Holds a mapping for the arrays that lie in it: their `base`.
+#[pyclass(frozen, module = "numpack._native")]
+struct Mapping(ArrayMap);
+
+#[pymethods]
+impl Mapping {
+    fn __repr__(&self) -> String {
+        format!("<mapping of {} bytes of a store>", self.0.len())
+    }
+}
+
+/// A read-only array over `map`, which stays valid as long as it lives.
+#[expect(unsafe_code, reason = "NumPy's buffer")]
+pub(super) fn mapped<'py>(
+    dtype: Bound<'py, PyArrayDescr>,
+    shape: &[u64],
+    fortran_order: bool,
+    map: ArrayMap,
+) -> PyResult<Ndarray<'py>> {
+    let py = dtype.py();
+    let itemsize = dtype.itemsize() as u64;
+    let needed = shape.iter().try_fold(itemsize, |len, &dim| len.checked_mul(dim));
+    if needed != Some(map.len() as u64) {
+        return Err(PyValueError::new_err(format!(
+            "mapping has {} bytes, shape {shape:?} of {itemsize}-byte items needs {needed:?}",
+            map.len()
+        )));
+    }
+    let array = new(dtype, shape, fortran_order, map.as_ptr())?;
+    let mapping = Bound::new(py, Mapping(map))?;
+    // SAFETY: `array` is new and has no base; the call takes over the reference to `mapping`, which keeps the mapped
+    // bytes in place until NumPy drops the array and every view of it.
+    let status = unsafe {
+        // Imported files have headers of any length, and elements that need not be aligned.
+        PY_ARRAY_API.PyArray_UpdateFlags(py, array.as_array_ptr(), NPY_ARRAY_ALIGNED);
+        PY_ARRAY_API.PyArray_SetBaseObject(py, array.as_array_ptr(), mapping.into_ptr())
+    };
+    if status < 0 { Err(PyErr::fetch(py)) } else { Ok(array) }
+}
+
+/// A new contiguous array; over `data`, read-only, if that is not null.
+#[expect(unsafe_code, reason = "NumPy's C API")]
+fn new<'py>(
+    dtype: Bound<'py, PyArrayDescr>,
+    shape: &[u64],
+    fortran_order: bool,
+    data: *const u8,
+) -> PyResult<Ndarray<'py>> {
+    let py = dtype.py();
+    let mut dims = shape.iter().map(|&dim| isize::try_from(dim)).collect::<Result<Vec<_>, _>>()?;
+    let flags = if fortran_order { NPY_ARRAY_F_CONTIGUOUS } else { 0 };
+    // SAFETY: `dims` has the length that is passed (NumPy refuses more than it can have), the reference to `dtype` is
+    // handed over, and the caller vouches for `data`. Without `NPY_ARRAY_WRITEABLE` nobody writes there.
+    unsafe {
+        let array = PY_ARRAY_API.PyArray_NewFromDescr(
+            py,
+            get_type_object(py, NpyTypes::PyArray_Type),
+            dtype.into_dtype_ptr(),
+            dims.len() as i32,
+            dims.as_mut_ptr(),
+            ptr::null_mut(),
+            data.cast_mut().cast(),
+            flags,
+            ptr::null_mut(),
+        );
+        Ok(Bound::from_owned_ptr_or_err(py, array)?.cast_into_unchecked())
+    }
+}
+
+/// A copy with memory of its own.
+#[expect(unsafe_code, reason = "NumPy's C API")]
+pub(super) fn copy<'py>(array: &Ndarray<'py>, order: NPY_ORDER) -> PyResult<Ndarray<'py>> {
+    // SAFETY: `array` is an array; the result is a new reference or null with an exception set.
+    unsafe {
+        let copied = PY_ARRAY_API.PyArray_NewCopy(array.py(), array.as_array_ptr(), order);
+        Ok(Bound::from_owned_ptr_or_err(array.py(), copied)?.cast_into_unchecked())
+    }
+}
+
+/// The object that owns the memory of `array`, unless that is `array` itself.
+#[expect(unsafe_code, reason = "NumPy's C API")]
+fn base<'py>(array: &Ndarray<'py>) -> Option<Bound<'py, PyAny>> {
+    // SAFETY: `base` is null or an object that `array` holds a reference to.
+    unsafe {
+        let base = (*_PyArray_GET_ITEM_DATA(array.as_array_ptr())).base;
+        Bound::from_borrowed_ptr_or_opt(array.py(), base)
+    }
+}
+
+/// Whether `array` looks at memory of another object.
+pub(super) fn is_borrowed(array: &Ndarray<'_>) -> bool {
+    base(array).is_some()
+}
+
+/// Whether `array` looks at a mapping of a store.
+pub(super) fn is_mapped(array: &Ndarray<'_>) -> bool {
+    let mut owner = base(array);
+    while let Some(object) = owner {
+        match object.cast_into::<PyUntypedArray>() {
+            Ok(array) => owner = base(&array),
+            Err(error) => return error.into_inner().is_instance_of::<Mapping>(),
+        }
+    }
+    false
+}
+
+/// The result of indexing an array: a copy if it is an array and `is_view` says so.
+pub(super) fn copy_views<'py>(
+    result: Bound<'py, PyAny>,
+    is_view: impl FnOnce(&Ndarray<'py>) -> bool,
+) -> PyResult<Bound<'py, PyAny>> {
+    match result.cast_into::<PyUntypedArray>() {
+        Ok(array) if is_view(&array) => Ok(copy(&array, NPY_ORDER::NPY_KEEPORDER)?.into_any()),
+        Ok(array) => Ok(array.into_any()),
+        Err(error) => {
+            let scalar = error.into_inner();
+            static VOID: PyOnceLock<Py<pyo3::types::PyType>> = PyOnceLock::new();
+            // Items of structured arrays, alone among scalars, are views.
+            if scalar.is_instance(VOID.import(scalar.py(), "numpy", "void")?)? {
+                return scalar.call_method0("copy");
+            }
+            Ok(scalar)
+        }
+    }
+}
+
+/// A value that a caller wants to store, as an array of NumPy's.
+pub(super) fn to_ndarray<'py>(value: &Bound<'py, PyAny>) -> PyResult<Ndarray<'py>> {
+    if let Ok(array) = value.cast::<PyUntypedArray>() {
+        return Ok(array.clone());
+    }
+    if let Ok(lazy) = value.cast::<LazyArray>() {
+        return lazy.get().to_ndarray(value.py());
+    }
+    Ok(as_array(value.py())?.call1((value,))?.cast_into()?)
+}
+
+/// Rows for an array of dtype `dtype`: as they are if they are an array, else converted, if that is not a conversion
+/// to another kind of numbers. Arrays of the other byte order are converted as well.
+pub(super) fn to_rows<'py>(
+    value: &Bound<'py, PyAny>,
+    dtype: &Bound<'py, PyArrayDescr>,
+) -> PyResult<Ndarray<'py>> {
+    let rows = to_ndarray(value)?;
+    let found = rows.dtype();
+    if found.is_equiv_to(dtype) {
+        return Ok(rows);
+    }
+    let is_array = value.is_instance_of::<PyUntypedArray>() || value.is_instance_of::<LazyArray>();
+    let casting = match is_array {
+        true => "equiv",
+        // NumPy takes an empty list for floats.
+        false if rows.is_empty() => "unsafe",
+        false => "same_kind",
+    };
+    static CAN_CAST: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    if CAN_CAST.import(value.py(), "numpy", "can_cast")?.call1((&found, dtype, casting))?.is_truthy()? {
+        let from = if is_array { rows.as_any() } else { value };
+        return Ok(as_array(value.py())?.call1((from, dtype))?.cast_into()?);
+    }
+    Ok(rows)
+}
+
+pub(super) fn as_array(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
+    static ASARRAY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    ASARRAY.import(py, "numpy", "asarray")
+}

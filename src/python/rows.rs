@@ -1,0 +1,238 @@
+//! Saving and changing arrays and their rows: arguments are checked and converted here, all of them before the store
+//! writes anything.
+
+use numpy::{PyUntypedArray, PyUntypedArrayMethods};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyString, PyTuple};
+
+use super::array::{Contiguous, to_ndarray, to_rows};
+use super::error::{Exception, OrRaise};
+use super::index::{RowIndex, Rows};
+use super::{dtype, gather};
+use crate::store::{Array, Dtype, NewArray, Store, StoreError};
+
+/// An array and the name it was given with.
+struct Named<'py> {
+    name: Bound<'py, PyString>,
+    array: Contiguous<'py>,
+}
+
+fn as_new_arrays<'a>(named: &'a [Named<'_>]) -> PyResult<Vec<(&'a str, NewArray<'a>)>> {
+    named.iter().map(|named| Ok((named.name.to_str()?, named.array.as_new_array()))).collect()
+}
+
+/// The items of the dict that a caller passed.
+fn items<'py>(
+    arrays: &Bound<'py, PyAny>,
+) -> PyResult<impl Iterator<Item = PyResult<(Bound<'py, PyString>, Bound<'py, PyAny>)>>> {
+    let Ok(dict) = arrays.cast::<PyDict>() else {
+        return Err(PyValueError::new_err(format!(
+            "expected a dict of names and arrays, not {}",
+            arrays.get_type().name()?
+        )));
+    };
+    Ok(dict.clone().into_iter().map(|(name, value)| Ok((cast_name(name)?, value))))
+}
+
+fn cast_name(name: Bound<'_, PyAny>) -> PyResult<Bound<'_, PyString>> {
+    name.cast_into::<PyString>().map_err(|error| {
+        let name = error.into_inner();
+        PyTypeError::new_err(format!("array names are str, not {}", name.get_type()))
+    })
+}
+
+pub(super) fn save(py: Python<'_>, store: &Store, arrays: &Bound<'_, PyAny>) -> PyResult<()> {
+    let named = items(arrays)?
+        .map(|item| {
+            let (name, value) = item?;
+            let array = Contiguous::any_order(name.to_str()?, to_ndarray(&value)?)?;
+            Ok(Named { name, array })
+        })
+        .collect::<PyResult<Vec<_>>>()?;
+    if named.is_empty() {
+        return Ok(());
+    }
+    let new = as_new_arrays(&named)?;
+    py.detach(|| store.save(&new)).or_raise(py)
+}
+
+pub(super) fn append(py: Python<'_>, store: &Store, arrays: &Bound<'_, PyAny>) -> PyResult<()> {
+    // Arrays go as they are, and the store compares dtypes. Only where they differ, and for lists, which have none,
+    // is it worth knowing the array beforehand.
+    match try_append(py, store, arrays, false)? {
+        Err(StoreError::DtypeMismatch { .. }) => try_append(py, store, arrays, true)?.or_raise(py),
+        Err(error @ StoreError::NotFound { .. }) => Err(Exception::AppendTarget.err(error.to_string())),
+        result => result.or_raise(py),
+    }
+}
+
+fn try_append(
+    py: Python<'_>,
+    store: &Store,
+    arrays: &Bound<'_, PyAny>,
+    convert: bool,
+) -> PyResult<Result<(), StoreError>> {
+    let mut named = Vec::new();
+    for item in items(arrays)? {
+        let (name, value) = item?;
+        let rows = if !convert && value.is_instance_of::<PyUntypedArray>() {
+            to_ndarray(&value)?
+        } else {
+            let name = name.to_str()?;
+            match record(py, store, name) {
+                Ok(array) => to_rows(&value, &dtype::to_numpy(py, array.dtype())?)?,
+                Err(error) => return Ok(Err(error)),
+            }
+        };
+        let array = Contiguous::c_order(name.to_str()?, rows)?;
+        named.push(Named { name, array });
+    }
+    if named.is_empty() {
+        return Ok(Ok(()));
+    }
+    let new = as_new_arrays(&named)?;
+    Ok(py.detach(|| store.append(&new)))
+}
+
+/// Rows that will replace others.
+struct Replacement<'py> {
+    values: Named<'py>,
+    rows: Rows,
+    shape: Vec<u64>,
+}
+
+pub(super) fn replace(
+    py: Python<'_>,
+    store: &Store,
+    arrays: &Bound<'_, PyAny>,
+    index: &RowIndex<'_>,
+) -> PyResult<()> {
+    let replacements = items(arrays)?
+        .map(|item| {
+            let (name, value) = item?;
+            prepare(py, store, name, &value, index)
+        })
+        .collect::<PyResult<Vec<_>>>()?;
+    let new = replacements
+        .iter()
+        .filter(|replacement| replacement.rows.len() > 0)
+        .map(|Replacement { values, rows, shape }| {
+            let data = NewArray { shape: shape.clone(), ..values.array.as_new_array() };
+            Ok((values.name.to_str()?, rows, data))
+        })
+        .collect::<PyResult<Vec<_>>>()?;
+    py.detach(|| {
+        new.into_iter().try_for_each(|(name, rows, data)| match rows {
+            Rows::Range(rows) => store.replace_range(name, rows.clone(), data),
+            Rows::List(rows) => store.replace(name, rows, data),
+        })
+    })
+    .or_raise(py)
+}
+
+fn prepare<'py>(
+    py: Python<'py>,
+    store: &Store,
+    name: Bound<'py, PyString>,
+    value: &Bound<'py, PyAny>,
+    index: &RowIndex<'py>,
+) -> PyResult<Replacement<'py>> {
+    let array = record(py, store, name.to_str()?).or_raise(py)?;
+    let rows = rows_of(py, &array, index)?;
+    let values = to_rows(value, &dtype::to_numpy(py, array.dtype())?)?;
+    // Values that lie in a mapping of this very array would change while they are written.
+    let values = Contiguous::c_order(array.name(), values)?.unshared()?;
+    let mut shape: Vec<u64> = values.array().shape().iter().map(|&dim| dim as u64).collect();
+    if matches!(index, RowIndex::One(_)) && shape.len() + 1 == array.shape().len() {
+        // The row itself, as in array[index] = row.
+        shape.insert(0, 1);
+    }
+    fit(&array, &shape, values.dtype(), rows.len()).or_raise(py)?;
+    Ok(Replacement { values: Named { name, array: values }, rows, shape })
+}
+
+/// Checks that rows of this shape and dtype can replace `n_rows` rows of `array`.
+fn fit(array: &Array, shape: &[u64], dtype: &Dtype, n_rows: u64) -> Result<(), StoreError> {
+    let name = || array.name().to_string();
+    if dtype != array.dtype() {
+        let (found, expected) = (dtype.clone(), array.dtype().clone());
+        return Err(StoreError::DtypeMismatch { array: name(), found, expected });
+    }
+    let Some(&found) = shape.first().filter(|_| shape[1..] == array.shape()[1..]) else {
+        return Err(StoreError::ShapeMismatch {
+            array: name(),
+            found: shape.to_vec(),
+            expected: array.shape().to_vec(),
+        });
+    };
+    if found == n_rows {
+        Ok(())
+    } else {
+        Err(StoreError::RowCount { array: name(), found, expected: n_rows })
+    }
+}
+
+/// The newest state of an array; its data file is not opened.
+fn record(py: Python<'_>, store: &Store, name: &str) -> Result<Array, StoreError> {
+    py.detach(|| store.refresh_quietly())?;
+    store.record(name)
+}
+
+fn rows_of(py: Python<'_>, array: &Array, index: &RowIndex<'_>) -> PyResult<Rows> {
+    if array.shape().is_empty() {
+        return Err(StoreError::NoRows { array: array.name().to_string() }).or_raise(py);
+    }
+    index.resolve(array.name(), array.n_rows())
+}
+
+pub(super) fn getitem<'py>(
+    py: Python<'py>,
+    array: &Array,
+    index: &RowIndex<'py>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let rows = rows_of(py, array, index)?;
+    Ok(gather::rows(array, &dtype::to_numpy(py, array.dtype())?, &rows)?.into_any())
+}
+
+pub(super) fn drop(
+    py: Python<'_>,
+    store: &Store,
+    names: &Bound<'_, PyAny>,
+    index: Option<&RowIndex<'_>>,
+) -> PyResult<()> {
+    let names = if let Ok(name) = names.cast::<PyString>() {
+        vec![name.clone()]
+    } else if names.is_instance_of::<PyList>() || names.is_instance_of::<PyTuple>() {
+        names.try_iter()?.map(|name| cast_name(name?)).collect::<PyResult<Vec<_>>>()?
+    } else {
+        return Err(PyTypeError::new_err(format!(
+            "expected a name or a list of names, not {}",
+            names.get_type()
+        )));
+    };
+    let names = names.iter().map(|name| name.to_str()).collect::<PyResult<Vec<_>>>()?;
+    let Some(index) = index else {
+        py.detach(|| store.remove(&names)).or_raise(py)?;
+        return Ok(());
+    };
+    // One commit for all arrays in which the index means the same rows.
+    let mut commits: Vec<(Vec<u64>, Vec<&str>)> = Vec::new();
+    for name in names {
+        let array = match record(py, store, name) {
+            Err(StoreError::NotFound { .. }) => continue,
+            array => array.or_raise(py)?,
+        };
+        if array.shape().is_empty() {
+            return Err(StoreError::NoRows { array: name.to_owned() }).or_raise(py);
+        }
+        let rows = index.resolve_existing(name, array.n_rows())?;
+        match commits.iter_mut().find(|(same, _)| *same == rows) {
+            _ if rows.is_empty() => {}
+            Some((_, names)) if names.contains(&name) => {}
+            Some((_, names)) => names.push(name),
+            None => commits.push((rows, vec![name])),
+        }
+    }
+    py.detach(|| commits.iter().try_for_each(|(rows, names)| store.drop_rows(names, rows))).or_raise(py)
+}

@@ -1,0 +1,450 @@
+//! `NumPack`: a store as Python sees it. Converts arguments, releases the GIL, calls the store, converts back.
+//!
+//! The object outlives its openings: it holds a path, and between `open` and `close` a [`Store`]. Every operation
+//! works on its own reference to that, so `close` in one thread does not disturb a running operation in another.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use pyo3::exceptions::PyUserWarning;
+use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
+use pyo3::types::{PyDict, PyIterator, PyList, PyString, PyTuple};
+
+use super::error::{Exception, OrRaise};
+use super::index::RowIndex;
+use super::lazy::LazyArray;
+use super::{dtype, gather, metadata, opening, rows};
+use crate::store::{Array, Store, StoreError};
+
+/// A store of named arrays: a directory, here as something like a dict of arrays.
+///
+/// Nothing is touched before `open`, which creates the directory if there is none. A store can be opened and closed
+/// any number of times; ``with`` does both. Where the directory cannot be written, it opens for reading. Several
+/// processes may have the store open; each sees what the others commit.
+///
+/// Parameters
+/// ----------
+/// filename : str or os.PathLike
+///     The directory.
+/// drop_if_exists : bool, default False
+///     Delete what is there at the first ``open``.
+/// strict_context_mode : bool, default False
+///     Refuse every call outside of ``with``.
+/// warn_no_context : bool, optional
+///     Warn at construction that ``with`` should be used.
+/// force_gc_on_close : bool, default False
+///     Collect garbage in ``close``.
+///
+/// Examples
+/// --------
+/// >>> with NumPack("data.npk") as npk:
+/// ...     npk.save({"a": np.arange(6).reshape(3, 2)})
+/// ...     npk.append({"a": np.array([[6, 7]])})
+/// ...     npk.load("a").shape
+/// (4, 2)
+#[pyclass(frozen, subclass, weakref, module = "numpack")]
+pub(super) struct NumPack {
+    path: PathBuf,
+    strict: bool,
+    gc_on_close: bool,
+    state: Mutex<State>,
+}
+
+struct State {
+    store: Option<Store>,
+    /// What is at the path goes when the store is next opened.
+    drop_first: bool,
+    /// How many `with` blocks are running.
+    n_contexts: usize,
+}
+
+impl NumPack {
+    fn state(&self, py: Python<'_>) -> MutexGuard<'_, State> {
+        self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn store(&self, py: Python<'_>) -> PyResult<Store> {
+        let state = self.state(py);
+        match &state.store {
+            Some(_) if self.strict && state.n_contexts == 0 => Err(Exception::StoreClosed.err(format!(
+                "{}: strict_context_mode allows calls only within \"with NumPack(...) as npk:\"",
+                self.path.display()
+            ))),
+            Some(store) => Ok(store.clone()),
+            None => Err(Exception::StoreClosed.err(format!(
+                "{}: the store is not opened or has been closed; call open() or use \"with\"",
+                self.path.display()
+            ))),
+        }
+    }
+
+    /// The store with what other processes have committed by now.
+    fn current(&self, py: Python<'_>) -> PyResult<Store> {
+        let store = self.store(py)?;
+        py.detach(|| store.refresh_quietly()).or_raise(py)?;
+        Ok(store)
+    }
+
+    fn array(&self, py: Python<'_>, name: &str) -> PyResult<Array> {
+        let store = self.store(py)?;
+        py.detach(|| store.array(name)).or_raise(py)
+    }
+}
+
+#[pymethods]
+impl NumPack {
+    #[new]
+    #[pyo3(signature = (
+        filename,
+        drop_if_exists = false,
+        strict_context_mode = false,
+        warn_no_context = None,
+        force_gc_on_close = false,
+    ))]
+    fn new(
+        py: Python<'_>,
+        filename: PathBuf,
+        drop_if_exists: bool,
+        strict_context_mode: bool,
+        warn_no_context: Option<bool>,
+        force_gc_on_close: bool,
+    ) -> PyResult<Self> {
+        if warn_no_context.unwrap_or(cfg!(windows)) && !strict_context_mode {
+            let message = c"use \"with NumPack(...) as npk:\", which closes the store in any case";
+            PyErr::warn(py, &py.get_type::<PyUserWarning>(), message, 1)?;
+        }
+        Ok(Self {
+            path: filename,
+            strict: strict_context_mode,
+            gc_on_close: force_gc_on_close,
+            state: Mutex::new(State { store: None, drop_first: drop_if_exists, n_contexts: 0 }),
+        })
+    }
+
+    /// Open the store; create it, with its parent directories, if it is not there. Nothing happens if it is open.
+    ///
+    /// Raises
+    /// ------
+    /// FileExistsError
+    ///     If a file is at the path.
+    /// NotAStoreError
+    ///     If the directory has something in it that is not an npk store.
+    /// CorruptStoreError
+    ///     If the store is damaged.
+    /// OSError
+    ///     If the directory can neither be written nor read.
+    fn open(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            if state.store.is_some() {
+                return Ok(());
+            }
+            if state.drop_first {
+                Store::remove_all(&self.path)?;
+                state.drop_first = false;
+            }
+            state.store = Some(opening::open_or_create(&self.path)?);
+            Ok(())
+        })
+        .or_raise(py)
+    }
+
+    /// Close the store. Never raises; nothing happens if it is closed. Arrays that were loaded stay valid.
+    ///
+    /// Parameters
+    /// ----------
+    /// force_gc : bool, optional
+    ///     Collect garbage afterwards; by default as `force_gc_on_close` says.
+    #[pyo3(signature = (force_gc = None))]
+    fn close(&self, py: Python<'_>, force_gc: Option<bool>) -> PyResult<()> {
+        let store = self.state(py).store.take();
+        py.detach(|| drop(store));
+        if force_gc.unwrap_or(self.gc_on_close) {
+            py.import("gc")?.call_method0("collect")?;
+        }
+        Ok(())
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
+        let this = slf.get();
+        this.open(slf.py())?;
+        this.state(slf.py()).n_contexts += 1;
+        Ok(slf)
+    }
+
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, PyTuple>) -> PyResult<bool> {
+        {
+            let mut state = self.state(py);
+            state.n_contexts = state.n_contexts.saturating_sub(1);
+        }
+        self.close(py, None)?;
+        Ok(false)
+    }
+
+    #[getter]
+    fn is_opened(&self, py: Python<'_>) -> bool {
+        self.state(py).store.is_some()
+    }
+
+    #[getter]
+    fn is_closed(&self, py: Python<'_>) -> bool {
+        !self.is_opened(py)
+    }
+
+    #[getter]
+    fn backend_type(&self) -> &'static str {
+        "rust"
+    }
+
+    /// Save arrays, replacing those that have these names. All of them are saved, or none.
+    ///
+    /// Parameters
+    /// ----------
+    /// arrays : dict of str to array_like
+    ///     Any shape, order and strides, any dtype of fixed size. Subclasses of ndarray are saved as plain arrays.
+    ///
+    /// Raises
+    /// ------
+    /// TypeError
+    ///     For dtypes without a fixed size, such as object; for names that are not str.
+    /// ValueError
+    ///     If `arrays` is not a dict, or a name cannot be stored.
+    /// ReadOnlyError, OSError
+    fn save(&self, py: Python<'_>, arrays: &Bound<'_, PyAny>) -> PyResult<()> {
+        rows::save(py, &self.store(py)?, arrays)
+    }
+
+    /// Load an array.
+    ///
+    /// Parameters
+    /// ----------
+    /// name : str
+    /// lazy : bool, default False
+    ///     Read nothing yet: return a `LazyArray` over a mapping of the file.
+    ///
+    /// Returns
+    /// -------
+    /// ndarray or LazyArray
+    ///     The ndarray is new, writable, and in the order (C or Fortran) that was saved.
+    ///
+    /// Raises
+    /// ------
+    /// ArrayNotFoundError, CorruptStoreError, OSError
+    #[pyo3(signature = (name, lazy = false))]
+    fn load<'py>(&self, py: Python<'py>, name: &str, lazy: bool) -> PyResult<Bound<'py, PyAny>> {
+        let array = self.array(py, name)?;
+        if lazy {
+            return Ok(Bound::new(py, LazyArray::open(py, array)?)?.into_any());
+        }
+        Ok(gather::all(&array, &dtype::to_numpy(py, array.dtype())?)?.into_any())
+    }
+
+    fn __getitem__<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+        self.load(py, name, false)
+    }
+
+    /// Append rows to arrays. All names and shapes are checked before anything is written.
+    ///
+    /// Parameters
+    /// ----------
+    /// arrays : dict of str to array_like
+    ///     Rows of shape (n, \*row_shape) and of the array's dtype.
+    ///
+    /// Raises
+    /// ------
+    /// AppendTargetError
+    ///     If an array does not exist (a KeyError and a ValueError).
+    /// ValueError
+    ///     If the rows have another shape.
+    /// TypeError
+    ///     If they have another dtype.
+    /// ReadOnlyError, OSError
+    fn append(&self, py: Python<'_>, arrays: &Bound<'_, PyAny>) -> PyResult<()> {
+        rows::append(py, &self.store(py)?, arrays)
+    }
+
+    /// Overwrite rows in place. Other readers see this at once; it is not atomic.
+    ///
+    /// Parameters
+    /// ----------
+    /// arrays : dict of str to array_like
+    ///     As many rows as `indexes` selects, of the array's dtype.
+    /// indexes : int, list, tuple or array of int, slice, boolean mask
+    ///     Which rows of each array. Negative numbers count from the end; of duplicates the last counts.
+    ///
+    /// Raises
+    /// ------
+    /// ArrayNotFoundError
+    /// RowIndexError
+    ///     If a row is out of bounds (an IndexError and a ValueError); nothing is written then.
+    /// ValueError
+    ///     If the shape or the number of rows differs.
+    /// TypeError
+    ///     If the dtype differs.
+    /// ReadOnlyError, OSError
+    fn replace(&self, py: Python<'_>, arrays: &Bound<'_, PyAny>, indexes: &Bound<'_, PyAny>) -> PyResult<()> {
+        rows::replace(py, &self.store(py)?, arrays, &RowIndex::parse(indexes)?)
+    }
+
+    /// Drop arrays, or rows of arrays.
+    ///
+    /// Parameters
+    /// ----------
+    /// name : str or list of str
+    ///     Names that are not there are ignored.
+    /// indexes : int, list, tuple or array of int, slice, boolean mask; optional
+    ///     The rows to drop, of each of the arrays; those that are not there are ignored. Without it, the arrays
+    ///     themselves are dropped.
+    ///
+    /// Raises
+    /// ------
+    /// RowIndexError
+    ///     If `indexes` is no row index, or a mask of the wrong length.
+    /// ReadOnlyError, OSError
+    #[pyo3(signature = (name, indexes = None))]
+    fn drop(
+        &self,
+        py: Python<'_>,
+        name: &Bound<'_, PyAny>,
+        indexes: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let indexes = indexes.map(RowIndex::parse).transpose()?;
+        rows::drop(py, &self.store(py)?, name, indexes.as_ref())
+    }
+
+    /// Read rows of an array.
+    ///
+    /// Parameters
+    /// ----------
+    /// name : str
+    /// indexes : int, list, tuple or array of int, slice, boolean mask
+    ///
+    /// Returns
+    /// -------
+    /// ndarray, shape (n, \*row_shape)
+    ///     A copy of the rows, in the order of `indexes`; an int gives one row.
+    ///
+    /// Raises
+    /// ------
+    /// ArrayNotFoundError, RowIndexError, OSError
+    fn getitem<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        indexes: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let index = RowIndex::parse(indexes)?;
+        rows::getitem(py, &self.array(py, name)?, &index)
+    }
+
+    /// The shape of an array, or of all.
+    ///
+    /// Parameters
+    /// ----------
+    /// name : str, optional
+    ///
+    /// Returns
+    /// -------
+    /// tuple of int, or dict of str to tuple of int
+    ///
+    /// Raises
+    /// ------
+    /// ArrayNotFoundError
+    #[pyo3(signature = (name = None))]
+    fn get_shape<'py>(&self, py: Python<'py>, name: Option<&str>) -> PyResult<Bound<'py, PyAny>> {
+        if let Some(name) = name {
+            let array = self.current(py)?.record(name).or_raise(py)?;
+            return Ok(PyTuple::new(py, array.shape())?.into_any());
+        }
+        let shapes = PyDict::new(py);
+        let store = self.store(py)?;
+        for array in py.detach(|| store.arrays()).or_raise(py)? {
+            shapes.set_item(&**array.name(), PyTuple::new(py, array.shape())?)?;
+        }
+        Ok(shapes.into_any())
+    }
+
+    /// The names of all arrays, in the order of their first save.
+    fn get_member_list<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let names = self.current(py)?.names();
+        PyList::new(py, names.iter().map(|name| &**name))
+    }
+
+    /// What is in the store.
+    ///
+    /// Returns
+    /// -------
+    /// dict
+    ///     ``base_dir``, ``total_arrays``, and ``arrays``: for each name its ``shape`` (list), ``dtype`` ('Float32'),
+    ///     ``size_bytes``, ``data_file``, and ``last_modified`` (microseconds since 1970).
+    fn get_metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        metadata::of_store(py, &self.store(py)?)
+    }
+
+    /// Whether there is an array of this name.
+    fn has_array(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let store = self.current(py)?;
+        Ok(name.cast::<PyString>().is_ok_and(|name| name.to_str().is_ok_and(|name| store.contains(name))))
+    }
+
+    fn __contains__(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<bool> {
+        self.has_array(py, name)
+    }
+
+    fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
+        Ok(self.current(py)?.len())
+    }
+
+    fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyIterator>> {
+        self.get_member_list(py)?.try_iter()
+    }
+
+    /// A store is true even if it is empty.
+    fn __bool__(&self) -> bool {
+        true
+    }
+
+    /// When an array was last changed.
+    ///
+    /// Returns
+    /// -------
+    /// int or None
+    ///     Microseconds since 1970; None if there is no such array.
+    fn get_modify_time(&self, py: Python<'_>, name: &str) -> PyResult<Option<i64>> {
+        match self.current(py)?.record(name) {
+            Ok(array) => metadata::modified_micros(py, &array).map(Some),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error).or_raise(py),
+        }
+    }
+
+    /// Remove all arrays. Files that are not the store's stay.
+    fn reset(&self, py: Python<'_>) -> PyResult<()> {
+        let store = self.store(py)?;
+        py.detach(|| store.clear()).or_raise(py)
+    }
+
+    /// Give back the space of dropped rows. Nothing happens if there are none.
+    ///
+    /// Raises
+    /// ------
+    /// ArrayNotFoundError, ReadOnlyError, OSError
+    fn update(&self, py: Python<'_>, name: &str) -> PyResult<()> {
+        let store = self.store(py)?;
+        py.detach(|| store.compact(name)).or_raise(py)?;
+        Ok(())
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let path = self.path.display();
+        let store = self.state(py).store.clone();
+        Ok(match store {
+            None => format!("NumPack({path}, status=closed)"),
+            Some(store) => {
+                format!("NumPack({path}, arrays={}, backend={})", store.len(), self.backend_type())
+            }
+        })
+    }
+}

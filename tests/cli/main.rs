@@ -1,0 +1,12 @@
+//! Real runs of `npkfs`: what it prints where, and its exit code.
+//!
+//! Tests of the mount need /dev/fuse, and some need root, fusermount3, setpriv or unshare: where these are missing,
+//! the test says aloud what it skips and why.
+#![cfg(feature = "fuse")]
+
+mod commands;
+mod common;
+mod edits;
+mod mounting;
+mod refusals;
+mod ways;

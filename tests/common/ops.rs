@@ -1,0 +1,318 @@
+//! Operations on a store: what each does to the model, and how it is called.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::ops::Range;
+
+use numpack::store::{Attrs, NewArray, Store, StoreError};
+
+use super::model::{Content, Model, new_tags};
+
+/// One operation with all its data. The attributes of a [`Content`] are not part of it.
+#[derive(Debug, Clone)]
+pub enum Op {
+    Save(Vec<(String, Content)>),
+    Import {
+        name: String,
+        npy: Vec<u8>,
+        content: Content,
+        overwrite: bool,
+    },
+    Append(Vec<(String, Content)>),
+    Replace {
+        name: String,
+        rows: Vec<u64>,
+        data: Content,
+    },
+    ReplaceRange {
+        name: String,
+        rows: Range<u64>,
+        data: Content,
+    },
+    DropRows {
+        names: Vec<String>,
+        rows: Vec<u64>,
+    },
+    Compact(String),
+    Rename {
+        from: String,
+        to: String,
+        overwrite: bool,
+    },
+    Remove(Vec<String>),
+    Clear,
+    SetAttrs {
+        name: Option<String>,
+        set: Attrs,
+        remove: Vec<String>,
+    },
+    /// Writes `data` over the elements from byte `offset` on, and the last `header_len` bytes of the header with it.
+    WriteNpy {
+        name: String,
+        offset: u64,
+        header_len: u64,
+        data: Vec<u8>,
+    },
+    Sync,
+}
+
+/// Why a store must refuse an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    NotFound,
+    Exists,
+    NoRows,
+    Shape,
+    Dtype,
+    RowCount,
+    Index,
+    Bounds,
+    Name,
+}
+
+pub fn refusal_of(error: &StoreError) -> Option<Refusal> {
+    Some(match error {
+        StoreError::NotFound { .. } => Refusal::NotFound,
+        StoreError::Exists { .. } => Refusal::Exists,
+        StoreError::NoRows { .. } => Refusal::NoRows,
+        StoreError::ShapeMismatch { .. } => Refusal::Shape,
+        StoreError::DtypeMismatch { .. } => Refusal::Dtype,
+        StoreError::RowCount { .. } => Refusal::RowCount,
+        StoreError::IndexOutOfRange { .. } => Refusal::Index,
+        StoreError::OutOfBounds { .. } => Refusal::Bounds,
+        StoreError::Refused { .. } => Refusal::Name,
+        _ => return None,
+    })
+}
+
+/// Whether two results of one operation are alike.
+pub fn is_expected(result: &Result<(), StoreError>, expected: Result<(), Refusal>) -> bool {
+    match (result, expected) {
+        (Ok(()), Ok(())) => true,
+        (Err(error), Err(refusal)) => refusal_of(error) == Some(refusal),
+        _ => false,
+    }
+}
+
+fn check_name(name: &str) -> Result<(), Refusal> {
+    if name.contains('\0') || name.len() > 4096 { Err(Refusal::Name) } else { Ok(()) }
+}
+
+impl Op {
+    /// Does to the model what the store is to do. A refused operation changes nothing.
+    pub fn apply(&self, model: &mut Model) -> Result<(), Refusal> {
+        let mut next = model.clone();
+        self.change(&mut next)?;
+        *model = next;
+        Ok(())
+    }
+
+    fn change(&self, model: &mut Model) -> Result<(), Refusal> {
+        match self {
+            Op::Save(arrays) => {
+                arrays.iter().try_for_each(|(name, _)| check_name(name))?;
+                arrays.iter().for_each(|(name, content)| put(model, name, content));
+            }
+            Op::Import { name, content, overwrite, .. } => {
+                check_name(name)?;
+                if !overwrite && model.get(name).is_some() {
+                    return Err(Refusal::Exists);
+                }
+                put(model, name, content);
+            }
+            Op::Append(rows) => append(model, rows)?,
+            Op::Replace { name, rows, data } => replace(model, name, rows, data)?,
+            Op::ReplaceRange { name, rows, data } => {
+                replace(model, name, &rows.clone().collect::<Vec<_>>(), data)?;
+            }
+            Op::DropRows { names, rows } => drop_rows(model, names, rows)?,
+            Op::Compact(name) => {
+                model.get(name).ok_or(Refusal::NotFound)?;
+            }
+            Op::Rename { from, to, overwrite } => {
+                check_name(to)?;
+                model.get(from).ok_or(Refusal::NotFound)?;
+                if from != to {
+                    if model.get(to).is_some() && !overwrite {
+                        return Err(Refusal::Exists);
+                    }
+                    model.remove(to);
+                    let entry = model.arrays.iter_mut().find(|(name, _)| name == from);
+                    entry.expect("it was found above").0 = to.clone();
+                }
+            }
+            Op::Remove(names) => names.iter().for_each(|name| model.remove(name)),
+            Op::Clear => model.arrays.clear(),
+            Op::SetAttrs { name, set, remove } => {
+                let attrs = match name {
+                    Some(name) => &mut model.get_mut(name).ok_or(Refusal::NotFound)?.attrs,
+                    None => &mut model.attrs,
+                };
+                attrs.retain(|key, _| !remove.contains(key));
+                attrs.extend(set.clone());
+            }
+            Op::WriteNpy { name, offset, data, .. } => {
+                let content = model.get_mut(name).ok_or(Refusal::NotFound)?;
+                let mut bytes = content.stored_bytes();
+                let end = *offset as usize + data.len();
+                bytes.get_mut(*offset as usize..end).ok_or(Refusal::Bounds)?.copy_from_slice(data);
+                content.set_stored_bytes(&bytes);
+            }
+            Op::Sync => {}
+        }
+        Ok(())
+    }
+
+    /// Does it to a store.
+    pub fn run(&self, store: &Store) -> Result<(), StoreError> {
+        match self {
+            Op::Save(arrays) => with_arrays(arrays, |arrays| store.save(arrays)),
+            Op::Import { name, npy, overwrite, .. } => {
+                let mut file = tempfile::NamedTempFile::new().expect("temporary file");
+                file.write_all(npy).expect("temporary file");
+                store.import_npy(name, file.path(), *overwrite, &mut |_| ())
+            }
+            Op::Append(rows) => with_arrays(rows, |rows| store.append(rows)),
+            Op::Replace { name, rows, data } => {
+                with_array(data, |data| store.replace(name, rows, data.clone()))
+            }
+            Op::ReplaceRange { name, rows, data } => {
+                with_array(data, |data| store.replace_range(name, rows.clone(), data.clone()))
+            }
+            Op::DropRows { names, rows } => store.drop_rows(&strs(names), rows),
+            Op::Compact(name) => {
+                let n_deleted = store.array(name)?.n_deleted();
+                let was_needed = store.compact(name)?;
+                assert_eq!(was_needed, n_deleted > 0);
+                assert_eq!(store.array(name)?.n_deleted(), 0);
+                Ok(())
+            }
+            Op::Rename { from, to, overwrite } => store.rename(from, to, *overwrite),
+            Op::Remove(names) => {
+                store.refresh_quietly()?;
+                let present: BTreeSet<&String> = names.iter().filter(|name| store.contains(name)).collect();
+                let n_removed = store.remove(&strs(names))?;
+                assert_eq!(n_removed, present.len());
+                Ok(())
+            }
+            Op::Clear => store.clear(),
+            Op::SetAttrs { name, set, remove } => {
+                store.set_attrs(name.as_deref(), set.clone(), &strs(remove))
+            }
+            Op::WriteNpy { name, offset, header_len, data } => {
+                let array = store.array(name)?;
+                let header = array.npy_header()?;
+                let mut bytes = header[header.len() - *header_len as usize..].to_vec();
+                bytes.extend_from_slice(data);
+                array.write_npy_at(header.len() as u64 + offset - header_len, &bytes)
+            }
+            Op::Sync => store.sync(),
+        }
+    }
+}
+
+fn strs(names: &[String]) -> Vec<&str> {
+    names.iter().map(String::as_str).collect()
+}
+
+fn with_array<T>(content: &Content, f: impl FnOnce(&NewArray<'_>) -> T) -> T {
+    f(&NewArray {
+        dtype: content.dtype.clone(),
+        shape: content.shape.clone(),
+        fortran_order: content.fortran_order,
+        data: &content.stored_bytes(),
+    })
+}
+
+fn with_arrays<T>(arrays: &[(String, Content)], f: impl FnOnce(&[(&str, NewArray<'_>)]) -> T) -> T {
+    let bytes: Vec<Vec<u8>> = arrays.iter().map(|(_, content)| content.stored_bytes()).collect();
+    let arrays: Vec<(&str, NewArray<'_>)> = arrays
+        .iter()
+        .zip(&bytes)
+        .map(|((name, content), data)| {
+            let shape = content.shape.clone();
+            let (dtype, fortran_order) = (content.dtype.clone(), content.fortran_order);
+            (name.as_str(), NewArray { dtype, shape, fortran_order, data })
+        })
+        .collect();
+    f(&arrays)
+}
+
+fn put(model: &mut Model, name: &str, content: &Content) {
+    let mut content = Content { tags: new_tags(content.rows.len()), ..content.clone() };
+    content.attrs.clear();
+    match model.get_mut(name) {
+        // Attributes belong to the name.
+        Some(old) => *old = Content { attrs: std::mem::take(&mut old.attrs), ..content },
+        None => model.arrays.push((name.to_owned(), content)),
+    }
+}
+
+fn check_rows(array: &Content, rows: &Content) -> Result<(), Refusal> {
+    if array.shape.is_empty() {
+        return Err(Refusal::NoRows);
+    }
+    if rows.shape.len() != array.shape.len() || rows.shape[1..] != array.shape[1..] {
+        return Err(Refusal::Shape);
+    }
+    if rows.dtype != array.dtype {
+        return Err(Refusal::Dtype);
+    }
+    if rows.fortran_order { Err(Refusal::Name) } else { Ok(()) }
+}
+
+fn append(model: &mut Model, rows: &[(String, Content)]) -> Result<(), Refusal> {
+    for (name, rows) in rows {
+        check_rows(model.get(name).ok_or(Refusal::NotFound)?, rows)?;
+    }
+    let names: BTreeSet<&String> = rows.iter().map(|(name, _)| name).collect();
+    if names.len() < rows.len() {
+        return Err(Refusal::Exists);
+    }
+    for (name, rows) in rows.iter().filter(|(_, rows)| !rows.rows.is_empty()) {
+        let content = model.get_mut(name).expect("it was found above");
+        content.fortran_order = false;
+        content.header = None;
+        content.shape[0] += rows.shape[0];
+        content.rows.extend(rows.rows.iter().cloned());
+        content.tags.extend(new_tags(rows.rows.len()));
+    }
+    Ok(())
+}
+
+fn replace(model: &mut Model, name: &str, rows: &[u64], data: &Content) -> Result<(), Refusal> {
+    let content = model.get_mut(name).ok_or(Refusal::NotFound)?;
+    check_rows(content, data)?;
+    if data.rows.len() != rows.len() {
+        return Err(Refusal::RowCount);
+    }
+    if rows.iter().any(|row| *row >= content.n_rows()) {
+        return Err(Refusal::Index);
+    }
+    for (row, bytes) in rows.iter().zip(&data.rows) {
+        content.rows[*row as usize].clone_from(bytes);
+    }
+    Ok(())
+}
+
+fn drop_rows(model: &mut Model, names: &[String], rows: &[u64]) -> Result<(), Refusal> {
+    let is_0d = |name: &String| model.get(name).is_some_and(|content| content.shape.is_empty());
+    if names.iter().any(is_0d) {
+        return Err(Refusal::NoRows);
+    }
+    for name in names.iter().collect::<BTreeSet<_>>() {
+        let Some(content) = model.get_mut(name) else { continue };
+        let doomed: BTreeSet<u64> = rows.iter().copied().filter(|row| *row < content.n_rows()).collect();
+        if doomed.is_empty() {
+            continue;
+        }
+        content.fortran_order = false;
+        content.header = None;
+        let is_kept = |row: usize| !doomed.contains(&(row as u64));
+        let kept: Vec<usize> = (0..content.rows.len()).filter(|row| is_kept(*row)).collect();
+        content.rows = kept.iter().map(|row| content.rows[*row].clone()).collect();
+        content.tags = kept.iter().map(|row| content.tags[*row]).collect();
+        content.shape[0] = kept.len() as u64;
+    }
+    Ok(())
+}

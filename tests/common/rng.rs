@@ -1,0 +1,59 @@
+//! Random numbers that a printed seed brings back.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// SplitMix64.
+#[derive(Debug, Clone)]
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn new(seed: u64) -> Self {
+        Rng(seed)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `end`; 0 for 0.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end.max(1)
+    }
+
+    /// True once in `n` times.
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.below(from.len() as u64) as usize]
+    }
+
+    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let mut out = Vec::with_capacity(len + 7);
+        while out.len() < len {
+            out.extend(self.next().to_le_bytes());
+        }
+        out.truncate(len);
+        out
+    }
+}
+
+/// The seed of a test: that of `NUMPACK_TEST_SEED`, or a new one. It is printed, for when the test fails.
+pub fn seed() -> u64 {
+    let given = std::env::var("NUMPACK_TEST_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = given.unwrap_or_else(|| {
+        SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_nanos() as u64
+    });
+    eprintln!("NUMPACK_TEST_SEED={seed}");
+    seed
+}
+
+/// The number of cases of a random test: that of `NUMPACK_TEST_CASES`, or `default`.
+pub fn n_cases(default: u64) -> u64 {
+    std::env::var("NUMPACK_TEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}

@@ -1,0 +1,60 @@
+"""The examples at the top of README.md, run as printed."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def run(command, folder):
+    """Runs in ``folder``, with this interpreter's programs first."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def why_no_mount():
+    """Why nothing can be mounted here, or None."""
+    if shutil.which("npkfs", path=Path(sys.executable).parent) is None:
+        return "no npkfs next to this Python"
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR))
+    except OSError as error:
+        return f"/dev/fuse: {error.strerror}"
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        return "no fusermount3"
+    return None
+
+
+def test_python_example_runs(tmp_path):
+    (example,) = blocks("python")
+    run([sys.executable, "-W", "error", "-c", example + "\nassert last.tolist() == [1] * 8"], tmp_path)
+
+
+def test_shell_example_mounts_what_the_python_example_saved(tmp_path):
+    if why := why_no_mount():
+        pytest.skip(why)
+    (python,) = blocks("python")
+    mounting, *_ = blocks("sh")
+    run([sys.executable, "-c", python], tmp_path)
+    try:
+        listing = run(["sh", "-eu", "-c", mounting], tmp_path)
+    finally:
+        if os.path.ismount(tmp_path / "mnt"):
+            subprocess.run([Path(sys.executable).parent / "npkfs", "umount", "--lazy", tmp_path / "mnt"])
+    assert "x.npy" in listing and "ids.npy" in listing
+    check = 'with NumPack("data.npk") as npk: assert npk.load("x")[0].tolist() == [3] * 8'
+    run([sys.executable, "-c", f"from numpack import NumPack\n{check}"], tmp_path)
