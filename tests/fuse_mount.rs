@@ -73,7 +73,7 @@ impl Mount {
         Ok(values_of(&fs::read(self.path(name))?))
     }
 
-    /// Whether this process can have files passed through: `None` where that is unknown.
+    /// Whether a file is passed through.
     fn passes_through(&self, name: &str) -> bool {
         // A write to the data file that nobody tells of is seen at once, or else not before the next look.
         let file = File::open(self.path(name)).unwrap();
@@ -677,9 +677,9 @@ fn a_store_that_is_taken_away_leaves_errors_not_a_hang() {
 }
 
 #[test]
-fn a_hundred_thousand_arrays_are_listed_and_found() {
+fn many_thousand_arrays_are_listed_and_found() {
     let Some(m) = Mount::new(PassthroughMode::Auto, |store| {
-        let names: Vec<String> = (0..100_000).map(|i| format!("g{}/a{i}", i % 10)).collect();
+        let names: Vec<String> = (0..20_000).map(|i| format!("g{}/a{i}", i % 10)).collect();
         for names in names.chunks(1000) {
             let arrays: Vec<_> = names.iter().map(|name| (&**name, array(&[1], &[1, 2, 3, 4]))).collect();
             store.save(&arrays).unwrap();
@@ -694,10 +694,10 @@ fn a_hundred_thousand_arrays_are_listed_and_found() {
             n_files += 1;
         }
     }
-    assert_eq!(n_files, 100_000);
-    assert_eq!(m.values("g7/a99997.npy").unwrap(), [0x0403_0201]);
-    m.other.remove(&["g7/a99997"]).unwrap();
-    assert_errno(m.values("g7/a99997.npy"), libc::ENOENT);
+    assert_eq!(n_files, 20_000);
+    assert_eq!(m.values("g7/a19997.npy").unwrap(), [0x0403_0201]);
+    m.other.remove(&["g7/a19997"]).unwrap();
+    assert_errno(m.values("g7/a19997.npy"), libc::ENOENT);
     save(&m.other, "g7/b", 1, 1);
     assert_eq!(m.values("g7/b.npy").unwrap(), [1]);
 }

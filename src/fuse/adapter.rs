@@ -8,18 +8,17 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenAccMode, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenAccMode, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use log::debug;
 
+use super::convert::{answer_open, empty, errno, fh, file_attr, file_type, ino};
 use super::notify::Job;
 use super::passthrough::{OpenAs, Passthrough};
-use crate::fs::{
-    Attr, BLKSIZE, Caller, Fh, FileKind, Fs, FsError, Ino, NAME_MAX, OpenFlags, Opened, Rename, SetAttr,
-};
+use crate::fs::{Attr, BLKSIZE, Caller, Fs, FsError, Ino, NAME_MAX, OpenFlags, Rename, SetAttr};
 
 /// How long the kernel may use names and attributes without asking. Commits are told to it as they are seen, so this
 /// bounds only what is not told: times after writes to a mapping, and commits that inotify does not see.
@@ -43,53 +42,6 @@ pub(super) struct Adapter {
     pub(super) kernel: Arc<OnceLock<Notifier>>,
 }
 
-fn ino(number: INodeNo) -> Ino {
-    Ino(number.0)
-}
-
-fn fh(handle: FileHandle) -> Fh {
-    Fh(handle.0)
-}
-
-fn errno(error: &FsError) -> Errno {
-    debug!("answered with errno {}: {error}", error.errno());
-    Errno::from_i32(error.errno())
-}
-
-fn file_type(kind: FileKind) -> FileType {
-    match kind {
-        FileKind::File => FileType::RegularFile,
-        FileKind::Directory => FileType::Directory,
-    }
-}
-
-fn file_attr(attr: &Attr) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(attr.ino.0),
-        size: attr.size,
-        blocks: attr.blocks,
-        atime: attr.atime,
-        mtime: attr.mtime,
-        ctime: attr.ctime,
-        crtime: attr.ctime,
-        kind: file_type(attr.kind),
-        perm: attr.perm,
-        nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: 0,
-        blksize: BLKSIZE,
-        flags: 0,
-    }
-}
-
-fn empty(reply: ReplyEmpty, result: Result<(), FsError>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(&error)),
-    }
-}
-
 impl Adapter {
     /// How long attributes may be used. Those of a file that the kernel reads by itself not at all: its header may
     /// have grown already, and its length must not be behind.
@@ -107,28 +59,6 @@ impl Adapter {
     /// What a refused attempt to make something is answered with.
     fn refuse_new(&self, errno: Errno) -> Errno {
         if self.fs.is_read_only() { Errno::EROFS } else { errno }
-    }
-}
-
-/// Answers an open.
-fn answer_open(reply: ReplyOpen, opened: &Opened, write: bool, open_as: &OpenAs) {
-    let fh = FileHandle(opened.fh.0);
-    match open_as {
-        OpenAs::Backed(id) => {
-            // Through such a handle write() could reach past the array's end, and change its header, unseen. With
-            // DIRECT_IO it comes to us, and only mappings go to the file.
-            let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-            let flags = if write { direct } else { FopenFlags::empty() };
-            reply.opened_passthrough(fh, flags | FopenFlags::FOPEN_NOFLUSH, id);
-        }
-        OpenAs::Cached { keep, .. } => {
-            let mut flags = FopenFlags::empty();
-            // Pages never change behind the kernel's back without it being told, so they outlive the open file.
-            flags.set(FopenFlags::FOPEN_KEEP_CACHE, *keep);
-            // Nothing of ours to flush; but closing a file that was written to must bring its pages here.
-            flags.set(FopenFlags::FOPEN_NOFLUSH, !write);
-            reply.opened(fh, flags);
-        }
     }
 }
 

@@ -19,6 +19,7 @@ use crate::fs::{Fs, FsError};
 use crate::store::Store;
 
 mod adapter;
+mod convert;
 mod device;
 mod notify;
 mod passthrough;
