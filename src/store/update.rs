@@ -101,7 +101,7 @@ impl Store {
             }
         }
         if self.shared.is_durable() {
-            self.shared.or_poison(array.sync())?;
+            self.shared.or_poison(self.shared.sync_all())?;
         }
         self.shared.tell_written(&guard, &array)
     }
@@ -185,9 +185,6 @@ impl Shared {
         self.note_dirty(record);
         let failed = |action, e| StoreError::io(action, self.storage.path(), &record.file, e);
         data.file.write_at(new.data, record.data_end()).map_err(|e| failed("write", e))?;
-        if self.is_durable() {
-            self.or_poison(data.file.sync_data().map_err(|e| failed("sync", e)))?;
-        }
         commit.ops.push(Op::Rows(Arc::clone(array.name()), shape[0]));
         commit.headers.push((Arc::clone(array.name()), Arc::clone(data)));
         Ok(())

@@ -245,6 +245,10 @@ impl Shared {
             let is_current = |file: &dyn LockGuard| {
                 file.is_current().map_err(|e| StoreError::io("stat", self.storage.path(), names::LOCK, e))
             };
+            if changed {
+                // Others give names without waiting for the disk.
+                self.names_dirty.store(true, Ordering::Relaxed);
+            }
             if !changed || is_current(&*file)? {
                 break;
             }
@@ -336,6 +340,8 @@ impl Shared {
                 };
                 self.or_poison(new.file.sync_data().map_err(failed))?;
             }
+            // The commit takes earlier ones, that were not durable, to the disk with it: their elements go first.
+            self.or_poison(self.sync_dirty())?;
         }
         let time = now();
         let (records, superseded) = self.name_files(&staged, &ops, time);
@@ -350,12 +356,13 @@ impl Shared {
         for (record, new) in records.iter().zip(&staged) {
             self.link(&new.file, &record.file)?;
         }
-        if durable && !records.is_empty() {
-            let failed = |e| StoreError::io("sync the directory of", self.storage.path(), names::MANIFEST, e);
-            self.or_poison(self.storage.sync_dir().map_err(failed))?;
+        if !records.is_empty() {
+            self.names_dirty.store(true, Ordering::Relaxed);
         }
-        for record in &records {
-            self.note_dirty(record);
+        if durable {
+            self.or_poison(self.sync_names())?;
+        } else {
+            records.iter().for_each(|record| self.note_dirty(record));
         }
         let ids: Vec<ArrayId> = records.iter().map(|record| record.id).collect();
         ops.extend(records.into_iter().map(Op::Put));
@@ -375,15 +382,23 @@ impl Shared {
                 if let Err(error) = self.write_header(&record, data) {
                     log::warn!("{error}");
                 }
+                if !durable {
+                    self.note_dirty(&record);
+                }
             }
         }
         if is_intended {
             self.end_intent(superseded.iter().map(|(_, file)| &**file));
         }
-        if manifest.wants_snapshot()
-            && let Err(error) = manifest.publish(&*self.storage)
-        {
-            log::warn!("the manifest keeps its length: {error}");
+        if manifest.wants_snapshot() {
+            let published = manifest.publish(&*self.storage).and_then(|()| {
+                // Later commits go to the new file, and rest on its name.
+                self.names_dirty.store(true, Ordering::Relaxed);
+                self.or_poison(self.sync_names())
+            });
+            if let Err(error) = published {
+                log::warn!("no new snapshot of the manifest: {error}");
+            }
         }
         Ok(())
     }
@@ -452,7 +467,6 @@ impl Shared {
     pub(super) fn write_header(&self, record: &Record, data: &DataFile) -> Result<(), StoreError> {
         let header = npy::encode_within(&record.dtype, &record.layout, record.offset)
             .ok_or_else(|| fault(&*self.storage, record, DataFileFault::Header(None)))?;
-        self.note_dirty(record);
         data.file
             .write_at(&header, 0)
             .map_err(|e| StoreError::io("write", self.storage.path(), &record.file, e))
@@ -466,7 +480,14 @@ impl Shared {
         }
     }
 
+    /// Lets everything that was written through this handle reach the disk: elements, names, commits.
     pub(super) fn sync_all(&self) -> Result<(), StoreError> {
+        self.sync_dirty()?;
+        self.sync_names()?;
+        self.manifest_mut().sync(&*self.storage)
+    }
+
+    fn sync_dirty(&self) -> Result<(), StoreError> {
         let dirty = std::mem::take(&mut *lock(&self.dirty));
         for file in &dirty {
             let synced = match self.storage.open(file, FileAccess::Write) {
@@ -476,8 +497,15 @@ impl Shared {
             };
             synced.map_err(|source| StoreError::io("sync", self.storage.path(), file, source))?;
         }
-        self.storage.sync_dir().map_err(|e| StoreError::io("sync", self.storage.path(), "", e))?;
-        self.manifest_mut().sync(&*self.storage)
+        Ok(())
+    }
+
+    fn sync_names(&self) -> Result<(), StoreError> {
+        if self.names_dirty.swap(false, Ordering::Relaxed) {
+            let failed = |e| StoreError::io("sync the directory of", self.storage.path(), names::MANIFEST, e);
+            self.storage.sync_dir().map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// After a failed write of the manifest, or a failed sync, nobody knows what is on the disk: writing stops.
@@ -492,7 +520,10 @@ impl Shared {
         if is_full && *action == "write" {
             return Err(error);
         }
-        let copy = io::Error::new(source.kind(), source.to_string());
+        let copy = match source.raw_os_error() {
+            Some(errno) => io::Error::from_raw_os_error(errno),
+            None => io::Error::new(source.kind(), source.to_string()),
+        };
         let first = StoreError::Io { action, path: path.clone(), source: copy };
         let _ = self.poison.set(Arc::new(first)); // the first failure stays
         Err(error)
