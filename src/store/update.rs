@@ -127,6 +127,7 @@ impl Store {
             if array.fortran_order() || !has_room_without(&array, rows.len() as u64)? {
                 let kept = (0..array.n_rows()).filter(|row| !rows.contains(row)).collect::<Vec<_>>();
                 commit.staged.push(self.shared.stage_rows(&array, &kept)?);
+                commit.moves_rows = true;
                 continue;
             }
             let live = array.live_rows()?;
@@ -137,7 +138,7 @@ impl Store {
         self.shared.commit(commit)
     }
 
-    /// Gives back the space of dropped rows. Returns whether there were any.
+    /// Gives back the space of dropped rows, and returns when that is on the disk. Returns whether there were any.
     ///
     /// What others write in place while this runs, other than through a store, may be lost.
     ///
@@ -150,7 +151,7 @@ impl Store {
             return Ok(false);
         }
         let staged = self.shared.stage_copy(&array)?;
-        self.shared.commit(Commit { staged: vec![staged], ..Commit::default() })?;
+        self.shared.commit(Commit { staged: vec![staged], moves_rows: true, ..Commit::default() })?;
         Ok(true)
     }
 }
@@ -179,6 +180,7 @@ impl Shared {
             let header = npy::encode_within(&staged.dtype, &staged.layout, staged.offset);
             staged.file.write_at(&header.unwrap_or_default(), 0).map_err(failed)?;
             commit.staged.push(staged);
+            commit.moves_rows = true;
             return Ok(());
         }
         let data = array.data()?;

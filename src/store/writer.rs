@@ -84,6 +84,8 @@ pub(super) struct Commit {
     pub(super) ops: Vec<Op>,
     /// Arrays whose header is to be written after the commit.
     pub(super) headers: Vec<(Arc<str>, Arc<DataFile>)>,
+    /// Rows that are there already move to a new file: the commit is durable, since it removes the old one.
+    pub(super) moves_rows: bool,
 }
 
 impl Store {
@@ -328,11 +330,11 @@ impl Shared {
 
     /// Commits, with the writers' lock held.
     pub(super) fn commit(&self, commit: Commit) -> Result<(), StoreError> {
-        let Commit { staged, mut ops, headers } = commit;
+        let Commit { staged, mut ops, headers, moves_rows } = commit;
         if staged.is_empty() && ops.is_empty() {
             return Ok(());
         }
-        let durable = self.durable.load(Ordering::Relaxed);
+        let durable = moves_rows || self.durable.load(Ordering::Relaxed);
         if durable {
             for new in &staged {
                 let failed = |e| {
