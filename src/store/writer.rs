@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use std::collections::hash_map::{Entry, HashMap};
 use std::fs;
 use std::io;
+use std::iter;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -393,7 +394,9 @@ impl Shared {
             self.end_intent(superseded.iter().map(|(_, file)| &**file));
         }
         if manifest.wants_snapshot() {
-            let published = manifest.publish(&*self.storage).and_then(|()| {
+            // The new file has a temporary name for a moment.
+            let published = self.write_intent(names::MANIFEST).and_then(|()| {
+                manifest.publish(&*self.storage)?;
                 // Later commits go to the new file, and rest on its name.
                 self.names_dirty.store(true, Ordering::Relaxed);
                 self.or_poison(self.sync_names())
@@ -401,6 +404,7 @@ impl Shared {
             if let Err(error) = published {
                 log::warn!("no new snapshot of the manifest: {error}");
             }
+            self.end_intent(iter::empty());
         }
         Ok(())
     }
@@ -531,7 +535,8 @@ impl Shared {
         Err(error)
     }
 
-    /// Says in the lock file which data files come and go, so that a crash leaves none that nobody knows of.
+    /// Says in the lock file which data files come and go, or that the manifest is replaced, so that a crash leaves
+    /// nothing that nobody knows of.
     fn write_intent(&self, files: &str) -> Result<(), StoreError> {
         let failed = |action, source| StoreError::io(action, self.storage.path(), names::LOCK, source);
         let bytes = encode_intent(files);
@@ -545,11 +550,11 @@ impl Shared {
             let len = usize::try_from(file.stat()?.len).unwrap_or(0).min(MAX_INTENT_LEN);
             let mut bytes = vec![0; len];
             let read = file.read_at(&mut bytes, 0)?;
-            Ok(decode_intent(bytes.get(..read).unwrap_or(&[])).unwrap_or_default())
+            Ok(decode_intent(bytes.get(..read).unwrap_or(&[])))
         });
         let files = match files {
-            Ok(files) if !files.is_empty() => files,
-            Ok(_) => return,
+            Ok(Some(files)) => files,
+            Ok(None) => return,
             Err(error) => return log::warn!("{}: {error}", self.storage.path().join(names::LOCK).display()),
         };
         let live: HashSet<&str> = manifest.table.records().map(|record| &*record.file).collect();
@@ -592,14 +597,14 @@ fn encode_intent(files: &str) -> Vec<u8> {
     bytes
 }
 
-/// The data files that an intent names; `None` if it is torn, and so was never acted upon.
+/// The data files that an intent names; `None` if there is no intent, or it is torn, and so was never acted upon.
 fn decode_intent(bytes: &[u8]) -> Option<Vec<String>> {
     let len = usize::try_from(u32_at(bytes, 0)?).ok()?;
     let files = bytes.get(INTENT_HEADER_LEN..INTENT_HEADER_LEN.checked_add(len)?)?;
     if crc32fast::hash(files) != u32_at(bytes, size_of::<u32>())? {
         return None;
     }
-    let files = std::str::from_utf8(files).ok()?;
+    let files = std::str::from_utf8(files).ok().filter(|files| !files.is_empty())?;
     Some(files.lines().filter(|file| names::is_data_file(file)).map(str::to_owned).collect())
 }
 
@@ -677,7 +682,7 @@ mod tests {
         for len in 0..bytes.len() {
             assert_eq!(decode_intent(&bytes[..len]), None);
         }
-        assert_eq!(decode_intent(&encode_intent("")).unwrap(), Vec::<String>::new());
+        assert_eq!(decode_intent(&encode_intent("")), None);
         assert_eq!(decode_intent(&encode_intent("../x\nmetadata.npkm")).unwrap(), Vec::<String>::new());
     }
 }
