@@ -367,6 +367,7 @@ impl Array {
         let (_, header) = self.stored_header()?;
         let is_current = header.is_ok_and(|header| header.describes(&record.dtype, &record.layout));
         if !is_current {
+            self.shared.note_dirty(&record);
             self.shared.write_header(&record, data)?;
         }
         Ok(is_longer || !is_current)

@@ -100,7 +100,9 @@ impl ManifestLog {
         storage: &dyn Storage,
         store_id: [u8; frame::STORE_ID_LEN],
     ) -> Result<Self, StoreError> {
-        publish(storage, store_id, Table::default())
+        let manifest = publish(storage, store_id, Table::default())?;
+        storage.sync_dir().map_err(|e| StoreError::io("sync", storage.path(), "", e))?;
+        Ok(manifest)
     }
 
     /// Whether it is certain, without asking the system, that nothing was committed since the last catching up, and
@@ -204,6 +206,9 @@ impl ManifestLog {
     /// Makes all frames so far durable.
     pub(super) fn sync(&mut self, storage: &dyn Storage) -> Result<(), StoreError> {
         let end = self.end;
+        if self.synced_len == end {
+            return Ok(());
+        }
         self.file.sync_data().map_err(|e| StoreError::io("sync", storage.path(), names::MANIFEST, e))?;
         self.synced_len = self.synced_len.max(end);
         Ok(())
@@ -214,7 +219,8 @@ impl ManifestLog {
         self.end - self.snapshot_end > MAX_LOG_LEN + 2 * self.snapshot_end
     }
 
-    /// Replaces the manifest by a new file with nothing but a snapshot.
+    /// Replaces the manifest by a new file with nothing but a snapshot. The caller syncs the directory before anything
+    /// else is committed.
     pub(super) fn publish(&mut self, storage: &dyn Storage) -> Result<(), StoreError> {
         // Readers of the old file must look for the new one from now on; should this fail, they look in vain.
         self.retire();
@@ -250,7 +256,6 @@ fn publish(
     file.write_at(&bytes, 0).map_err(|e| failed("write", e))?;
     file.sync_data().map_err(|e| failed("sync", e))?;
     storage.replace(&file, names::MANIFEST).map_err(|e| failed("replace", e))?;
-    storage.sync_dir().map_err(|e| failed("sync the directory of", e))?;
     if let Err(error) = storage.link_existing(names::MANIFEST, names::MANIFEST_BACKUP) {
         log::warn!("{}: no {} was made: {error}", storage.path().display(), names::MANIFEST_BACKUP);
     }

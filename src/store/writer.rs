@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use std::collections::hash_map::{Entry, HashMap};
 use std::fs;
 use std::io;
+use std::iter;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -88,6 +89,8 @@ pub(super) struct Commit {
     pub(super) ops: Vec<Op>,
     /// Arrays whose header is to be written after the commit.
     pub(super) headers: Vec<(Arc<str>, Arc<DataFile>)>,
+    /// Rows that are there already move to a new file: the commit is durable, since it removes the old one.
+    pub(super) moves_rows: bool,
 }
 
 impl Store {
@@ -249,6 +252,10 @@ impl Shared {
             let is_current = |file: &dyn LockGuard| {
                 file.is_current().map_err(|e| StoreError::io("stat", self.storage.path(), names::LOCK, e))
             };
+            if changed {
+                // Others give names without waiting for the disk.
+                self.names_dirty.store(true, Ordering::Relaxed);
+            }
             if !changed || is_current(&*file)? {
                 break;
             }
@@ -328,11 +335,11 @@ impl Shared {
 
     /// Commits, with the writers' lock held.
     pub(super) fn commit(&self, commit: Commit) -> Result<(), StoreError> {
-        let Commit { staged, mut ops, headers } = commit;
+        let Commit { staged, mut ops, headers, moves_rows } = commit;
         if staged.is_empty() && ops.is_empty() {
             return Ok(());
         }
-        let durable = self.durable.load(Ordering::Relaxed);
+        let durable = moves_rows || self.durable.load(Ordering::Relaxed);
         if durable {
             for new in &staged {
                 let failed = |e| {
@@ -340,6 +347,8 @@ impl Shared {
                 };
                 self.or_poison(new.file.sync_data().map_err(failed))?;
             }
+            // The commit takes earlier ones, that were not durable, to the disk with it: their elements go first.
+            self.or_poison(self.sync_dirty())?;
         }
         let time = now();
         let (records, superseded) = self.name_files(&staged, &ops, time);
@@ -354,12 +363,13 @@ impl Shared {
         for (record, new) in records.iter().zip(&staged) {
             self.link(&new.file, &record.file)?;
         }
-        if durable && !records.is_empty() {
-            let failed = |e| StoreError::io("sync the directory of", self.storage.path(), names::MANIFEST, e);
-            self.or_poison(self.storage.sync_dir().map_err(failed))?;
+        if !records.is_empty() {
+            self.names_dirty.store(true, Ordering::Relaxed);
         }
-        for record in &records {
-            self.note_dirty(record);
+        if durable {
+            self.or_poison(self.sync_names())?;
+        } else {
+            records.iter().for_each(|record| self.note_dirty(record));
         }
         let ids: Vec<ArrayId> = records.iter().map(|record| record.id).collect();
         ops.extend(records.into_iter().map(Op::Put));
@@ -379,15 +389,26 @@ impl Shared {
                 if let Err(error) = self.write_header(&record, data) {
                     log::warn!("{error}");
                 }
+                if !durable {
+                    self.note_dirty(&record);
+                }
             }
         }
         if is_intended {
             self.end_intent(superseded.iter().map(|(_, file)| &**file));
         }
-        if manifest.wants_snapshot()
-            && let Err(error) = manifest.publish(&*self.storage)
-        {
-            log::warn!("the manifest keeps its length: {error}");
+        if manifest.wants_snapshot() {
+            // The new file has a temporary name for a moment.
+            let published = self.write_intent(names::MANIFEST).and_then(|()| {
+                manifest.publish(&*self.storage)?;
+                // Later commits go to the new file, and rest on its name.
+                self.names_dirty.store(true, Ordering::Relaxed);
+                self.or_poison(self.sync_names())
+            });
+            if let Err(error) = published {
+                log::warn!("no new snapshot of the manifest: {error}");
+            }
+            self.end_intent(iter::empty());
         }
         Ok(())
     }
@@ -456,7 +477,6 @@ impl Shared {
     pub(super) fn write_header(&self, record: &Record, data: &DataFile) -> Result<(), StoreError> {
         let header = npy::encode_within(&record.dtype, &record.layout, record.offset)
             .ok_or_else(|| fault(&*self.storage, record, DataFileFault::Header(None)))?;
-        self.note_dirty(record);
         data.file
             .write_at(&header, 0)
             .map_err(|e| StoreError::io("write", self.storage.path(), &record.file, e))
@@ -470,7 +490,14 @@ impl Shared {
         }
     }
 
+    /// Lets everything that was written through this handle reach the disk: elements, names, commits.
     pub(super) fn sync_all(&self) -> Result<(), StoreError> {
+        self.sync_dirty()?;
+        self.sync_names()?;
+        self.manifest_mut().sync(&*self.storage)
+    }
+
+    fn sync_dirty(&self) -> Result<(), StoreError> {
         let dirty = std::mem::take(&mut *lock(&self.dirty));
         for file in &dirty {
             let synced = match self.storage.open(file, FileAccess::Write) {
@@ -480,8 +507,15 @@ impl Shared {
             };
             synced.map_err(|source| StoreError::io("sync", self.storage.path(), file, source))?;
         }
-        self.storage.sync_dir().map_err(|e| StoreError::io("sync", self.storage.path(), "", e))?;
-        self.manifest_mut().sync(&*self.storage)
+        Ok(())
+    }
+
+    fn sync_names(&self) -> Result<(), StoreError> {
+        if self.names_dirty.swap(false, Ordering::Relaxed) {
+            let failed = |e| StoreError::io("sync the directory of", self.storage.path(), names::MANIFEST, e);
+            self.storage.sync_dir().map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// After a failed write of the manifest, or a failed sync, nobody knows what is on the disk: writing stops.
@@ -496,13 +530,17 @@ impl Shared {
         if is_full && *action == "write" {
             return Err(error);
         }
-        let copy = io::Error::new(source.kind(), source.to_string());
+        let copy = match source.raw_os_error() {
+            Some(errno) => io::Error::from_raw_os_error(errno),
+            None => io::Error::new(source.kind(), source.to_string()),
+        };
         let first = StoreError::Io { action, path: path.clone(), source: copy };
         let _ = self.poison.set(Arc::new(first)); // the first failure stays
         Err(error)
     }
 
-    /// Says in the lock file which data files come and go, so that a crash leaves none that nobody knows of.
+    /// Says in the lock file which data files come and go, or that the manifest is replaced, so that a crash leaves
+    /// nothing that nobody knows of.
     fn write_intent(&self, files: &str) -> Result<(), StoreError> {
         let failed = |action, source| StoreError::io(action, self.storage.path(), names::LOCK, source);
         let bytes = encode_intent(files);
@@ -516,11 +554,11 @@ impl Shared {
             let len = usize::try_from(file.stat()?.len).unwrap_or(0).min(MAX_INTENT_LEN);
             let mut bytes = vec![0; len];
             let read = file.read_at(&mut bytes, 0)?;
-            Ok(decode_intent(bytes.get(..read).unwrap_or(&[])).unwrap_or_default())
+            Ok(decode_intent(bytes.get(..read).unwrap_or(&[])))
         });
         let files = match files {
-            Ok(files) if !files.is_empty() => files,
-            Ok(_) => return,
+            Ok(Some(files)) => files,
+            Ok(None) => return,
             Err(error) => return log::warn!("{}: {error}", self.storage.path().join(names::LOCK).display()),
         };
         let live: HashSet<&str> = manifest.table.records().map(|record| &*record.file).collect();
@@ -563,14 +601,14 @@ fn encode_intent(files: &str) -> Vec<u8> {
     bytes
 }
 
-/// The data files that an intent names; `None` if it is torn, and so was never acted upon.
+/// The data files that an intent names; `None` if there is no intent, or it is torn, and so was never acted upon.
 fn decode_intent(bytes: &[u8]) -> Option<Vec<String>> {
     let len = usize::try_from(u32_at(bytes, 0)?).ok()?;
     let files = bytes.get(INTENT_HEADER_LEN..INTENT_HEADER_LEN.checked_add(len)?)?;
     if crc32fast::hash(files) != u32_at(bytes, size_of::<u32>())? {
         return None;
     }
-    let files = std::str::from_utf8(files).ok()?;
+    let files = std::str::from_utf8(files).ok().filter(|files| !files.is_empty())?;
     Some(files.lines().filter(|file| names::is_data_file(file)).map(str::to_owned).collect())
 }
 
@@ -648,7 +686,7 @@ mod tests {
         for len in 0..bytes.len() {
             assert_eq!(decode_intent(&bytes[..len]), None);
         }
-        assert_eq!(decode_intent(&encode_intent("")).unwrap(), Vec::<String>::new());
+        assert_eq!(decode_intent(&encode_intent("")), None);
         assert_eq!(decode_intent(&encode_intent("../x\nmetadata.npkm")).unwrap(), Vec::<String>::new());
     }
 }
