@@ -12,7 +12,7 @@ pub mod format;
 pub mod fs;
 #[cfg(feature = "fuse")]
 pub mod fuse;
-pub mod store;
-pub mod sys;
 #[cfg(feature = "python")]
 mod python;
+pub mod store;
+pub mod sys;

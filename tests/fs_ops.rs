@@ -7,10 +7,13 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use numpack::fs::{Attr, Fh, FileKind, Fs, FsError, Ino, Invalidation, OpenFlags, Opened, Rename, SetAttr};
+use numpack::fs::{
+    Attr, Caller, Fh, FileKind, Fs, FsError, Ino, Invalidation, OpenFlags, Opened, Rename, SetAttr,
+};
 use numpack::store::{Access, Dtype, NewArray, Store};
 use tempfile::TempDir;
 
+const CALLER: Caller = Caller(1);
 const READ: OpenFlags = OpenFlags { write: false, truncate: false };
 const WRITE: OpenFlags = OpenFlags { write: true, truncate: false };
 
@@ -45,7 +48,7 @@ impl Fixture {
     fn lookup(&self, path: &str) -> Result<Attr, FsError> {
         let mut attr = self.fs.getattr(Ino::ROOT)?;
         for name in path.split('/') {
-            attr = self.fs.lookup(attr.ino, OsStr::new(name))?;
+            attr = self.fs.lookup(attr.ino, OsStr::new(name), CALLER)?;
         }
         Ok(attr)
     }
@@ -58,7 +61,7 @@ impl Fixture {
     }
 
     fn open(&self, path: &str, flags: OpenFlags) -> Result<Opened, FsError> {
-        self.fs.open(self.lookup(path)?.ino, flags)
+        self.fs.open(self.lookup(path)?.ino, flags, CALLER)
     }
 
     fn read(&self, fh: Fh) -> Vec<u8> {
@@ -125,6 +128,7 @@ impl Fixture {
         let told = self.told();
         for invalidation in &told {
             if let Invalidation::Content { ino, .. } = invalidation {
+                self.fs.show_length(*ino);
                 self.fs.settle(*ino);
             }
         }
@@ -197,7 +201,7 @@ fn an_array_is_a_file_and_slashes_make_folders() {
         assert_errno(f.lookup(missing), libc::ENOENT);
     }
     let a = f.lookup("a.npy").unwrap().ino;
-    assert_errno(f.fs.lookup(a, OsStr::new("x")), libc::ENOTDIR);
+    assert_errno(f.fs.lookup(a, OsStr::new("x"), CALLER), libc::ENOTDIR);
 
     f.other.remove(&["g/h/a", "g/h/b"]).unwrap();
     assert_errno(f.lookup("g/h"), libc::ENOENT);
@@ -250,7 +254,7 @@ fn new_names_must_be_ones_that_an_array_is_shown_under() {
         f.fs.rename(Ino::ROOT, OsStr::new("a.npy"), Ino::ROOT, latin1, Rename::Replace),
         libc::EINVAL,
     );
-    assert_errno(f.fs.lookup(Ino::ROOT, latin1), libc::ENOENT);
+    assert_errno(f.fs.lookup(Ino::ROOT, latin1, CALLER), libc::ENOENT);
     f.rename("a.npy", "50%.npy", Rename::Replace).unwrap();
     f.rename("50%.npy", "%2541.npy", Rename::Replace).unwrap();
     assert_eq!(f.other.arrays().unwrap()[0].name().as_ref(), "%41");
@@ -262,7 +266,7 @@ fn new_names_must_be_ones_that_an_array_is_shown_under() {
 fn an_inode_is_one_version_of_one_array() {
     let f = Fixture::with(|store| save(store, "a", 3, 0), false);
     let old = f.lookup("a.npy").unwrap();
-    let opened = f.fs.open(old.ino, READ).unwrap();
+    let opened = f.fs.open(old.ino, READ, CALLER).unwrap();
     save(&f.other, "a", 2, 100);
     let new = f.lookup("a.npy").unwrap();
     assert_ne!(old.ino, new.ino);
@@ -298,7 +302,7 @@ fn compacting_gives_the_name_a_new_inode() {
 fn appending_lengthens_the_inode_replacing_changes_it_in_place() {
     let f = Fixture::with(|store| save(store, "a", 2, 0), false);
     let before = f.lookup("a.npy").unwrap();
-    let opened = f.fs.open(before.ino, READ).unwrap();
+    let opened = f.fs.open(before.ino, READ, CALLER).unwrap();
     append(&f.other, "a", 1, 50);
     let after = f.lookup("a.npy").unwrap();
     f.carry_out();
@@ -316,7 +320,7 @@ fn appending_lengthens_the_inode_replacing_changes_it_in_place() {
 fn dropping_rows_gives_the_name_a_new_inode() {
     let f = Fixture::with(|store| save(store, "a", 3, 0), false);
     let whole = f.lookup("a.npy").unwrap();
-    let opened = f.fs.open(whole.ino, READ).unwrap();
+    let opened = f.fs.open(whole.ino, READ, CALLER).unwrap();
     f.other.drop_rows(&["a"], &[0]).unwrap();
     let rest = f.lookup("a.npy").unwrap();
     assert_ne!(rest.ino, whole.ino);
@@ -342,11 +346,11 @@ fn inode_numbers_are_the_same_after_each_remount() {
     for fs in [&f.fs, &again] {
         let mut parent = Ino::ROOT;
         for name in ["g", "h", "c.npy"] {
-            parent = fs.lookup(parent, OsStr::new(name)).unwrap().ino;
+            parent = fs.lookup(parent, OsStr::new(name), CALLER).unwrap().ino;
             assert_eq!(*seen.entry(name).or_insert(parent), parent);
         }
         let g = seen["g"];
-        let b = fs.lookup(g, OsStr::new("b.npy")).unwrap().ino;
+        let b = fs.lookup(g, OsStr::new("b.npy"), CALLER).unwrap().ino;
         assert_eq!(*seen.entry("b.npy").or_insert(b), b);
     }
     assert_eq!(seen.values().collect::<BTreeSet<_>>().len(), 4);
@@ -359,9 +363,16 @@ fn a_name_that_led_elsewhere_by_the_time_of_open_is_looked_up_again() {
     save(&f.other, "a", 1, 0);
     f.other.drop_rows(&["b"], &[1]).unwrap();
     f.other.remove(&["c"]).unwrap();
-    for ino in inos {
-        assert_errno(f.fs.open(ino, READ), libc::ESTALE);
+    for (ino, caller) in inos.into_iter().zip(10..) {
+        assert_errno(f.fs.open(ino, READ, Caller(caller)), libc::ESTALE);
     }
+    // The second open gets what the second lookup found, even if that is overwritten by then.
+    let again = f.fs.lookup(Ino::ROOT, OsStr::new("a.npy"), Caller(10)).unwrap().ino;
+    save(&f.other, "a", 1, 30);
+    assert_errno(f.fs.open(again, READ, CALLER), libc::ESTALE);
+    let opened = f.fs.open(again, READ, Caller(10)).unwrap();
+    assert_eq!(values_of(&f.read(opened.fh)), [0, 1]);
+    assert_errno(f.fs.open(again, READ, Caller(10)), libc::ESTALE);
     f.open("a.npy", READ).unwrap();
     f.open("b.npy", READ).unwrap();
     assert_errno(f.open("c.npy", READ), libc::ENOENT);
@@ -396,7 +407,7 @@ fn owner_permissions_and_times_are_the_data_files() {
 
     let read_only = Fs::new(Store::open(&f.path, Access::Read).unwrap(), false, |_| {}).unwrap();
     assert!(read_only.is_read_only());
-    assert_eq!(read_only.lookup(Ino::ROOT, OsStr::new("a.npy")).unwrap().perm, 0o440);
+    assert_eq!(read_only.lookup(Ino::ROOT, OsStr::new("a.npy"), CALLER).unwrap().perm, 0o440);
     assert_eq!(read_only.getattr(Ino::ROOT).unwrap().perm, 0o511);
 
     f.other.array("a").unwrap().write_npy_at(4096, &[1; 8]).unwrap();
@@ -426,7 +437,7 @@ fn attributes_that_are_as_asked_may_be_set() {
         uid: Some(attr.uid),
         gid: Some(attr.gid),
         size: Some(attr.size),
-        times: false,
+        ..none
     };
     assert_eq!(set(same).unwrap().size, attr.size);
     assert_errno(set(SetAttr { perm: Some(attr.perm ^ 0o100), ..none }), libc::EPERM);
@@ -434,8 +445,12 @@ fn attributes_that_are_as_asked_may_be_set() {
     assert_errno(set(SetAttr { gid: Some(attr.gid + 1), ..none }), libc::EPERM);
     assert_errno(set(SetAttr { size: Some(0), ..none }), libc::EOPNOTSUPP);
     assert_errno(set(SetAttr { size: Some(attr.size + 1), ..none }), libc::EOPNOTSUPP);
-    assert_errno(set(SetAttr { times: true, ..none }), libc::EOPNOTSUPP);
-    assert_errno(f.fs.open(attr.ino, OpenFlags { write: true, truncate: true }), libc::EOPNOTSUPP);
+    let later = attr.mtime + std::time::Duration::from_secs(100);
+    assert_eq!(set(SetAttr { mtime: Some(later), atime: Some(later), ..none }).unwrap().mtime, later);
+    assert_eq!(f.lookup("a.npy").unwrap().atime, later);
+    assert_errno(set(SetAttr { mtime: Some(std::time::UNIX_EPOCH), ..none }), libc::EOPNOTSUPP);
+    assert_errno(f.fs.setattr(Ino::ROOT, SetAttr { mtime: Some(later), ..none }), libc::EOPNOTSUPP);
+    assert_errno(f.fs.open(attr.ino, OpenFlags { write: true, truncate: true }, CALLER), libc::EOPNOTSUPP);
     assert_errno(f.fs.setattr(Ino::ROOT, SetAttr { size: Some(0), ..none }), libc::EISDIR);
     assert_eq!(f.values("a.npy"), [0, 1]);
 }
@@ -538,7 +553,7 @@ fn a_file_reads_as_the_header_and_the_elements() {
         assert_eq!(read, bytes[offset..offset + len]);
     }
     assert_errno(f.fs.read(Fh(999), 0, 1, |_| ()), libc::EBADF);
-    assert_errno(f.fs.open(Ino::ROOT, READ), libc::EISDIR);
+    assert_errno(f.fs.open(Ino::ROOT, READ, CALLER), libc::EISDIR);
     assert_errno(f.fs.opendir(f.lookup("a.npy").unwrap().ino), libc::ENOTDIR);
 
     // A header that lags behind the manifest is not what is read.
@@ -708,11 +723,11 @@ fn rename_renames_the_array_over_another_one_too() {
 fn a_read_only_mount_refuses_all_of_these() {
     let f = Fixture::with(|store| ["a", "g/b"].iter().for_each(|name| save(store, name, 3, 0)), true);
     let a = f.lookup("a.npy").unwrap();
-    assert_errno(f.fs.open(a.ino, WRITE), libc::EROFS);
+    assert_errno(f.fs.open(a.ino, WRITE, CALLER), libc::EROFS);
     assert_errno(f.unlink("a.npy"), libc::EROFS);
     assert_errno(f.rename("a.npy", "b.npy", Rename::Replace), libc::EROFS);
     assert_errno(f.fs.rmdir(Ino::ROOT, OsStr::new("g")), libc::EROFS);
-    assert_errno(f.fs.setattr(a.ino, SetAttr { times: true, ..SetAttr::default() }), libc::EROFS);
+    assert_errno(f.fs.setattr(a.ino, SetAttr { mtime: Some(a.mtime), ..SetAttr::default() }), libc::EROFS);
     assert_eq!(f.values("a.npy"), [0, 1, 2, 3, 4, 5]);
     // It follows the commits of others all the same.
     append(&f.other, "a", 1, 6);
@@ -738,7 +753,7 @@ fn commits_are_told_to_the_kernel() {
     };
     assert_eq!(after(&|_| {}), []);
     assert_eq!(after(&|store| append(store, "unseen", 1, 0)), []);
-    assert_eq!(after(&|store| save(store, "new", 1, 0)), [root.clone()]);
+    assert_eq!(after(&|store| save(store, "new", 1, 0)), std::slice::from_ref(&root));
     assert_eq!(
         after(&|store| append(store, "a", 1, 0)),
         [Invalidation::Content { ino: a, header_len: 4096, from: 4096 + 24 }]
@@ -794,28 +809,46 @@ fn many_changes_at_once_leave_the_names_that_the_store_has() {
 fn the_length_follows_the_pages() {
     let f = Fixture::with(|store| save(store, "a", 3, 0), false);
     let attr = f.lookup("a.npy").unwrap();
-    let writer = f.fs.open(attr.ino, WRITE).unwrap();
-    assert!(writer.settled);
+    let writer = f.fs.open(attr.ino, WRITE, CALLER).unwrap();
+    assert!(writer.settled && f.fs.revalidate(attr.ino));
     append(&f.other, "a", 2, 50);
-    let opened = f.fs.open(attr.ino, READ).unwrap();
+    let opened = f.fs.open(attr.ino, READ, CALLER).unwrap();
     assert!(!opened.settled, "the answer to this open must wait for the invalidation");
     assert_eq!(f.fs.getattr(attr.ino).unwrap().size, attr.size);
+    let header = |fh| shape_of(&f.fs.read(fh, 0, 4096, <[u8]>::to_vec).unwrap());
+    assert_eq!(header(opened.fh), [3, 2]);
     // The page that the kernel fills from now on has the new rows.
     let page = f.fs.read(opened.fh, 4096, 4096, <[u8]>::to_vec).unwrap();
     assert_eq!(page.len(), 40);
     // The page from before comes back, and its zeros stay out.
     f.fs.write(writer.fh, 4096, &[numbers(70..76), vec![0; 4072]].concat(), true).unwrap();
-    f.carry_out();
+    let last = f.fs.show_length(attr.ino).unwrap();
+    assert_eq!((last.offset, last.byte), (attr.size + 15, [0]));
     assert_eq!(f.fs.getattr(attr.ino).unwrap().size, attr.size + 16);
+    assert_eq!(header(opened.fh), [3, 2]);
+    f.fs.settle(attr.ino);
+    assert_eq!(header(opened.fh), [5, 2]);
     assert_eq!(f.values("a.npy"), [70, 71, 72, 73, 74, 75, 50, 51, 52, 53]);
     assert!(f.open("a.npy", READ).unwrap().settled);
+}
+
+#[test]
+fn without_pages_the_length_is_shown_at_once() {
+    let f = Fixture::with(|store| save(store, "a", 3, 0), false);
+    let attr = f.lookup("a.npy").unwrap();
+    let opened = f.fs.open(attr.ino, READ, CALLER).unwrap();
+    f.fs.revalidate(attr.ino);
+    f.fs.bypass(attr.ino);
+    append(&f.other, "a", 2, 50);
+    assert_eq!(f.fs.getattr(attr.ino).unwrap().size, attr.size + 16);
+    assert_eq!(shape_of(&f.read(opened.fh)), [5, 2]);
 }
 
 #[test]
 fn writes_in_place_by_others_are_found() {
     let f = Fixture::with(|store| save(store, "a", 3, 0), false);
     let ino = f.lookup("a.npy").unwrap().ino;
-    let opened = f.fs.open(ino, WRITE).unwrap();
+    let opened = f.fs.open(ino, WRITE, CALLER).unwrap();
     let content = Invalidation::Content { ino, header_len: 4096, from: 4096 };
     assert!(f.fs.revalidate(ino));
 
@@ -824,7 +857,7 @@ fn writes_in_place_by_others_are_found() {
     f.other.replace("a", &[0], array(&[1, 2], &numbers(70..72))).unwrap();
     f.fs.sync().unwrap();
     assert!(!f.fs.revalidate(ino));
-    assert_eq!(f.carry_out(), [content.clone()]);
+    assert_eq!(f.carry_out(), std::slice::from_ref(&content));
     assert!(f.fs.revalidate(ino));
 
     // Our own are no news.
@@ -838,7 +871,7 @@ fn writes_in_place_by_others_are_found() {
     std::thread::sleep(std::time::Duration::from_millis(20));
     data.write_all_at(&[9; 4], 4096).unwrap();
     assert!(!f.fs.revalidate(ino));
-    assert_eq!(f.carry_out(), [content.clone()]);
+    assert_eq!(f.carry_out(), std::slice::from_ref(&content));
     assert!(f.fs.revalidate(ino));
 
     // Just before one of our own.
@@ -852,10 +885,10 @@ fn writes_in_place_by_others_are_found() {
 fn a_store_that_is_taken_away_leaves_errors_not_a_hang() {
     let f = Fixture::with(|store| ["a", "b"].iter().for_each(|name| save(store, name, 3, 0)), false);
     let [a, b] = ["a.npy", "b.npy"].map(|path| f.lookup(path).unwrap().ino);
-    let opened = f.fs.open(a, READ).unwrap();
+    let opened = f.fs.open(a, READ, CALLER).unwrap();
     std::fs::remove_dir_all(&f.path).unwrap();
     assert_errno(f.lookup("a.npy"), libc::EIO);
-    assert_errno(f.fs.open(b, READ), libc::EIO);
+    assert_errno(f.fs.open(b, READ, CALLER), libc::EIO);
     assert_errno(f.fs.opendir(Ino::ROOT), libc::EIO);
     assert_errno(f.unlink("a.npy"), libc::EIO);
     assert_eq!(values_of(&f.read(opened.fh)), [0, 1, 2, 3, 4, 5]);

@@ -1,8 +1,11 @@
-//! What `stat` shows. Our own types, so that this module can be tested, and used, without a kernel.
+//! What `stat` shows and `chmod` and the like may change. Our own types: the layer is tested without a kernel.
 
 use std::time::SystemTime;
 
-use super::Ino;
+use super::inode::Inode;
+use super::{Fs, FsError, Ino, read};
+use crate::store::Array;
+use crate::sys::FileStat;
 
 /// What kind of inode it is: an array shows as a file, a group of arrays as a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,3 +48,130 @@ pub const BLKSIZE: u32 = 4096;
 
 /// Longest name of a file or folder, in bytes.
 pub const NAME_MAX: usize = 255;
+
+/// Which attributes `setattr` is to change.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SetAttr {
+    /// Permission bits.
+    pub perm: Option<u16>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime: Option<SystemTime>,
+    /// Last change of the content.
+    pub mtime: Option<SystemTime>,
+}
+
+impl Fs {
+    /// Changes attributes: what is as asked already may be asked for; of the rest, only times can be set, and those
+    /// of an array not to before its last commit.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `NotPermitted` for owner and permissions, which are the data file's; `Unsupported` for the
+    /// length, and for times that cannot be kept; `Store` if the data file's times cannot be set.
+    pub fn setattr(&self, ino: Ino, set: SetAttr) -> Result<Attr, FsError> {
+        let attr = self.getattr(ino)?;
+        if self.read_only {
+            return Err(FsError::ReadOnly);
+        }
+        if let Some(size) = set.size {
+            if attr.kind == FileKind::Directory {
+                return Err(FsError::IsADirectory);
+            }
+            if size != attr.size {
+                return Err(FsError::Unsupported { what: "changing the length of an array" });
+            }
+        }
+        if set.perm.is_some_and(|perm| perm & 0o7777 != attr.perm) {
+            return Err(FsError::NotPermitted { what: "changing permissions" });
+        }
+        if set.uid.is_some_and(|uid| uid != attr.uid) || set.gid.is_some_and(|gid| gid != attr.gid) {
+            return Err(FsError::NotPermitted { what: "changing the owner" });
+        }
+        if set.atime.is_none() && set.mtime.is_none() {
+            return Ok(attr);
+        }
+        if attr.kind == FileKind::Directory {
+            return Err(FsError::Unsupported { what: "setting the times of a folder" });
+        }
+        let inode = self.inodes.get(ino).ok_or(FsError::Stale { ino })?;
+        let (array, _) = inode.array();
+        if set.mtime.is_some_and(|mtime| mtime < array.committed()) {
+            return Err(FsError::Unsupported { what: "setting a time before the last commit" });
+        }
+        inode.set_times(&array, set.atime, set.mtime)?;
+        Ok(self.file_attr(&inode))
+    }
+
+    pub(super) fn directory_attr(&self, ino: Ino) -> Result<Attr, FsError> {
+        let (mtime, n_subdirectories) = {
+            let tree = read(&self.tree);
+            let directory = tree.directory(ino).ok_or(FsError::Stale { ino })?;
+            (directory.mtime, directory.n_subdirectories)
+        };
+        let stat = self.store.stat()?;
+        Ok(Attr {
+            ino,
+            kind: FileKind::Directory,
+            size: 0,
+            blocks: 0,
+            atime: mtime,
+            mtime,
+            ctime: mtime,
+            perm: self.perm(stat.mode, 0o777),
+            nlink: n_subdirectories.saturating_add(2),
+            uid: stat.uid,
+            gid: stat.gid,
+        })
+    }
+
+    pub(super) fn file_attr(&self, inode: &Inode) -> Attr {
+        let (array, shown_len) = inode.array();
+        let stat = self.data_file_stat(&array);
+        let mtime = stat.mtime.max(array.committed());
+        Attr {
+            ino: inode.ino,
+            kind: FileKind::File,
+            size: shown_len,
+            blocks: stat.allocated / 512,
+            atime: stat.atime,
+            mtime,
+            ctime: stat.ctime.max(mtime),
+            perm: self.perm(stat.mode, 0o666),
+            nlink: u32::from(inode.is_named()),
+            uid: stat.uid,
+            gid: stat.gid,
+        }
+    }
+
+    /// The data file's attributes. One that is missing shows as an empty file of the store's owner: the array is
+    /// listed, and reading it is an error that tells what is wrong.
+    fn data_file_stat(&self, array: &Array) -> FileStat {
+        let time = array.committed();
+        array.stat().unwrap_or_else(|_| {
+            let store = self.store.stat().ok();
+            FileStat {
+                ino: 0,
+                dev: 0,
+                len: 0,
+                allocated: 0,
+                atime: time,
+                mtime: time,
+                ctime: time,
+                mode: 0o444,
+                uid: store.as_ref().map_or(0, |stat| stat.uid),
+                gid: store.as_ref().map_or(0, |stat| stat.gid),
+                nlink: 0,
+            }
+        })
+    }
+
+    fn perm(&self, mode: u32, mask: u32) -> u16 {
+        let writable = if self.read_only { !0o222 } else { !0 };
+        u16::try_from(mode & mask & writable).unwrap_or_default()
+    }
+}

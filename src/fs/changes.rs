@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use log::{info, warn};
 
 use super::dir::{Place, Tree};
-use super::inode::{Effect, ino_of};
+use super::inode::{Effect, LastByte, ino_of};
 use super::{Fs, FsError, Ino, lock, write};
 use crate::store::{ChangeKind, StoreError};
 
@@ -39,8 +39,10 @@ pub enum Invalidation {
         /// The inode.
         ino: Ino,
     },
-    /// The header and everything from an offset on. Once the pages are dropped, [`Fs::settle`] must be called, and
-    /// then the attributes be dropped.
+    /// The header and everything from an offset on. In this order: the pages from `from` on are dropped,
+    /// [`Fs::show_length`] is called and the byte that it returns is stored in the kernel's cache, the attributes
+    /// are dropped, [`Fs::settle`] is called, the header's pages are dropped. So whoever reads a header finds all
+    /// rows that it promises.
     Content {
         /// The inode.
         ino: Ino,
@@ -108,7 +110,14 @@ impl Fs {
         Ok(())
     }
 
-    /// To be called when an [`Invalidation::Content`] is carried out: the new length is shown from now on.
+    /// Of an [`Invalidation::Content`]: the new length is shown from now on. The kernel learns it at once by storing
+    /// the last byte. To drop attributes would not do: an answer about them that is on its way is ignored then, and
+    /// readers meet the old end.
+    pub fn show_length(&self, ino: Ino) -> Option<LastByte> {
+        self.inodes.get(ino)?.show_length()
+    }
+
+    /// Of an [`Invalidation::Content`]: the new header is shown from now on.
     pub fn settle(&self, ino: Ino) {
         if let Some(inode) = self.inodes.get(ino) {
             inode.settle();

@@ -1,11 +1,12 @@
 //! Open files: reading and writing arrays in place.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use log::{debug, warn};
 
 use super::inode::{Effect, Inode};
-use super::{Fh, Fs, FsError, Ino, Invalidation};
+use super::{Caller, Fh, Fs, FsError, Ino, Invalidation};
 use crate::store::{Array, StoreError};
 
 /// How a file is opened.
@@ -22,6 +23,16 @@ pub struct OpenFlags {
 pub(super) struct OpenFile {
     inode: Arc<Inode>,
     write: bool,
+    /// Whether a refusal was logged: a program may try again for ever.
+    logged: AtomicBool,
+}
+
+impl OpenFile {
+    fn log(&self, action: &str, error: &StoreError) {
+        if !self.logged.swap(true, Ordering::Relaxed) {
+            warn!("cannot {action}: {error}");
+        }
+    }
 }
 
 /// What `open` gives.
@@ -43,7 +54,7 @@ impl Fs {
     /// # Errors
     /// `Stale` if the name of the array leads elsewhere by now, `IsADirectory`, `ReadOnly`; `Unsupported` for
     /// truncation; `Store` if the data file is not what the manifest says.
-    pub fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Opened, FsError> {
+    pub fn open(&self, ino: Ino, flags: OpenFlags, caller: Caller) -> Result<Opened, FsError> {
         if ino.is_directory() {
             return Err(FsError::IsADirectory);
         }
@@ -54,9 +65,14 @@ impl Fs {
             return Err(FsError::Unsupported { what: "truncating an array" });
         }
         self.sync()?;
-        let inode = self.inodes.get(ino).ok_or(FsError::Stale { ino })?;
-        if !inode.is_named() {
-            return Err(FsError::Stale { ino });
+        let stale = || {
+            self.again.expect(caller);
+            FsError::Stale { ino }
+        };
+        let is_second = self.again.came(caller);
+        let inode = self.inodes.get(ino).ok_or_else(stale)?;
+        if !inode.is_named() && !is_second {
+            return Err(stale());
         }
         let array = match inode.opened() {
             Ok(array) => array,
@@ -64,7 +80,7 @@ impl Fs {
                 // Overwritten since?
                 self.sync()?;
                 if !inode.is_named() {
-                    return Err(FsError::Stale { ino });
+                    return Err(stale());
                 }
                 warn!("cannot open: {error}");
                 return Err(error.into());
@@ -74,7 +90,7 @@ impl Fs {
             mend(&array);
         }
         let settled = inode.is_settled();
-        let fh = self.files.insert(OpenFile { inode, write: flags.write });
+        let fh = self.files.insert(OpenFile { inode, write: flags.write, logged: AtomicBool::new(false) });
         Ok(Opened { fh, array, settled })
     }
 
@@ -85,6 +101,13 @@ impl Fs {
         let effect = inode.written_elsewhere();
         self.tell(ino, effect);
         inode.is_settled()
+    }
+
+    /// For open files that the kernel reads from the data file by itself: it has no pages of the inode.
+    pub fn bypass(&self, ino: Ino) {
+        if let Some(inode) = self.inodes.get(ino) {
+            inode.bypassed();
+        }
     }
 
     fn tell(&self, ino: Ino, effect: Option<Effect>) {
@@ -105,22 +128,33 @@ impl Fs {
         reply: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, FsError> {
         let file = self.files.get(fh)?;
-        let (array, map) = file.inode.mapped().inspect_err(|error| warn!("cannot read: {error}"))?;
+        let (array, map) = file.inode.mapped().inspect_err(|error| file.log("read", error))?;
         let end = offset.saturating_add(u64::from(size)).min(array.npy_len());
         if offset >= end {
             return Ok(reply(&[]));
         }
+        let header_len = array.header_len();
+        let (Ok(len), start) = (usize::try_from(end - offset), offset.checked_sub(header_len)) else {
+            return Ok(reply(&[]));
+        };
         // Straight from the mapping to the kernel.
-        if let Some(map) = &map
-            && let Some(start) = offset.checked_sub(array.header_len())
-            && let (Ok(start), Ok(end)) = (usize::try_from(start), usize::try_from(end - array.header_len()))
-            && let Some(bytes) = map.get(start..end)
+        if let (Some(map), Some(start)) = (&map, start)
+            && let Ok(start) = usize::try_from(start)
+            && let Some(bytes) = map.get(start..).and_then(|rest| rest.get(..len))
         {
             return Ok(reply(bytes));
         }
-        let mut bytes = vec![0; usize::try_from(end - offset).unwrap_or(0)];
-        let len = array.read_npy_at(offset, &mut bytes).inspect_err(|error| warn!("cannot read: {error}"))?;
-        Ok(reply(bytes.get(..len).unwrap_or(&bytes)))
+        let mut bytes = Vec::with_capacity(len);
+        if start.is_none() {
+            let header = file.inode.header().inspect_err(|error| file.log("read", error))?;
+            let from = usize::try_from(offset).unwrap_or(usize::MAX);
+            bytes.extend(header.iter().skip(from).take(len));
+        }
+        let n_header = bytes.len();
+        bytes.resize(len, 0);
+        let elements = bytes.get_mut(n_header..).unwrap_or_default();
+        array.read_npy_at(offset.max(header_len), elements).inspect_err(|error| file.log("read", error))?;
+        Ok(reply(&bytes))
     }
 
     /// Writes within the data of an open file.
@@ -152,8 +186,7 @@ impl Fs {
             result => result,
         });
         self.tell(file.inode.ino, effect);
-        result.inspect_err(|error| warn!("refused a write of {} bytes at {offset}: {error}", data.len()))?;
-        Ok(())
+        Ok(result.inspect_err(|error| file.log("write", error))?)
     }
 
     /// Brings an open file's data, and the manifest that leads to it, to the disk.
@@ -166,8 +199,8 @@ impl Fs {
             return Ok(());
         }
         let (array, _) = file.inode.array();
-        array.sync().inspect_err(|error| warn!("cannot sync: {error}"))?;
-        Ok(self.store.sync().inspect_err(|error| warn!("cannot sync: {error}"))?)
+        array.sync().inspect_err(|error| file.log("sync", error))?;
+        Ok(self.store.sync().inspect_err(|error| file.log("sync", error))?)
     }
 
     /// Closes a file.

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
 
-use super::{FileKind, FsError, Ino, read, write};
+use super::{FileKind, FsError, Ino, lock, read, write};
 
 /// A file handle: the number by which the kernel calls an open file or folder. Never reused within a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -60,4 +61,39 @@ pub struct DirEntry {
 #[derive(Debug)]
 pub(super) struct OpenDirectory {
     pub(super) entries: Vec<DirEntry>,
+}
+
+/// The thread that asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Caller(pub u32);
+
+/// Threads whose `open` was answered with `ESTALE`. The kernel looks the name up and opens what it finds then, once:
+/// were that overwritten in between as well, the program would get `ESTALE`. So that second `open` gets the version
+/// that the second `lookup` found.
+#[derive(Debug, Default)]
+pub(super) struct Again {
+    expected: Mutex<HashMap<Caller, Instant>>,
+}
+
+/// Far longer than the kernel takes to come again.
+const AGAIN_WITHIN: Duration = Duration::from_secs(1);
+const MAX_EXPECTED: usize = 64;
+
+impl Again {
+    pub(super) fn expect(&self, caller: Caller) {
+        let mut expected = lock(&self.expected);
+        if expected.len() >= MAX_EXPECTED {
+            expected.retain(|_, since| since.elapsed() < AGAIN_WITHIN);
+        }
+        expected.insert(caller, Instant::now());
+    }
+
+    pub(super) fn is_expected(&self, caller: Caller) -> bool {
+        lock(&self.expected).get(&caller).is_some_and(|since| since.elapsed() < AGAIN_WITHIN)
+    }
+
+    /// Whether this is the second `open`.
+    pub(super) fn came(&self, caller: Caller) -> bool {
+        lock(&self.expected).remove(&caller).is_some_and(|since| since.elapsed() < AGAIN_WITHIN)
+    }
 }

@@ -90,6 +90,8 @@ struct State {
     /// What `stat` shows. Behind the array's length while pages from before an append may be in the kernel's cache:
     /// were the new length known first, writing such a page back would put its zeros over the appended rows.
     shown_len: u64,
+    /// Whose header is read, if not `array`'s: behind the length, so that no header promises rows that are not there.
+    shown_header: Option<Array>,
     /// Invalidations that are not carried out yet.
     n_unsettled: u32,
     n_open: u32,
@@ -130,6 +132,15 @@ impl fmt::Debug for State {
     }
 }
 
+/// The last byte of a file, for the kernel to learn the file's length by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastByte {
+    /// Where it is.
+    pub offset: u64,
+    /// What it is.
+    pub byte: [u8; 1],
+}
+
 /// What a change of the array means for the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Effect {
@@ -143,6 +154,7 @@ impl Inode {
     pub(super) fn new(array: Array) -> Self {
         let state = State {
             shown_len: array.npy_len(),
+            shown_header: None,
             array,
             n_unsettled: 0,
             n_open: 0,
@@ -153,7 +165,16 @@ impl Inode {
         Self { ino: ino_of(&state.array), state: RwLock::new(state), seen: Mutex::new(None) }
     }
 
-    /// The array as it is read, and the length as it is shown.
+    /// The header as it is shown.
+    pub(super) fn header(&self) -> Result<Vec<u8>, StoreError> {
+        let array = {
+            let state = read(&self.state);
+            state.shown_header.as_ref().unwrap_or(&state.array).clone()
+        };
+        array.npy_header()
+    }
+
+    /// The array as its elements are read, and the length as it is shown.
     pub(super) fn array(&self) -> (Array, u64) {
         let state = read(&self.state);
         (state.array.clone(), state.shown_len)
@@ -169,6 +190,11 @@ impl Inode {
 
     pub(super) fn set_named(&self, named: bool) {
         write(&self.state).named = named;
+    }
+
+    /// Opens the data file, so that this version can be opened even if it is overwritten meanwhile.
+    pub(super) fn pin(&self) -> Result<(), StoreError> {
+        write(&self.state).array.pin()
     }
 
     /// Counts an open file, and opens the data file, which then stays readable whatever happens to the store.
@@ -224,9 +250,9 @@ impl Inode {
 
     /// Makes `array`, the same version at a later commit, what is read; `written`: its bytes changed in place.
     ///
-    /// After [`Effect::Content`], [`Inode::settle`] must follow once the kernel has dropped its pages.
+    /// After [`Effect::Content`], [`Inode::show_length`] and [`Inode::settle`] must follow.
     pub(super) fn follow(&self, array: Array, written: bool) -> Effect {
-        self.absorb(&array);
+        let may_be_cached = self.absorb(&array);
         let mut state = write(&self.state);
         if state.n_open > 0
             && let Err(error) = array.pin()
@@ -236,7 +262,7 @@ impl Inode {
         }
         let header_len = array.header_len();
         let grown = array.shape() != state.array.shape();
-        state.array = array;
+        let before = std::mem::replace(&mut state.array, array);
         state.named = true;
         if grown && state.n_open > 0 {
             state.note_header();
@@ -247,19 +273,48 @@ impl Inode {
         state.map = None;
         state.n_unsettled += 1;
         let from = if written { header_len } else { state.shown_len };
+        if may_be_cached {
+            state.shown_header.get_or_insert(before);
+        } else {
+            state.shown_len = state.array.npy_len();
+        }
         Effect::Content { header_len, from }
     }
 
-    /// Takes the data file's present time of change for that of a commit which was told.
-    fn absorb(&self, array: &Array) {
+    /// Takes the data file's present time of change for that of a commit which was told. Returns whether the kernel
+    /// may have pages.
+    fn absorb(&self, array: &Array) -> bool {
         let mut seen = lock(&self.seen);
         if seen.is_some() {
             *seen = array.stat().ok().map(|stat| stat.mtime);
         }
+        seen.is_some()
     }
 
-    /// Whether somebody else wrote to the data file in place since the last call. After `Some`, [`Inode::settle`]
-    /// must follow, as after [`Inode::follow`].
+    /// To be called when a file is open on the inode, and read by the kernel from the data file.
+    pub(super) fn bypassed(&self) {
+        *lock(&self.seen) = None;
+    }
+
+    /// Sets the data file's times.
+    pub(super) fn set_times(
+        &self,
+        array: &Array,
+        atime: Option<SystemTime>,
+        mtime: Option<SystemTime>,
+    ) -> Result<(), StoreError> {
+        let (result, effect) = self.write_with(array, || array.set_times(atime, mtime));
+        // What others wrote must stay to be found: the next look would find only the time that was set.
+        if effect.is_some() {
+            self.show_length();
+            self.settle();
+            *lock(&self.seen) = Some(SystemTime::UNIX_EPOCH);
+        }
+        result
+    }
+
+    /// Whether somebody else wrote to the data file in place since the last call. What must follow is as after
+    /// [`Inode::follow`].
     pub(super) fn written_elsewhere(&self) -> Option<Effect> {
         let (array, _) = self.array();
         let mut seen = lock(&self.seen);
@@ -286,12 +341,30 @@ impl Inode {
         Effect::Content { header_len, from: header_len }
     }
 
-    /// Shows the array's length, once the invalidations of all changes are carried out.
+    /// Shows the array's length, once the pages of all changes are dropped. Returns the last byte if the length
+    /// grew, and the kernel may have pages.
+    pub(super) fn show_length(&self) -> Option<LastByte> {
+        let array = {
+            let mut state = write(&self.state);
+            let len = state.array.npy_len();
+            if state.n_unsettled > 1 || state.shown_len == len {
+                return None;
+            }
+            state.shown_len = len;
+            state.array.clone()
+        };
+        let offset = array.npy_len().checked_sub(1)?;
+        let mut byte = [0];
+        let len = array.read_npy_at(offset, &mut byte).ok()?;
+        (len == 1).then_some(LastByte { offset, byte })
+    }
+
+    /// Shows the array's header, once the attributes of all changes are dropped.
     pub(super) fn settle(&self) {
         let mut state = write(&self.state);
         state.n_unsettled = state.n_unsettled.saturating_sub(1);
         if state.n_unsettled == 0 {
-            state.shown_len = state.array.npy_len();
+            state.shown_header = None;
         }
     }
 

@@ -15,29 +15,34 @@ use std::time::SystemTime;
 
 use log::info;
 
-use crate::store::{Access, Array, Store};
-use crate::sys::{FileStat, FsStat, LockGuard};
+use crate::store::{Access, Store};
+use crate::sys::{FsStat, LockGuard};
 
 mod attr;
 mod changes;
 mod dir;
+mod entry;
 mod error;
 mod file;
 mod handle;
 mod inode;
 pub mod names;
 
-pub use attr::{Attr, BLKSIZE, FileKind, NAME_MAX};
+pub use attr::{Attr, BLKSIZE, FileKind, NAME_MAX, SetAttr};
 pub use changes::Invalidation;
+pub use entry::Rename;
 pub use error::FsError;
 pub use file::{OpenFlags, Opened};
-pub use handle::{DirEntry, Fh};
-pub use inode::Ino;
+pub use handle::{Caller, DirEntry, Fh};
+pub use inode::{Ino, LastByte};
 
 use dir::{Child, Tree};
 use file::OpenFile;
-use handle::{Handles, OpenDirectory};
-use inode::{Inode, Inodes, ino_of};
+use handle::{Again, Handles, OpenDirectory};
+use inode::{Inodes, ino_of};
+
+/// How often a name is looked up anew because its array was overwritten before its file could be opened.
+const MAX_ATTEMPTS: u32 = 8;
 
 /// A mounted store, as far as no kernel is involved. All methods take `&self` and may run in parallel.
 pub struct Fs {
@@ -51,33 +56,10 @@ pub struct Fs {
     inodes: Inodes,
     files: Handles<OpenFile>,
     directories: Handles<OpenDirectory>,
+    again: Again,
     /// Lets writers tell what they write in place.
     watch: Mutex<Option<Box<dyn LockGuard>>>,
     invalidate: Box<dyn Fn(Invalidation) + Send + Sync>,
-}
-
-/// Which attributes `setattr` is to change.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SetAttr {
-    /// Permission bits.
-    pub perm: Option<u16>,
-    /// Owner.
-    pub uid: Option<u32>,
-    /// Group.
-    pub gid: Option<u32>,
-    /// Length.
-    pub size: Option<u64>,
-    /// Whether a time is to change.
-    pub times: bool,
-}
-
-/// How `rename` treats a name that is taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rename {
-    /// The array that has it is overwritten.
-    Replace,
-    /// `EEXIST`.
-    NoReplace,
 }
 
 impl fmt::Debug for Fs {
@@ -124,6 +106,7 @@ impl Fs {
             inodes: Inodes::default(),
             files: Handles::new(),
             directories: Handles::new(),
+            again: Again::default(),
             watch: Mutex::new(None),
             invalidate: Box::new(invalidate),
         })
@@ -156,9 +139,21 @@ impl Fs {
     ///
     /// # Errors
     /// `NoEntry`, `NotADirectory`, `NameTooLong`; `Store` if the store cannot be read.
-    pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr, FsError> {
-        self.sync()?;
-        self.entry(parent, name)
+    pub fn lookup(&self, parent: Ino, name: &OsStr, caller: Caller) -> Result<Attr, FsError> {
+        let mut attempts = 0;
+        loop {
+            self.sync()?;
+            let attr = self.entry(parent, name)?;
+            attempts += 1;
+            if attr.kind == FileKind::Directory || !self.again.is_expected(caller) {
+                return Ok(attr);
+            }
+            // Held open from here, so that the second open finds it; unless it was overwritten since `sync`.
+            match self.inodes.get(attr.ino).map(|inode| inode.pin()) {
+                Some(Err(_)) if attempts < MAX_ATTEMPTS => self.forget(attr.ino, 1),
+                _ => return Ok(attr),
+            }
+        }
     }
 
     /// Uncounts lookups of an inode.
@@ -181,36 +176,6 @@ impl Fs {
         }
         let inode = self.inodes.get(ino).ok_or(FsError::Stale { ino })?;
         Ok(self.file_attr(&inode))
-    }
-
-    /// Changes attributes: what is as asked already may be asked for, anything else is refused.
-    ///
-    /// # Errors
-    /// `ReadOnly`; `NotPermitted` for owner and permissions, which are the data file's; `Unsupported` for the
-    /// length and the times.
-    pub fn setattr(&self, ino: Ino, set: SetAttr) -> Result<Attr, FsError> {
-        let attr = self.getattr(ino)?;
-        if self.read_only {
-            return Err(FsError::ReadOnly);
-        }
-        if let Some(size) = set.size {
-            if attr.kind == FileKind::Directory {
-                return Err(FsError::IsADirectory);
-            }
-            if size != attr.size {
-                return Err(FsError::Unsupported { what: "changing the length of an array" });
-            }
-        }
-        if set.perm.is_some_and(|perm| perm & 0o7777 != attr.perm) {
-            return Err(FsError::NotPermitted { what: "changing permissions" });
-        }
-        if set.uid.is_some_and(|uid| uid != attr.uid) || set.gid.is_some_and(|gid| gid != attr.gid) {
-            return Err(FsError::NotPermitted { what: "changing the owner" });
-        }
-        if set.times {
-            return Err(FsError::Unsupported { what: "setting times" });
-        }
-        Ok(attr)
     }
 
     /// Opens a folder: what it lists is what is in it now.
@@ -290,69 +255,6 @@ impl Fs {
         self.directories.remove(fh);
     }
 
-    /// Removes an array. Files open on it go on as before.
-    ///
-    /// # Errors
-    /// `NoEntry`, `IsADirectory`, `ReadOnly`; `Store` if the commit fails.
-    pub fn unlink(&self, parent: Ino, name: &OsStr) -> Result<(), FsError> {
-        self.sync()?;
-        let array = self.array_name(parent, name)?;
-        if self.read_only {
-            return Err(FsError::ReadOnly);
-        }
-        let n_removed = self.store.remove(&[&*array])?;
-        self.sync()?;
-        if n_removed == 0 { Err(FsError::NoEntry) } else { Ok(()) }
-    }
-
-    /// Removes a folder, which cannot be: a folder is there as long as it is not empty.
-    ///
-    /// # Errors
-    /// `NotEmpty`, or else `NoEntry`, `NotADirectory`, `ReadOnly`.
-    pub fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<(), FsError> {
-        self.sync()?;
-        match self.child(parent, name)? {
-            Child::File { .. } => Err(FsError::NotADirectory),
-            Child::Directory(_) if self.read_only => Err(FsError::ReadOnly),
-            Child::Directory(_) => Err(FsError::NotEmpty),
-        }
-    }
-
-    /// Renames an array, in one commit.
-    ///
-    /// # Errors
-    /// `NoEntry`, `Exists`, `ReadOnly`, `NameTooLong`; `Unsupported` for folders and for names without `.npy`;
-    /// `BadName` for names that no array is shown under; `Store` if the commit fails.
-    pub fn rename(
-        &self,
-        parent: Ino,
-        name: &OsStr,
-        new_parent: Ino,
-        new_name: &OsStr,
-        how: Rename,
-    ) -> Result<(), FsError> {
-        self.sync()?;
-        let from = match self.child(parent, name)? {
-            Child::File { array, .. } => array,
-            Child::Directory(_) => return Err(FsError::Unsupported { what: "renaming folders" }),
-        };
-        if self.read_only {
-            return Err(FsError::ReadOnly);
-        }
-        let to = match self.child(new_parent, new_name) {
-            Ok(Child::File { .. }) if how == Rename::NoReplace => return Err(FsError::Exists),
-            Ok(Child::File { array, .. }) => array,
-            Ok(Child::Directory(_)) => return Err(FsError::IsADirectory),
-            Err(FsError::NoEntry) => self.new_array_name(new_parent, new_name)?,
-            Err(error) => return Err(error),
-        };
-        if from != to {
-            self.store.rename(&from, &to, how == Rename::Replace)?;
-            self.sync()?;
-        }
-        Ok(())
-    }
-
     /// The file system that the store is on.
     ///
     /// # Errors
@@ -389,94 +291,6 @@ impl Fs {
     /// What a name leads to.
     fn child(&self, parent: Ino, name: &OsStr) -> Result<Child, FsError> {
         find(&read(&self.tree), parent, name).cloned()
-    }
-
-    /// The array that a file name leads to.
-    fn array_name(&self, parent: Ino, name: &OsStr) -> Result<Arc<str>, FsError> {
-        match self.child(parent, name)? {
-            Child::File { array, .. } => Ok(array),
-            Child::Directory(_) => Err(FsError::IsADirectory),
-        }
-    }
-
-    /// The array that a file name will lead to.
-    fn new_array_name(&self, parent: Ino, name: &OsStr) -> Result<Arc<str>, FsError> {
-        let name = name.to_str().ok_or(FsError::BadName)?;
-        if !name.ends_with(names::SUFFIX) {
-            return Err(FsError::Unsupported { what: "files whose names do not end in .npy" });
-        }
-        let component = names::decode(name, FileKind::File).ok_or(FsError::BadName)?;
-        let tree = read(&self.tree);
-        let directory = tree.directory(parent).ok_or(FsError::Stale { ino: parent })?;
-        Ok(format!("{}{component}", directory.prefix).into())
-    }
-
-    fn directory_attr(&self, ino: Ino) -> Result<Attr, FsError> {
-        let (mtime, n_subdirectories) = {
-            let tree = read(&self.tree);
-            let directory = tree.directory(ino).ok_or(FsError::Stale { ino })?;
-            (directory.mtime, directory.n_subdirectories)
-        };
-        let stat = self.store.stat()?;
-        Ok(Attr {
-            ino,
-            kind: FileKind::Directory,
-            size: 0,
-            blocks: 0,
-            atime: mtime,
-            mtime,
-            ctime: mtime,
-            perm: self.perm(stat.mode, 0o777),
-            nlink: n_subdirectories.saturating_add(2),
-            uid: stat.uid,
-            gid: stat.gid,
-        })
-    }
-
-    fn file_attr(&self, inode: &Inode) -> Attr {
-        let (array, shown_len) = inode.array();
-        let stat = self.data_file_stat(&array);
-        let mtime = stat.mtime.max(array.committed());
-        Attr {
-            ino: inode.ino,
-            kind: FileKind::File,
-            size: shown_len,
-            blocks: stat.allocated / 512,
-            atime: stat.atime,
-            mtime,
-            ctime: stat.ctime.max(mtime),
-            perm: self.perm(stat.mode, 0o666),
-            nlink: u32::from(inode.is_named()),
-            uid: stat.uid,
-            gid: stat.gid,
-        }
-    }
-
-    /// The data file's attributes. One that is missing shows as an empty file of the store's owner: the array is
-    /// listed, and reading it is an error that tells what is wrong.
-    fn data_file_stat(&self, array: &Array) -> FileStat {
-        let time = array.committed();
-        array.stat().unwrap_or_else(|_| {
-            let store = self.store.stat().ok();
-            FileStat {
-                ino: 0,
-                dev: 0,
-                len: 0,
-                allocated: 0,
-                atime: time,
-                mtime: time,
-                ctime: time,
-                mode: 0o444,
-                uid: store.as_ref().map_or(0, |stat| stat.uid),
-                gid: store.as_ref().map_or(0, |stat| stat.gid),
-                nlink: 0,
-            }
-        })
-    }
-
-    fn perm(&self, mode: u32, mask: u32) -> u16 {
-        let writable = if self.read_only { !0o222 } else { !0 };
-        u16::try_from(mode & mask & writable).unwrap_or_default()
     }
 }
 

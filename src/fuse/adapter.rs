@@ -3,23 +3,22 @@
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, RenameFlags, ReplyAttr,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenAccMode, RenameFlags, ReplyAttr,
     ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
     ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use log::debug;
 
+use super::convert::{answer_open, empty, errno, fh, file_attr, file_type, ino};
 use super::notify::Job;
 use super::passthrough::{OpenAs, Passthrough};
-use crate::fs::{
-    Attr, BLKSIZE, Fh, FileKind, Fs, FsError, Ino, NAME_MAX, OpenFlags, Opened, Rename, SetAttr,
-};
+use crate::fs::{Attr, BLKSIZE, Caller, Fs, FsError, Ino, NAME_MAX, OpenFlags, Rename, SetAttr};
 
 /// How long the kernel may use names and attributes without asking. Commits are told to it as they are seen, so this
 /// bounds only what is not told: times after writes to a mapping, and commits that inotify does not see.
@@ -39,88 +38,27 @@ pub(super) struct Adapter {
     pub(super) fs: Arc<Fs>,
     pub(super) passthrough: Arc<Passthrough>,
     pub(super) jobs: Sender<Job>,
-}
-
-fn ino(number: INodeNo) -> Ino {
-    Ino(number.0)
-}
-
-fn fh(handle: FileHandle) -> Fh {
-    Fh(handle.0)
-}
-
-fn errno(error: &FsError) -> Errno {
-    debug!("answered with errno {}: {error}", error.errno());
-    Errno::from_i32(error.errno())
-}
-
-fn file_type(kind: FileKind) -> FileType {
-    match kind {
-        FileKind::File => FileType::RegularFile,
-        FileKind::Directory => FileType::Directory,
-    }
-}
-
-fn file_attr(attr: &Attr) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(attr.ino.0),
-        size: attr.size,
-        blocks: attr.blocks,
-        atime: attr.atime,
-        mtime: attr.mtime,
-        ctime: attr.ctime,
-        crtime: attr.ctime,
-        kind: file_type(attr.kind),
-        perm: attr.perm,
-        nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: 0,
-        blksize: BLKSIZE,
-        flags: 0,
-    }
-}
-
-fn empty(reply: ReplyEmpty, result: Result<(), FsError>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(&error)),
-    }
-}
-
-fn attr(reply: ReplyAttr, result: Result<Attr, FsError>) {
-    match result {
-        Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
-        Err(error) => reply.error(errno(&error)),
-    }
+    /// Set once the kernel answers.
+    pub(super) kernel: Arc<OnceLock<Notifier>>,
 }
 
 impl Adapter {
+    /// How long attributes may be used. Those of a file that the kernel reads by itself not at all: its header may
+    /// have grown already, and its length must not be behind.
+    fn attr_ttl(&self, ino: Ino) -> Duration {
+        if self.passthrough.is_backed(ino) { Duration::ZERO } else { TTL }
+    }
+
+    fn answer_attr(&self, reply: ReplyAttr, result: Result<Attr, FsError>) {
+        match result {
+            Ok(attr) => reply.attr(&self.attr_ttl(attr.ino), &file_attr(&attr)),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
     /// What a refused attempt to make something is answered with.
     fn refuse_new(&self, errno: Errno) -> Errno {
         if self.fs.is_read_only() { Errno::EROFS } else { errno }
-    }
-}
-
-/// Answers an open.
-fn answer_open(reply: ReplyOpen, opened: &Opened, write: bool, open_as: &OpenAs) {
-    let fh = FileHandle(opened.fh.0);
-    match open_as {
-        OpenAs::Backed(id) => {
-            // Through such a handle write() could reach past the array's end, and change its header, unseen. With
-            // DIRECT_IO it comes to us, and only mappings go to the file.
-            let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-            let flags = if write { direct } else { FopenFlags::empty() };
-            reply.opened_passthrough(fh, flags | FopenFlags::FOPEN_NOFLUSH, id);
-        }
-        OpenAs::Cached { keep, .. } => {
-            let mut flags = FopenFlags::empty();
-            // Pages never change behind the kernel's back without it being told, so they outlive the open file.
-            flags.set(FopenFlags::FOPEN_KEEP_CACHE, *keep);
-            // Nothing of ours to flush; but closing a file that was written to must bring its pages here.
-            flags.set(FopenFlags::FOPEN_NOFLUSH, !write);
-            reply.opened(fh, flags);
-        }
     }
 }
 
@@ -154,9 +92,11 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.fs.lookup(ino(parent), name) {
-            Ok(attr) => reply.entry(&TTL, &file_attr(&attr), GENERATION),
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.fs.lookup(ino(parent), name, Caller(req.pid())) {
+            Ok(attr) => {
+                reply.entry_with_ttls(&self.attr_ttl(attr.ino), &TTL, &file_attr(&attr), GENERATION);
+            }
             Err(error) => reply.error(errno(&error)),
         }
     }
@@ -166,7 +106,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _req: &Request, node: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        attr(reply, self.fs.getattr(ino(node)));
+        self.answer_attr(reply, self.fs.getattr(ino(node)));
     }
 
     fn setattr(
@@ -188,8 +128,12 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let perm = mode.map(|mode| u16::try_from(mode & 0o7777).unwrap_or_default());
-        let set = SetAttr { perm, uid, gid, size, times: atime.is_some() || mtime.is_some() };
-        attr(reply, self.fs.setattr(ino(node), set));
+        let time = |time| match time {
+            TimeOrNow::SpecificTime(time) => time,
+            TimeOrNow::Now => SystemTime::now(),
+        };
+        let set = SetAttr { perm, uid, gid, size, atime: atime.map(time), mtime: mtime.map(time) };
+        self.answer_attr(reply, self.fs.setattr(ino(node), set));
     }
 
     fn mknod(
@@ -267,10 +211,11 @@ impl Filesystem for Adapter {
         empty(reply, self.fs.rename(ino(parent), name, ino(newparent), newname, how));
     }
 
-    fn open(&self, _req: &Request, node: INodeNo, flags: fuser::OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, node: INodeNo, flags: fuser::OpenFlags, reply: ReplyOpen) {
         let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
         let ino = ino(node);
-        let opened = match self.fs.open(ino, OpenFlags { write, truncate: flags.0 & libc::O_TRUNC != 0 }) {
+        let flags = OpenFlags { write, truncate: flags.0 & libc::O_TRUNC != 0 };
+        let opened = match self.fs.open(ino, flags, Caller(req.pid())) {
             Ok(opened) => opened,
             Err(error) => return reply.error(errno(&error)),
         };
@@ -278,7 +223,16 @@ impl Filesystem for Adapter {
         let may_pass = opened.array.n_deleted() == 0;
         let open_as = self.passthrough.open(ino, may_pass, backing, |fd| reply.open_backing(fd));
         let settled = match open_as {
-            OpenAs::Backed(_) => opened.settled,
+            OpenAs::Backed(_) => {
+                self.fs.bypass(ino);
+                // Only of attributes, and for that the kernel needs no answer of ours.
+                if let Some(kernel) = self.kernel.get()
+                    && let Err(error) = kernel.inval_inode(node, -1, 0)
+                {
+                    debug!("attributes of inode {ino} are not dropped: {error}");
+                }
+                opened.settled
+            }
             OpenAs::Cached { first, .. } => {
                 if first {
                     let _ = self.jobs.send(Job::Cached);
@@ -393,7 +347,8 @@ impl Filesystem for Adapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         let result = self.fs.readdirplus(ino(node), fh(handle), offset, |next, entry, attr| {
-            !reply.add(INodeNo(attr.ino.0), next, &*entry.name, &TTL, &file_attr(attr), GENERATION)
+            let ttl = self.attr_ttl(attr.ino);
+            !reply.add(INodeNo(attr.ino.0), next, &*entry.name, &ttl, &file_attr(attr), GENERATION)
         });
         match result {
             Ok(()) => reply.ok(),

@@ -8,8 +8,8 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
 use fuser::{Session, SessionACL};
@@ -19,6 +19,7 @@ use crate::fs::{Fs, FsError};
 use crate::store::Store;
 
 mod adapter;
+mod convert;
 mod device;
 mod notify;
 mod passthrough;
@@ -172,7 +173,13 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
         .map_err(|source| MountError::Store { source })?;
     let fs = Arc::new(fs);
     let passthrough = Arc::new(Passthrough::new(options.passthrough == PassthroughMode::Auto));
-    let adapter = Adapter { fs: Arc::clone(&fs), passthrough: Arc::clone(&passthrough), jobs: jobs.clone() };
+    let notifier = Arc::new(OnceLock::new());
+    let adapter = Adapter {
+        fs: Arc::clone(&fs),
+        passthrough: Arc::clone(&passthrough),
+        jobs: jobs.clone(),
+        kernel: Arc::clone(&notifier),
+    };
 
     // Watching starts before the mount, so that no commit falls between.
     let thread = |source| MountError::Thread { source };
@@ -200,6 +207,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
     let session =
         Session::from_fd(adapter, device, acl, config).map_err(|source| MountError::Handshake { source })?;
     let kernel = session.notifier();
+    let _ = notifier.set(kernel.clone());
     let notice = Notice { fs, passthrough, kernel, poll };
     threads.notifier = Some(notify::start(notice, queue).map_err(thread)?);
     let session = thread::Builder::new()

@@ -98,14 +98,18 @@ fn invalidate(fs: &Fs, kernel: &Notifier, invalidation: &Invalidation) -> io::Re
         Invalidation::Attr { ino } => kernel.inval_inode(INodeNo(ino.0), -1, 0),
         Invalidation::Content { ino, header_len, from } => {
             let node = INodeNo(ino.0);
-            let dropped = [(0, *header_len), (*from, 0)].into_iter().try_for_each(|(offset, len)| {
-                let offset = i64::try_from(offset).unwrap_or(i64::MAX);
-                kernel.inval_inode(node, offset, i64::try_from(len).unwrap_or(0))
-            });
-            // Even when that failed: the length must not stay behind for ever.
+            let offset = i64::try_from(*from).unwrap_or(i64::MAX);
+            let header_len = i64::try_from(*header_len).unwrap_or(i64::MAX);
+            // All steps are taken even if one fails: length and header must not stay behind for ever.
+            let elements = kernel.inval_inode(node, offset, 0);
+            let length = match fs.show_length(*ino) {
+                Some(last) => kernel.store(node, last.offset, &last.byte),
+                None => Ok(()),
+            };
+            let attributes = kernel.inval_inode(node, -1, 0);
             fs.settle(*ino);
-            dropped?;
-            kernel.inval_inode(node, -1, 0)
+            let header = kernel.inval_inode(node, 0, header_len);
+            elements.and(length).and(attributes).and(header)
         }
     }
 }

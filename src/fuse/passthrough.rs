@@ -33,6 +33,8 @@ pub(super) struct Passthrough {
     used: AtomicBool,
     /// Inodes that are open through the page cache.
     n_cached: AtomicUsize,
+    /// Inodes that are open and passed through.
+    n_backed: AtomicUsize,
     open: Mutex<HashMap<Ino, Open>>,
 }
 
@@ -48,6 +50,7 @@ impl Passthrough {
             on: AtomicBool::new(on),
             used: AtomicBool::new(false),
             n_cached: AtomicUsize::new(0),
+            n_backed: AtomicUsize::new(0),
             open: Mutex::default(),
         }
     }
@@ -76,12 +79,24 @@ impl Passthrough {
         });
         open.n_handles += 1;
         match &open.backing {
-            Some(id) => OpenAs::Backed(Arc::clone(id)),
+            Some(id) => {
+                self.n_backed.fetch_add(usize::from(open.n_handles == 1), Ordering::Relaxed);
+                OpenAs::Backed(Arc::clone(id))
+            }
             None => OpenAs::Cached {
                 keep: !may_pass || !self.on.load(Ordering::Relaxed) && !self.used.load(Ordering::Relaxed),
                 first: open.n_handles == 1 && self.n_cached.fetch_add(1, Ordering::Relaxed) == 0,
             },
         }
+    }
+
+    /// Whether an inode is open and passed through.
+    pub(super) fn is_backed(&self, ino: Ino) -> bool {
+        if self.n_backed.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        let inodes = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        inodes.get(&ino).is_some_and(|open| open.backing.is_some())
     }
 
     /// Whether any inode is open through the page cache.
@@ -101,9 +116,8 @@ impl Passthrough {
         if let Some(open) = inodes.get_mut(&ino) {
             open.n_handles = open.n_handles.saturating_sub(1);
             if open.n_handles == 0 {
-                if open.backing.is_none() {
-                    self.n_cached.fetch_sub(1, Ordering::Relaxed);
-                }
+                let count = if open.backing.is_some() { &self.n_backed } else { &self.n_cached };
+                count.fetch_sub(1, Ordering::Relaxed);
                 inodes.remove(&ino);
             }
         }

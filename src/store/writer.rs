@@ -26,8 +26,12 @@ use crate::format::npy;
 use crate::format::{ArrayId, Dtype, FormatError, Layout, Op, Record, names};
 use crate::sys::{FileAccess, LockGuard, Storage, StorageFile};
 
-/// Bytes written or copied at once, between two reports of progress.
+/// Bytes copied at once, between two reports of progress.
 const CHUNK_LEN: u64 = 8 << 20;
+
+/// Arrays up to this length are written with their header in one call. For longer ones the header comes first: a
+/// file system that gives one write one large piece of memory makes every later small write into it walk the whole.
+const SMALL_LEN: usize = 16 << 10;
 
 /// Elements to be stored: contiguous bytes in the order that `fortran_order` says.
 #[derive(Debug, Clone)]
@@ -266,7 +270,7 @@ impl Shared {
             StoreError::io(action, self.storage.path(), &names::data_file(name, ArrayId(0)), source)
         };
         let file = self.storage.create_unnamed().map_err(|e| failed("create", e))?;
-        if array.data.len() as u64 <= CHUNK_LEN {
+        if array.data.len() <= SMALL_LEN {
             // One write for a small array; the copy costs less than a second call.
             let bytes = [&header, array.data].concat();
             file.write_at(&bytes, 0).map_err(|e| failed("write", e))?;
