@@ -128,8 +128,8 @@ def without_passthrough(name):
         work = Work(world)
         work.run(name, world.backing)
         later_goal = Goal(least_ratio=0.9) if name == "sum" else None
-        first = Result(row.name + "/first", f"plain: {WHAT[name]}, first pass", reference_name="disk")
-        later = Result(row.name + "/later", f"plain: {WHAT[name]}, later passes", reference_name="disk", goal=later_goal)
+        first = Result(row.name + "/first", f"cached: {WHAT[name]}, first pass", reference_name="disk")
+        later = Result(row.name + "/later", f"cached: {WHAT[name]}, later passes", reference_name="disk", goal=later_goal)
         for i in range(world.rounds):
 
             def through_mount():
@@ -156,7 +156,7 @@ def without_passthrough(name):
 
 def update_without_passthrough(world, row):
     work = Work(world)
-    result = Result(row.name, "plain: " + WHAT["update"], reference_name="disk")
+    result = Result(row.name, "cached: " + WHAT["update"], reference_name="disk")
     with world.mount("passthrough=off") as mount:
         path = mount.path / "big.npy"
         for i in range(world.rounds):
@@ -170,7 +170,7 @@ def update_without_passthrough(world, row):
 
 def memory(world, row):
     """The process's own memory while 1 GiB goes through it twice, read and mapped."""
-    result = Result(row.name, "plain: memory of the process while a client streams 1 GiB", unit="MiB", goal=Goal(most=64))
+    result = Result(row.name, "cached: memory of the process while a client streams 1 GiB", unit="MiB", goal=Goal(most=64))
     for _ in range(min(world.rounds, 3)):
         with world.mount("passthrough=off", store=world.gibibyte) as mount, MemoryWatch(mount) as read:
             expect(read_through(mount.path / "long.npy") >= 2**30, "the file is shorter than 1 GiB")
@@ -183,7 +183,7 @@ def memory(world, row):
 ROWS = [
     Row("disk/itself", disk_itself),
     *(Row(f"passthrough/{name}", with_passthrough(name)) for name in WHAT),
-    *(Row(f"plain/{name}", without_passthrough(name)) for name in ("load", "sum", "touch")),
-    Row("plain/update", update_without_passthrough),
-    Row("plain/memory", memory),
+    *(Row(f"cached/{name}", without_passthrough(name)) for name in ("load", "sum", "touch")),
+    Row("cached/update", update_without_passthrough),
+    Row("cached/memory", memory),
 ]
