@@ -563,7 +563,9 @@ fn a_file_reads_as_the_header_and_the_elements() {
     data.write_all_at(&header, 0).unwrap();
     assert_eq!(shape_of(&f.read_path("a.npy")), [501, 2]);
     // Opening it for writing puts it right.
-    f.fs.release(f.open("a.npy", WRITE).unwrap().fh);
+    let opened = f.open("a.npy", WRITE).unwrap();
+    assert!(opened.wants_mending);
+    f.fs.mend(&opened.array);
     assert_eq!(shape_of(&std::fs::read(f.path.join("data_a.npkd")).unwrap()), [501, 2]);
 }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use numpack::fuse::{MountError, MountOptions, Mounted, PassthroughMode, mount};
 use numpack::store::{Access, Dtype, NewArray, Store};
-use numpack::sys::mounts;
+use numpack::sys::{DirStorage, Storage, mounts};
 use tempfile::TempDir;
 
 const BOTH: [PassthroughMode; 2] = [PassthroughMode::Auto, PassthroughMode::Off];
@@ -653,6 +653,77 @@ fn a_read_only_mount_is_read_only_and_follows() {
         assert_eq!(m.values("g/a.npy").unwrap().len(), 11);
         let mut mapper = Mapper::new(&a, "rb");
         assert_eq!(mapper.get(HEADER_LEN + 40), 10);
+    }
+}
+
+#[test]
+fn a_writer_at_work_does_not_stop_the_mount() {
+    for mode in BOTH {
+        let Some(m) = Mount::new(mode, |store| {
+            ["a", "b", "c", "d"].iter().for_each(|name| save(store, name, 10_000, 0));
+        }) else {
+            return;
+        };
+        let file = OpenOptions::new().read(true).write(true).open(m.path("a.npy")).unwrap();
+        let mut mapper = Mapper::new(&m.path("b.npy"), "r+b");
+        mapper.tell(&format!("set {HEADER_LEN} 50"));
+        // As a writer that appends for long.
+        let storage = DirStorage::open(&m.store_path()).unwrap();
+        let lock = storage.lock(numpack::format::names::LOCK, Duration::from_secs(5)).unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let writes: Vec<_> = (0..8)
+                .map(|i| {
+                    let (file, done) = (&file, &done);
+                    scope.spawn(move || {
+                        file.write_all_at(&[9; 4], HEADER_LEN + 4 * i).unwrap();
+                        assert!(done.load(Ordering::Relaxed));
+                    })
+                })
+                .collect();
+            let flush = scope.spawn(|| mapper.tell("flush"));
+            let unlink = scope.spawn(|| fs::remove_file(m.path("c.npy")).unwrap());
+            for _ in 0..20 {
+                assert_eq!(m.values("d.npy").unwrap().len(), 10_000);
+                drop(OpenOptions::new().write(true).open(m.path("d.npy")).unwrap());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            done.store(true, Ordering::Relaxed);
+            drop(lock);
+            writes.into_iter().for_each(|write| write.join().unwrap());
+            assert_eq!(flush.join().unwrap(), "None");
+            unlink.join().unwrap();
+        });
+        assert_eq!(m.values("a.npy").unwrap()[..9], [[0x0909_0909].repeat(8), vec![8]].concat());
+        assert_eq!(m.values("b.npy").unwrap()[0], 50);
+        assert_errno(m.values("c.npy"), libc::ENOENT);
+    }
+}
+
+#[test]
+fn what_is_written_through_one_mount_is_seen_through_another() {
+    let Some(one) = Mount::new(PassthroughMode::Off, |store| save(store, "a", 10_000, 0)) else { return };
+    for passthrough in BOTH {
+        let dir = tempfile::tempdir().unwrap();
+        let options = MountOptions { passthrough, ..MountOptions::default() };
+        let store = Store::open(&one.store_path(), Access::Write).unwrap();
+        let other = mount(store, dir.path(), &options).unwrap();
+        {
+            let mut reader = Mapper::new(&one.path("a.npy"), "rb");
+            let mut writer = Mapper::new(&dir.path().join("a.npy"), "r+b");
+            let file = OpenOptions::new().write(true).open(dir.path().join("a.npy")).unwrap();
+            for round in 100..103_u32 {
+                assert_ne!(reader.get(HEADER_LEN), round);
+                writer.tell(&format!("set {HEADER_LEN} {round}"));
+                writer.tell("flush");
+                wait_until("what was mapped", || reader.get(HEADER_LEN) == round);
+                file.write_all_at(&round.to_le_bytes(), HEADER_LEN + 8).unwrap();
+                wait_until("what was written", || reader.get(HEADER_LEN + 8) == round);
+                assert_eq!(one.values("a.npy").unwrap()[2], round);
+            }
+        }
+        mounts::unmount(dir.path(), false).unwrap();
+        other.wait().unwrap();
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use log::{debug, warn};
 
 use super::inode::{Effect, Inode};
-use super::{Caller, Fh, Fs, FsError, Ino, Invalidation};
+use super::{Caller, Fh, Fs, FsError, Ino, Invalidation, lock};
 use crate::store::{Array, StoreError};
 
 /// How a file is opened.
@@ -46,6 +47,8 @@ pub struct Opened {
     /// [`Invalidation::Content`](super::Invalidation::Content) is on its way, and the program that opens the file
     /// should get its answer after that.
     pub settled: bool,
+    /// Whether the data file should be mended: [`Fs::mend`].
+    pub wants_mending: bool,
 }
 
 impl Fs {
@@ -86,12 +89,10 @@ impl Fs {
                 return Err(error.into());
             }
         };
-        if flags.write {
-            mend(&array);
-        }
+        let wants_mending = flags.write && array.n_deleted() == 0 && matches!(array.backing(), Ok(None));
         let settled = inode.is_settled();
         let fh = self.files.insert(OpenFile { inode, write: flags.write, logged: AtomicBool::new(false) });
-        Ok(Opened { fh, array, settled })
+        Ok(Opened { fh, array, settled, wants_mending })
     }
 
     /// For open files of which the kernel caches pages: looks whether others wrote to the data file in place without
@@ -157,13 +158,15 @@ impl Fs {
         Ok(reply(&bytes))
     }
 
-    /// Writes within the data of an open file.
+    /// Writes within the data of an open file. Returns whether it is the first write to the inode of which nobody is
+    /// told yet: [`Fs::tell_written`] must be called by and by.
     ///
     /// `from_cache`: the kernel writes back pages, which may hold bytes that nobody meant to change.
     ///
     /// # Errors
-    /// `BadHandle`; `Store` with `HeaderWrite` or `OutOfBounds`, and then nothing was written; or if writing fails.
-    pub fn write(&self, fh: Fh, offset: u64, data: &[u8], from_cache: bool) -> Result<(), FsError> {
+    /// `BadHandle`; `Store` with `HeaderWrite`, `OutOfBounds`, or `Locked` if another writer is at work, which is not
+    /// waited for, and nothing was written; or if writing fails.
+    pub fn write(&self, fh: Fh, offset: u64, data: &[u8], from_cache: bool) -> Result<bool, FsError> {
         let file = self.files.get(fh)?;
         // Writeback may come through any handle of the inode that was open for writing.
         if !file.write && !from_cache {
@@ -179,17 +182,60 @@ impl Fs {
             let len = usize::try_from(shown_len.saturating_sub(offset)).unwrap_or(usize::MAX);
             data = data.get(..len).unwrap_or(data);
         }
-        let (result, effect) = file.inode.write_with(&array, || match array.write_npy_at(offset, data) {
+        let write = || match array.write_npy_within(Duration::ZERO, offset, data) {
             Err(StoreError::HeaderWrite { .. }) if from_cache => {
                 write_back_beside_header(&file.inode, &array, offset, data)
             }
             result => result,
-        });
+        };
+        let (result, effect) = file.inode.write_with(&array, write);
         self.tell(file.inode.ino, effect);
-        Ok(result.inspect_err(|error| file.log("write", error))?)
+        match result {
+            Ok(()) => {
+                let is_first = file.inode.wrote();
+                if is_first {
+                    lock(&self.untold).push(Arc::clone(&file.inode));
+                }
+                Ok(is_first)
+            }
+            Err(error) => {
+                if !matches!(error, StoreError::Locked { .. }) {
+                    file.log("write", &error);
+                }
+                Err(error.into())
+            }
+        }
     }
 
-    /// Brings an open file's data, and the manifest that leads to it, to the disk.
+    /// Whether anything was written in place that others are not told of.
+    pub fn has_untold(&self) -> bool {
+        !lock(&self.untold).is_empty()
+    }
+
+    /// Tells other mounts what was written in place through this one. May wait for other writers.
+    pub fn tell_written(&self) {
+        let inodes = std::mem::take(&mut *lock(&self.untold));
+        for inode in inodes {
+            inode.take_untold();
+            let (array, _) = inode.array();
+            if let Err(error) = array.tell_written() {
+                debug!("array {:?}: others see what was written a second late: {error}", array.name());
+            }
+        }
+    }
+
+    /// Finishes what a writer that died may have left of an append, so that the file can be passed through when it
+    /// is opened next. May wait for other writers.
+    pub fn mend(&self, array: &Array) {
+        match array.mend() {
+            Ok(true) => debug!("array {:?}: its file follows the manifest again", array.name()),
+            Ok(false) => {}
+            // Files that are read through the daemon show a header that is made from the manifest.
+            Err(error) => debug!("array {:?}: its file stays as it is: {error}", array.name()),
+        }
+    }
+
+    /// Brings an open file's data, and the manifest that leads to it, to the disk. May wait for other writers.
     ///
     /// # Errors
     /// `BadHandle`, `Store`.
@@ -211,19 +257,6 @@ impl Fs {
     }
 }
 
-/// Finishes what a writer that died may have left of an append, so that the file can be passed through.
-fn mend(array: &Array) {
-    if array.n_deleted() > 0 || !matches!(array.backing(), Ok(None)) {
-        return;
-    }
-    match array.mend() {
-        Ok(true) => debug!("array {:?}: its file follows the manifest again", array.name()),
-        Ok(false) => {}
-        // Files that are read through the daemon show a header that is made from the manifest.
-        Err(error) => debug!("array {:?}: its file stays as it is: {error}", array.name()),
-    }
-}
-
 /// Writes back pages that begin within a header: their elements in any case. The header bytes may be those of a
 /// header that was replaced since the page was read.
 fn write_back_beside_header(
@@ -236,7 +269,7 @@ fn write_back_beside_header(
         usize::try_from(array.header_len().saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
     let (header, rest) = data.split_at(in_header);
     if !rest.is_empty() {
-        array.write_npy_at(array.header_len(), rest)?;
+        array.write_npy_within(Duration::ZERO, array.header_len(), rest)?;
     }
     if inode.was_header(offset, header) {
         return Ok(());

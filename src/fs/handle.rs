@@ -76,7 +76,7 @@ pub(super) struct Again {
 }
 
 /// Far longer than the kernel takes to come again.
-const AGAIN_WITHIN: Duration = Duration::from_secs(1);
+pub(super) const AGAIN_WITHIN: Duration = Duration::from_secs(1);
 const MAX_EXPECTED: usize = 64;
 
 impl Again {

@@ -6,11 +6,13 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
-use log::warn;
+use log::debug;
 
+use super::handle::AGAIN_WITHIN;
 use super::{lock, names, read, write};
 use crate::store::{Array, ArrayId, ArrayMap, StoreError};
 
@@ -78,6 +80,8 @@ pub(super) struct Inode {
     /// The data file's time of change of which the kernel's pages are, as far as anybody asked. Held while writing
     /// in place, so that our own writes are told from those of others.
     seen: Mutex<Option<SystemTime>>,
+    /// Whether elements were written, and nobody told.
+    untold: AtomicBool,
 }
 
 /// Headers that writeback may still bring, for arrays whose header shares a page with elements.
@@ -95,6 +99,10 @@ struct State {
     /// Invalidations that are not carried out yet.
     n_unsettled: u32,
     n_open: u32,
+    /// Whether the data file is to stay open.
+    pinned: bool,
+    /// When somebody asked for that who has not opened it yet.
+    wanted_at: Option<Instant>,
     /// Whether the name still leads here.
     named: bool,
     /// Kept while open. `Some(None)`: the array cannot be mapped.
@@ -158,11 +166,18 @@ impl Inode {
             array,
             n_unsettled: 0,
             n_open: 0,
+            pinned: false,
+            wanted_at: None,
             named: true,
             map: None,
             headers: VecDeque::new(),
         };
-        Self { ino: ino_of(&state.array), state: RwLock::new(state), seen: Mutex::new(None) }
+        Self {
+            ino: ino_of(&state.array),
+            state: RwLock::new(state),
+            seen: Mutex::new(None),
+            untold: AtomicBool::new(false),
+        }
     }
 
     /// The header as it is shown.
@@ -192,15 +207,20 @@ impl Inode {
         write(&self.state).named = named;
     }
 
-    /// Opens the data file, so that this version can be opened even if it is overwritten meanwhile.
+    /// Opens the data file, so that for the next second this version can be opened even if it is overwritten.
     pub(super) fn pin(&self) -> Result<(), StoreError> {
-        write(&self.state).array.pin()
+        let mut state = write(&self.state);
+        state.array.pin()?;
+        state.pinned = true;
+        state.wanted_at = Some(Instant::now());
+        Ok(())
     }
 
     /// Counts an open file, and opens the data file, which then stays readable whatever happens to the store.
     pub(super) fn opened(&self) -> Result<Array, StoreError> {
         let mut state = write(&self.state);
         state.array.pin()?;
+        state.pinned = true;
         state.n_open += 1;
         state.note_header();
         Ok(state.array.clone())
@@ -214,6 +234,9 @@ impl Inode {
         if state.n_open == 0 {
             state.map = None;
             state.headers.clear();
+            if state.wanted_at.is_some_and(|since| since.elapsed() < AGAIN_WITHIN) {
+                return;
+            }
             // Another state must come through `follow`, which knows what the kernel has to be told.
             if state.named
                 && let Some(array) = again(&state.array)
@@ -222,6 +245,7 @@ impl Inode {
                 && array.shape() == state.array.shape()
             {
                 state.array = array;
+                state.pinned = false;
             }
         }
     }
@@ -254,10 +278,11 @@ impl Inode {
     pub(super) fn follow(&self, array: Array, written: bool) -> Effect {
         let may_be_cached = self.absorb(&array);
         let mut state = write(&self.state);
-        if state.n_open > 0
+        if state.pinned
             && let Err(error) = array.pin()
         {
-            warn!("array {:?} is shown as it was: {error}", array.name());
+            // Overwritten or removed since, which will be told next.
+            debug!("array {:?} is shown as it was: {error}", array.name());
             return Effect::Attributes;
         }
         let header_len = array.header_len();
@@ -332,6 +357,16 @@ impl Inode {
         let Some(known) = *seen else { return (result, None) };
         *seen = array.stat().ok().map(|stat| stat.mtime);
         (result, (before != Some(known)).then(|| self.unsettle()))
+    }
+
+    /// Notes that elements were written. Returns whether they are the first since [`Inode::take_untold`].
+    pub(super) fn wrote(&self) -> bool {
+        !self.untold.swap(true, Ordering::Relaxed)
+    }
+
+    /// Starts anew with [`Inode::wrote`].
+    pub(super) fn take_untold(&self) {
+        self.untold.store(false, Ordering::Relaxed);
     }
 
     fn unsettle(&self) -> Effect {

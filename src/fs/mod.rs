@@ -39,7 +39,7 @@ pub use inode::{Ino, LastByte};
 use dir::{Child, Tree};
 use file::OpenFile;
 use handle::{Again, Handles, OpenDirectory};
-use inode::{Inodes, ino_of};
+use inode::{Inode, Inodes, ino_of};
 
 /// How often a name is looked up anew because its array was overwritten before its file could be opened.
 const MAX_ATTEMPTS: u32 = 8;
@@ -57,6 +57,8 @@ pub struct Fs {
     files: Handles<OpenFile>,
     directories: Handles<OpenDirectory>,
     again: Again,
+    /// Inodes that were written to in place, and nobody told.
+    untold: Mutex<Vec<Arc<Inode>>>,
     /// Lets writers tell what they write in place.
     watch: Mutex<Option<Box<dyn LockGuard>>>,
     invalidate: Box<dyn Fn(Invalidation) + Send + Sync>,
@@ -107,6 +109,7 @@ impl Fs {
             files: Handles::new(),
             directories: Handles::new(),
             again: Again::default(),
+            untold: Mutex::default(),
             watch: Mutex::new(None),
             invalidate: Box::new(invalidate),
         })

@@ -18,6 +18,7 @@ use log::debug;
 use super::convert::{answer_open, empty, errno, fh, file_attr, file_type, ino};
 use super::notify::Job;
 use super::passthrough::{OpenAs, Passthrough};
+use super::worker::{Tasks, WaitingWrite, is_locked};
 use crate::fs::{Attr, BLKSIZE, Caller, Fs, FsError, Ino, NAME_MAX, OpenFlags, Rename, SetAttr};
 
 /// How long the kernel may use names and attributes without asking. Commits are told to it as they are seen, so this
@@ -38,6 +39,7 @@ pub(super) struct Adapter {
     pub(super) fs: Arc<Fs>,
     pub(super) passthrough: Arc<Passthrough>,
     pub(super) jobs: Sender<Job>,
+    pub(super) tasks: Tasks,
     /// Set once the kernel answers.
     pub(super) kernel: Arc<OnceLock<Notifier>>,
 }
@@ -183,7 +185,8 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.fs.unlink(ino(parent), name));
+        let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
+        self.tasks.hand_over(move || empty(reply, fs.unlink(ino(parent), &name)));
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -208,7 +211,10 @@ impl Filesystem for Adapter {
             reply.error(Errno::EINVAL);
             return;
         };
-        empty(reply, self.fs.rename(ino(parent), name, ino(newparent), newname, how));
+        let (fs, name, newname) = (Arc::clone(&self.fs), name.to_owned(), newname.to_owned());
+        self.tasks.hand_over(move || {
+            empty(reply, fs.rename(ino(parent), &name, ino(newparent), &newname, how));
+        });
     }
 
     fn open(&self, req: &Request, node: INodeNo, flags: fuser::OpenFlags, reply: ReplyOpen) {
@@ -219,6 +225,10 @@ impl Filesystem for Adapter {
             Ok(opened) => opened,
             Err(error) => return reply.error(errno(&error)),
         };
+        if opened.wants_mending {
+            let (fs, array) = (Arc::clone(&self.fs), opened.array.clone());
+            self.tasks.hand_over(move || fs.mend(&array));
+        }
         let backing = opened.array.backing().ok().flatten();
         let may_pass = opened.array.n_deleted() == 0;
         let open_as = self.passthrough.open(ino, may_pass, backing, |fd| reply.open_backing(fd));
@@ -284,8 +294,19 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
         match self.fs.write(fh(handle), offset, data, from_cache) {
-            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
+            Ok(is_first) => {
+                if is_first {
+                    let _ = self.jobs.send(Job::Written);
+                }
+                reply.written(len);
+            }
+            Err(error) if is_locked(&error) => {
+                let (fs, fh, data) = (Arc::clone(&self.fs), fh(handle), data.to_vec());
+                let write = WaitingWrite { fs, fh, offset, data, from_cache, reply };
+                self.tasks.hand_over(move || write.finish(len));
+            }
             Err(error) => reply.error(errno(&error)),
         }
     }
@@ -311,7 +332,8 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _req: &Request, _node: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        empty(reply, self.fs.fsync(fh(handle)));
+        let fs = Arc::clone(&self.fs);
+        self.tasks.hand_over(move || empty(reply, fs.fsync(fh(handle))));
     }
 
     fn opendir(&self, _req: &Request, node: INodeNo, _flags: fuser::OpenFlags, reply: ReplyOpen) {
@@ -369,7 +391,8 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, _req: &Request, _node: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        empty(reply, self.fs.fsyncdir());
+        let fs = Arc::clone(&self.fs);
+        self.tasks.hand_over(move || empty(reply, fs.fsyncdir()));
     }
 
     fn statfs(&self, _req: &Request, _node: INodeNo, reply: ReplyStatfs) {

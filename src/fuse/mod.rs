@@ -1,7 +1,7 @@
 //! The mount: [`mount`] hands a store to the kernel by way of `fuser`, and [`Mounted`] stands for what it gets.
 //!
-//! Three kinds of threads: fuser's answer requests ([`adapter`]), the notifier tells the kernel what changed, the
-//! watcher sees that something did ([`notify`]). Which files the kernel serves by itself is decided in
+//! Four kinds of threads: fuser's answer requests ([`adapter`]), the worker does what may wait ([`worker`]), the
+//! notifier tells the kernel what changed, the watcher sees that something did ([`notify`]). Which files the kernel serves by itself is decided in
 //! [`passthrough`].
 
 use std::error::Error;
@@ -23,11 +23,13 @@ mod convert;
 mod device;
 mod notify;
 mod passthrough;
+mod worker;
 
 use adapter::Adapter;
 use device::DEVICE;
 use notify::{Job, Notice, Watcher};
 use passthrough::Passthrough;
+use worker::Tasks;
 
 /// Threads that answer requests. The kernel's copying into and out of them is what limits a mount without
 /// passthrough, and more than two gain nothing there.
@@ -174,15 +176,17 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
     let fs = Arc::new(fs);
     let passthrough = Arc::new(Passthrough::new(options.passthrough == PassthroughMode::Auto));
     let notifier = Arc::new(OnceLock::new());
+    let thread = |source| MountError::Thread { source };
+    let (tasks, worker) = worker::start().map_err(thread)?;
     let adapter = Adapter {
         fs: Arc::clone(&fs),
         passthrough: Arc::clone(&passthrough),
         jobs: jobs.clone(),
+        tasks: tasks.clone(),
         kernel: Arc::clone(&notifier),
     };
 
     // Watching starts before the mount, so that no commit falls between.
-    let thread = |source| MountError::Thread { source };
     let watcher = match Watcher::start(manifest, jobs.clone()) {
         Ok(watcher) => Some(watcher),
         Err(error) => {
@@ -193,7 +197,14 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
         }
     };
     let poll = watcher.is_none() || fs.store().stat_fs().is_ok_and(|stat| stat.is_shared);
-    let mut threads = Helpers { jobs, watcher, notifier: None };
+    let mut threads = Helpers {
+        fs: Arc::clone(&fs),
+        jobs,
+        tasks: tasks.clone(),
+        watcher,
+        notifier: None,
+        worker: Some(worker),
+    };
 
     let path = fs.store().path().display().to_string();
     let request = device::Request {
@@ -208,7 +219,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
         Session::from_fd(adapter, device, acl, config).map_err(|source| MountError::Handshake { source })?;
     let kernel = session.notifier();
     let _ = notifier.set(kernel.clone());
-    let notice = Notice { fs, passthrough, kernel, poll };
+    let notice = Notice { fs, passthrough, kernel, tasks, poll };
     threads.notifier = Some(notify::start(notice, queue).map_err(thread)?);
     let session = thread::Builder::new()
         .name("npkfs-session".into())
@@ -249,9 +260,12 @@ impl Mounted {
 
 /// The threads beside fuser's. They end with the session.
 struct Helpers {
+    fs: Arc<Fs>,
     jobs: Sender<Job>,
+    tasks: Tasks,
     watcher: Option<Watcher>,
     notifier: Option<JoinHandle<()>>,
+    worker: Option<JoinHandle<()>>,
 }
 
 impl Drop for Helpers {
@@ -263,6 +277,11 @@ impl Drop for Helpers {
         if let Some(notifier) = self.notifier.take() {
             let _ = notifier.join();
         }
+        self.tasks.stop();
+        if let Some(worker) = self.worker.take() {
+            let _ = worker.join();
+        }
+        self.fs.tell_written();
     }
 }
 

@@ -18,6 +18,7 @@ use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 use log::{debug, info, warn};
 
 use super::passthrough::Passthrough;
+use super::worker::Tasks;
 use crate::fs::{Fs, Invalidation};
 
 /// Something for the notifier to do.
@@ -28,6 +29,8 @@ pub(super) enum Job {
     Invalidate(Invalidation),
     /// A file was opened through the page cache, and none was open so before.
     Cached,
+    /// A file was written to, and nobody told.
+    Written,
     /// What had to wait for the jobs before it.
     Then(Box<dyn FnOnce() + Send>),
     /// The mount is gone.
@@ -43,6 +46,7 @@ pub(super) struct Notice {
     pub(super) fs: Arc<Fs>,
     pub(super) passthrough: Arc<Passthrough>,
     pub(super) kernel: Notifier,
+    pub(super) tasks: Tasks,
     /// Whether to look at the manifest, too.
     pub(super) poll: bool,
 }
@@ -52,7 +56,7 @@ impl Notice {
     fn run(&self, jobs: &Receiver<Job>) {
         let mut next_look = Instant::now();
         loop {
-            let job = if self.poll || self.passthrough.has_cached() {
+            let job = if self.poll || self.passthrough.has_cached() || self.fs.has_untold() {
                 jobs.recv_timeout(next_look.saturating_duration_since(Instant::now()))
             } else {
                 let job = jobs.recv().map_err(RecvTimeoutError::from);
@@ -69,7 +73,12 @@ impl Notice {
                     }
                 }
                 Ok(Job::Then(then)) => then(),
-                Ok(Job::Cached) => self.fs.watch(),
+                Ok(Job::Cached) => {
+                    let fs = Arc::clone(&self.fs);
+                    self.tasks.hand_over(move || fs.watch());
+                }
+                // There is something to look for from now on.
+                Ok(Job::Written) => {}
                 Err(RecvTimeoutError::Timeout) => {
                     self.look();
                     next_look = Instant::now() + LOOK_INTERVAL;
@@ -85,6 +94,10 @@ impl Notice {
         }
         for ino in self.passthrough.cached() {
             self.fs.revalidate(ino);
+        }
+        if self.fs.has_untold() {
+            let fs = Arc::clone(&self.fs);
+            self.tasks.hand_over(move || fs.tell_written());
         }
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::Shared;
 use super::data::{DataFile, fault};
 use super::error::{DataFileFault, StoreError};
+use super::writer::WriteGuard;
 use crate::format::npy::{self, NpyHeader};
 use crate::format::{ArrayId, Attrs, Dtype, Record};
 use crate::sys::{FileStat, Map};
@@ -284,6 +285,37 @@ impl Array {
     /// # Errors
     /// `ReadOnly`; `HeaderWrite`; `OutOfBounds`; `Locked`; `DataFile`; `Io`.
     pub fn write_npy_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        match self.write_locked(offset, data, self.shared.lock_timeout)? {
+            Some(guard) => self.shared.tell_written(&guard, self),
+            None => Ok(()),
+        }
+    }
+
+    /// As [`Array::write_npy_at`], for those who write often: waits no longer than `wait` for other writers, and
+    /// leaves it to the caller to tell others by [`Array::tell_written`] once in a while.
+    ///
+    /// # Errors
+    /// As [`Array::write_npy_at`].
+    pub fn write_npy_within(&self, wait: Duration, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        self.write_locked(offset, data, wait).map(|_| ())
+    }
+
+    /// Tells those who asked by [`Store::watch`](super::Store::watch) that elements were written in place.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `Locked`; `Io`.
+    pub fn tell_written(&self) -> Result<(), StoreError> {
+        let guard = self.shared.lock_writers()?;
+        self.shared.tell_written(&guard, self)
+    }
+
+    /// Writes into the virtual `.npy` file. Returns the lock, if it was needed.
+    fn write_locked(
+        &self,
+        offset: u64,
+        data: &[u8],
+        wait: Duration,
+    ) -> Result<Option<WriteGuard<'_>>, StoreError> {
         let end = offset.saturating_add(data.len() as u64);
         if end > self.npy_len() {
             return Err(StoreError::OutOfBounds {
@@ -301,11 +333,11 @@ impl Array {
         }
         let elements = &data[header_part..];
         if elements.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
-        let guard = self.shared.lock_writers()?;
+        let guard = self.shared.lock_writers_within(wait)?;
         self.write_bytes(offset + header_part as u64 - self.header_len(), elements)?;
-        self.shared.tell_written(&guard, self)
+        Ok(Some(guard))
     }
 
     /// The elements as one shared mapping, without reading any. `None` where deleted rows lie between them.

@@ -393,7 +393,10 @@ fn take_lock(storage: &dyn Storage, timeout: Duration) -> Result<Box<dyn LockGua
         io::ErrorKind::WouldBlock => StoreError::Locked {
             store: storage.path().to_owned(),
             waited: timeout,
-            holder: crate::sys::lock::holder(&storage.path().join(names::LOCK)),
+            // To find it takes long; who does not wait comes again.
+            holder: (!timeout.is_zero())
+                .then(|| crate::sys::lock::holder(&storage.path().join(names::LOCK)))
+                .flatten(),
         },
         _ => StoreError::io("lock", storage.path(), names::LOCK, source),
     })

@@ -14,7 +14,7 @@ use std::iter;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::data::{DataFile, fault, lock};
@@ -239,9 +239,21 @@ impl Shared {
 
     /// Takes the writers' lock, and knows everything that was committed before.
     pub(super) fn lock_writers(&self) -> Result<WriteGuard<'_>, StoreError> {
+        self.lock_writers_within(self.lock_timeout)
+    }
+
+    /// As [`Shared::lock_writers`], but waits no longer than `timeout`; if that is zero, not for other threads either.
+    pub(super) fn lock_writers_within(&self, timeout: Duration) -> Result<WriteGuard<'_>, StoreError> {
         self.check_writable()?;
-        let thread = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut file = super::take_lock(&*self.storage, self.lock_timeout)?;
+        let thread = match self.writer.try_lock() {
+            Ok(thread) => thread,
+            Err(TryLockError::WouldBlock) if timeout.is_zero() => {
+                let store = self.storage.path().to_owned();
+                return Err(StoreError::Locked { store, waited: timeout, holder: None });
+            }
+            Err(_) => self.writer.lock().unwrap_or_else(PoisonError::into_inner),
+        };
+        let mut file = super::take_lock(&*self.storage, timeout)?;
         if self.swept.load(Ordering::Relaxed) && self.manifest().is_fresh() {
             return Ok(WriteGuard { file, _thread: thread });
         }
@@ -259,7 +271,7 @@ impl Shared {
             if !changed || is_current(&*file)? {
                 break;
             }
-            file = super::take_lock(&*self.storage, self.lock_timeout)?;
+            file = super::take_lock(&*self.storage, timeout)?;
         }
         // Somebody else was here, and may have died before a commit that could be seen.
         self.swept.store(true, Ordering::Relaxed);

@@ -1,0 +1,94 @@
+//! A thread for what may wait: for other writers, who may be at work for long, and for the disk. The threads that
+//! answer requests never do, or a mount would stand still while another process appends.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use fuser::ReplyWrite;
+use log::{info, warn};
+
+use super::convert::errno;
+use crate::fs::{Fh, Fs, FsError};
+use crate::store::StoreError;
+
+/// How long a program's `write` waits for another writer before it fails, as changes of names do.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The time between two attempts grows to this.
+const MAX_PAUSE: Duration = Duration::from_millis(20);
+
+type Task = Box<dyn FnOnce() + Send>;
+
+/// Where tasks are handed over.
+#[derive(Clone)]
+pub(super) struct Tasks(Sender<Option<Task>>);
+
+impl Tasks {
+    /// Has `task` done, after those before it. If the thread is gone, it is dropped: replies in it answer `EIO`.
+    pub(super) fn hand_over(&self, task: impl FnOnce() + Send + 'static) {
+        let _ = self.0.send(Some(Box::new(task)));
+    }
+
+    /// Ends the thread when the tasks up to now are done.
+    pub(super) fn stop(&self) {
+        let _ = self.0.send(None);
+    }
+}
+
+/// Starts the thread.
+pub(super) fn start() -> io::Result<(Tasks, JoinHandle<()>)> {
+    let (tasks, queue): (_, Receiver<Option<Task>>) = mpsc::channel();
+    let thread = thread::Builder::new()
+        .name("npkfs-worker".into())
+        .spawn(move || queue.into_iter().map_while(|task| task).for_each(|task| task()))?;
+    Ok((Tasks(tasks), thread))
+}
+
+/// Whether an error means that another writer is at work.
+pub(super) fn is_locked(error: &FsError) -> bool {
+    matches!(error, FsError::Store(StoreError::Locked { .. }))
+}
+
+/// A write that met another writer.
+pub(super) struct WaitingWrite {
+    pub(super) fs: Arc<Fs>,
+    pub(super) fh: Fh,
+    pub(super) offset: u64,
+    pub(super) data: Vec<u8>,
+    pub(super) from_cache: bool,
+    pub(super) reply: ReplyWrite,
+}
+
+impl WaitingWrite {
+    /// Tries until the other writer is done. Pages that are written back have nobody who would try again, so they
+    /// wait for as long as it takes.
+    pub(super) fn finish(self, len: u32) {
+        let start = Instant::now();
+        let mut pause = Duration::from_micros(200);
+        let mut said = false;
+        let result = loop {
+            let result = self.fs.write(self.fh, self.offset, &self.data, self.from_cache);
+            let waited = start.elapsed();
+            match &result {
+                Err(error) if is_locked(error) && (self.from_cache || waited < WRITE_TIMEOUT) => {
+                    if waited > WRITE_TIMEOUT && !said {
+                        warn!("pages wait to be written back: {error}");
+                        said = true;
+                    }
+                }
+                _ => break result,
+            }
+            thread::sleep(pause);
+            pause = (2 * pause).min(MAX_PAUSE);
+        };
+        if said {
+            info!("pages were written back after {:.0} s", start.elapsed().as_secs_f64());
+        }
+        match result {
+            Ok(_) => self.reply.written(len),
+            Err(error) => self.reply.error(errno(&error)),
+        }
+    }
+}
