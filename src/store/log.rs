@@ -39,6 +39,9 @@ pub(super) struct ManifestLog {
     snapshot_end: u64,
     /// Length of the manifest that is known to be on the disk.
     synced_len: u64,
+    /// Arrays that the last frame of somebody else appended rows to: should he have died before he wrote their
+    /// headers, the next writer does.
+    pub(super) lagging: Vec<Arc<str>>,
     pub(super) table: Table,
 }
 
@@ -89,6 +92,7 @@ impl ManifestLog {
             file_len: stat.len,
             snapshot_end: snapshot.end,
             synced_len: snapshot.end,
+            lagging: Vec::new(),
             table,
         };
         manifest.fold(&mut log, &mut |_| ()).map_err(damaged)?;
@@ -161,13 +165,19 @@ impl ManifestLog {
         while let Some(frame) = log.next()? {
             let edit = Edit::decode(frame.payload, frame.offset)?;
             self.table.apply(&edit, changed)?;
+            self.lagging.clear();
+            self.lagging.extend(edit.ops.into_iter().filter_map(|op| match op {
+                Op::Rows(name, _) => Some(name),
+                _ => None,
+            }));
             self.end = frame.end;
             self.synced_len = self.synced_len.max(frame.synced_len.min(frame.end));
         }
         Ok(())
     }
 
-    /// Commits `ops` as one frame. With `durable`, returns when it is on the disk.
+    /// Commits `ops` as one frame. With `durable`, returns when it is on the disk. The caller calls
+    /// [`ManifestLog::publish_length`] when what follows a commit is done.
     ///
     /// On error nothing was committed, or, if the disk failed, nobody knows: the caller must stop writing.
     pub(super) fn append(
@@ -199,7 +209,7 @@ impl ManifestLog {
         if durable {
             self.synced_len = self.end;
         }
-        self.publish_length();
+        self.lagging.clear();
         Ok(())
     }
 
@@ -235,7 +245,8 @@ impl ManifestLog {
         }
     }
 
-    fn publish_length(&self) {
+    /// Tells all who have this file open how long it is.
+    pub(super) fn publish_length(&self) {
         if let Some(word) = &self.published {
             word.store(self.end);
         }
@@ -269,6 +280,7 @@ fn publish(
         file_len: end,
         snapshot_end: end,
         synced_len: end,
+        lagging: Vec::new(),
         table,
     })
 }

@@ -276,6 +276,7 @@ impl Shared {
         // Somebody else was here, and may have died before a commit that could be seen.
         self.swept.store(true, Ordering::Relaxed);
         self.finish_intent(&manifest);
+        self.mend_headers(&mut manifest);
         Ok(WriteGuard { file, _thread: thread })
     }
 
@@ -396,15 +397,17 @@ impl Shared {
         }
         // The commit is made. What fails from here on is mended by the next writer.
         for (name, data) in &headers {
-            if let Some(record) = manifest.table.get(name) {
-                let record = Arc::clone(record);
-                if let Err(error) = self.write_header(&record, data) {
-                    log::warn!("{error}");
-                }
-                if !durable {
-                    self.note_dirty(&record);
-                }
+            let Some(record) = manifest.table.get(name).cloned() else { continue };
+            if let Err(error) = self.write_header(&record, data) {
+                log::warn!("{error}");
+                manifest.lagging.push(Arc::clone(name));
             }
+            if !durable {
+                self.note_dirty(&record);
+            }
+        }
+        if manifest.lagging.is_empty() {
+            manifest.publish_length();
         }
         if is_intended {
             self.end_intent(superseded.iter().map(|(_, file)| &**file));
@@ -492,6 +495,26 @@ impl Shared {
         data.file
             .write_at(&header, 0)
             .map_err(|e| StoreError::io("write", self.storage.path(), &record.file, e))
+    }
+
+    /// Writes the headers that a writer that died did not get to write.
+    fn mend_headers(&self, manifest: &mut ManifestLog) {
+        for name in std::mem::take(&mut manifest.lagging) {
+            let Some(record) = manifest.table.get(&name) else { continue };
+            let mended = self.files.get(&*self.storage, record).and_then(|data| {
+                let header = data.header(record.offset);
+                let (_, header) =
+                    header.map_err(|e| StoreError::io("read", self.storage.path(), &record.file, e))?;
+                if header.is_ok_and(|header| header.describes(&record.dtype, &record.layout)) {
+                    return Ok(());
+                }
+                self.note_dirty(record);
+                self.write_header(record, &data)
+            });
+            if let Err(error) = mended {
+                log::warn!("{error}");
+            }
+        }
     }
 
     /// Remembers that a data file has bytes that may not be on the disk.

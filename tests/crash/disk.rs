@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use numpack::format::npy;
 use numpack::store::{self, Access, Store, StoreError};
-use numpack::sys::{DirStorage, Storage};
+use numpack::sys::{DirStorage, FileAccess, Storage};
 use tempfile::TempDir;
 
 use crate::common::MemStorage;
@@ -57,7 +58,8 @@ impl Disk {
     }
 
     /// # Panics
-    /// If there is a file that the store does not need, or [`store::verify`] finds something.
+    /// If there is a file that the store does not need, a header in a file does not describe what is stored, or
+    /// [`store::verify`] finds something.
     pub fn assert_tidy(&self, store: &Store) {
         let files: BTreeSet<String> = self.boxed().list().expect("lists").into_iter().collect();
         let mut needed: BTreeSet<String> = store
@@ -75,5 +77,15 @@ impl Disk {
         let report = store::verify_storage(self.boxed()).expect("verifies");
         assert!(report.problems.is_empty(), "{:?}", report.problems);
         assert!(report.leftovers.is_empty(), "{:?}", report.leftovers);
+        for array in store.arrays().expect("lists") {
+            let file = self.boxed().open(array.file_name(), FileAccess::Read).expect("opens");
+            let mut header = vec![0; array.header_len() as usize];
+            file.read_at(&mut header, 0).expect("reads");
+            let header = npy::parse(&header).expect("is a header");
+            let stored_rows = array.shape().first().map(|rows| rows + array.n_deleted());
+            assert_eq!(header.shape.first().copied(), stored_rows, "{:?}", array.name());
+            assert_eq!(header.shape.get(1..), array.shape().get(1..));
+            assert_eq!(header.dtype, *array.dtype());
+        }
     }
 }
