@@ -682,12 +682,14 @@ fn a_writer_at_work_does_not_stop_the_mount() {
                 })
                 .collect();
             let flush = scope.spawn(|| mapper.tell("flush"));
-            let unlink = scope.spawn(|| fs::remove_file(m.path("c.npy")).unwrap());
             for _ in 0..20 {
                 assert_eq!(m.values("d.npy").unwrap().len(), 10_000);
                 drop(OpenOptions::new().write(true).open(m.path("d.npy")).unwrap());
                 std::thread::sleep(Duration::from_millis(5));
             }
+            // Not before: the kernel keeps the folder locked until the answer, and the names above may have to be
+            // looked up in it again.
+            let unlink = scope.spawn(|| fs::remove_file(m.path("c.npy")).unwrap());
             done.store(true, Ordering::Relaxed);
             drop(lock);
             writes.into_iter().for_each(|write| write.join().unwrap());
