@@ -226,7 +226,14 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
         .spawn(move || {
             let result = session.run();
             drop(threads);
-            result
+            match result {
+                // What a thread reads that asks just when the kernel takes the connection down: the end, as ENODEV is.
+                Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => {
+                    info!("the kernel ended the connection");
+                    Ok(())
+                }
+                result => result,
+            }
         })
         .map_err(thread)?;
     mount.keep();
