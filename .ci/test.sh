@@ -44,7 +44,7 @@ check() {
 
 # How many tests a log of cargo test or pytest counts.
 counts() {
-    awk '/^test result: / { for (i = 1; i < NF; i++) { if ($(i + 1) ~ /^passed/) p += $i; if ($(i + 1) ~ /^failed/) f += $i; if ($(i + 1) ~ /^ignored/) s += $i } seen = 1 }
+    awk '/^test result: / { for (i = 1; i < NF; i++) { if ($(i + 1) ~ /^passed/) p += $i; if ($(i + 1) ~ /^failed/) f += $i; if ($(i + 1) ~ /^ignored/) s += $i } seen = 1; next }
          /[0-9] (passed|failed|skipped|error).* in [0-9.]+s/ { for (i = 1; i < NF; i++) { if ($(i + 1) ~ /^passed/) p += $i; if ($(i + 1) ~ /^failed/) f += $i; if ($(i + 1) ~ /^skipped/) s += $i } seen = 1 }
          END { if (seen) { printf ", %d passed", p; if (f) printf ", %d failed", f; if (s) printf ", %d not run", s } }' "$1"
 }
@@ -90,7 +90,7 @@ scripts() {
 }
 
 tests() {
-    check cargo-test 'Rust tests' limit 1500 cargo test -- --show-output
+    check cargo-test 'Rust tests' limit 1500 cargo test --no-fail-fast -- --show-output
     if check build 'build and install' make --no-print-directory build; then
         check stubtest 'type stubs' "$bin/python" -m mypy.stubtest --concise numpack
         check pytest 'Python tests' limit 900 "$bin/python" -m pytest -rs tests/python
@@ -99,8 +99,9 @@ tests() {
         record 'not run' 'Python tests' 'the build failed'
     fi
     # Tests that had to leave something out say so themselves.
-    grep -ohaE '\bSKIPPED\b.*' "$logs/cargo-test.log" "$logs/pytest.log" 2>/dev/null | sort | uniq -c >"$logs/skipped"
-    while read -r n why; do record 'not run' "part of the tests, $n times" "${why#SKIPPED}"; done <"$logs/skipped"
+    sed -nE 's/^.*SKIPPED:? (\[[0-9]+\] )?//p' "$logs/cargo-test.log" "$logs/pytest.log" 2>/dev/null |
+        sort | uniq -c >"$logs/skipped"
+    while read -r n why; do record 'not run' "part of the tests, $n times" "$why"; done <"$logs/skipped"
 }
 
 # What of this machine decides whether mounts can be tested.

@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import platform
+import resource
 import statistics
 import sys
 import time
@@ -38,6 +39,13 @@ def timed(work):
         return (time.perf_counter_ns() - begin) / 1e9, value
     finally:
         gc.enable()
+
+
+def page_faults(work):
+    """Runs ``work()`` and returns how many page faults it took, none of which went to a disk."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    work()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 def in_turn(round_index, *steps):
@@ -159,7 +167,8 @@ def table(results, not_measured=()):
     widths = [max(len(row[i]) for row in cells) for i in range(6)]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in cells]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+    notes = [f"- {result.what}: {result.note}" for result in results if result.note]
+    return "\n".join(lines) + ("\n\n" + "\n".join(notes) if notes else "")
 
 
 def machine(directory):

@@ -682,6 +682,7 @@ fn a_writer_at_work_does_not_stop_the_mount() {
                 })
                 .collect();
             let flush = scope.spawn(|| mapper.tell("flush"));
+            // In a folder of its own: the kernel keeps it locked until the answer.
             let unlink = scope.spawn(|| fs::remove_file(m.path("g/c.npy")).unwrap());
             for _ in 0..20 {
                 assert_eq!(m.values("d.npy").unwrap().len(), 10_000);

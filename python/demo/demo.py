@@ -120,6 +120,9 @@ def demonstrate(folder):
     Path("mnt").mkdir()
     seconds, _ = npkfs("mount", "data.npk", "mnt")
     tell("mount: " + "  ".join(sorted(entry.name + "/" * entry.is_dir() for entry in Path("mnt").iterdir())), seconds)
+    for name in arrays:
+        file = f"{name}.npy"
+        check(Path("mnt", file).read_bytes() == Path("npy", file).read_bytes(), f"mnt/{file} has other bytes than were imported")
 
     step('>>> patches = np.load("mnt/patches.npy", mmap_mode="r")')
     seconds, patches = timed(lambda: np.load("mnt/patches.npy", mmap_mode="r"))

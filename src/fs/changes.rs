@@ -1,4 +1,4 @@
-//! Taking over the store's commits: from [`Change`]s to the tree, the inodes, and what a kernel has to be told.
+//! Taking over the store's commits: from [`Change`](crate::store::Change)s to the tree, the inodes, and what a kernel has to be told.
 //!
 //! A change names an array; what is done about it follows from comparing what the store has under that name now with
 //! what the tree shows. So it does not matter how many commits lie between, nor in which order they are told.

@@ -44,7 +44,7 @@ pub struct Opened {
     /// The array as it is now: its `backing`, if any, may be handed to the kernel.
     pub array: Array,
     /// Whether the kernel's pages and attributes of this inode are of the present state. If not, an
-    /// [`Invalidation::Content`](super::Invalidation::Content) is on its way, and the program that opens the file
+    /// [`Invalidation::Content`] is on its way, and the program that opens the file
     /// should get its answer after that.
     pub settled: bool,
     /// Whether the data file should be mended: [`Fs::mend`].

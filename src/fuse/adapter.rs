@@ -186,7 +186,7 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
-        self.tasks.hand_over(move || empty(reply, fs.unlink(ino(parent), &name)));
+        self.tasks.hand_over_names(move || empty(reply, fs.unlink(ino(parent), &name)));
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -212,7 +212,7 @@ impl Filesystem for Adapter {
             return;
         };
         let (fs, name, newname) = (Arc::clone(&self.fs), name.to_owned(), newname.to_owned());
-        self.tasks.hand_over(move || {
+        self.tasks.hand_over_names(move || {
             empty(reply, fs.rename(ino(parent), &name, ino(newparent), &newname, how));
         });
     }
@@ -392,7 +392,7 @@ impl Filesystem for Adapter {
 
     fn fsyncdir(&self, _req: &Request, _node: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let fs = Arc::clone(&self.fs);
-        self.tasks.hand_over(move || empty(reply, fs.fsyncdir()));
+        self.tasks.hand_over_names(move || empty(reply, fs.fsyncdir()));
     }
 
     fn statfs(&self, _req: &Request, _node: INodeNo, reply: ReplyStatfs) {

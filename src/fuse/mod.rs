@@ -1,6 +1,6 @@
 //! The mount: [`mount`] hands a store to the kernel by way of `fuser`, and [`Mounted`] stands for what it gets.
 //!
-//! Four kinds of threads: fuser's answer requests ([`adapter`]), the worker does what may wait ([`worker`]), the
+//! Four kinds of threads: fuser's answer requests ([`adapter`]), two workers do what may wait ([`worker`]), the
 //! notifier tells the kernel what changed, the watcher sees that something did ([`notify`]). Which files the kernel serves by itself is decided in
 //! [`passthrough`].
 
@@ -177,7 +177,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
     let passthrough = Arc::new(Passthrough::new(options.passthrough == PassthroughMode::Auto));
     let notifier = Arc::new(OnceLock::new());
     let thread = |source| MountError::Thread { source };
-    let (tasks, worker) = worker::start().map_err(thread)?;
+    let (tasks, workers) = worker::start().map_err(thread)?;
     let adapter = Adapter {
         fs: Arc::clone(&fs),
         passthrough: Arc::clone(&passthrough),
@@ -203,7 +203,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
         tasks: tasks.clone(),
         watcher,
         notifier: None,
-        worker: Some(worker),
+        workers: workers.into(),
     };
 
     let path = fs.store().path().display().to_string();
@@ -226,7 +226,14 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
         .spawn(move || {
             let result = session.run();
             drop(threads);
-            result
+            match result {
+                // What a thread reads that asks just when the kernel takes the connection down: the end, as ENODEV is.
+                Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => {
+                    info!("the kernel ended the connection");
+                    Ok(())
+                }
+                result => result,
+            }
         })
         .map_err(thread)?;
     mount.keep();
@@ -265,7 +272,7 @@ struct Helpers {
     tasks: Tasks,
     watcher: Option<Watcher>,
     notifier: Option<JoinHandle<()>>,
-    worker: Option<JoinHandle<()>>,
+    workers: Vec<JoinHandle<()>>,
 }
 
 impl Drop for Helpers {
@@ -278,7 +285,7 @@ impl Drop for Helpers {
             let _ = notifier.join();
         }
         self.tasks.stop();
-        if let Some(worker) = self.worker.take() {
+        for worker in self.workers.drain(..) {
             let _ = worker.join();
         }
         self.fs.tell_written();

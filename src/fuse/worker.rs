@@ -1,5 +1,8 @@
-//! A thread for what may wait: for other writers, who may be at work for long, and for the disk. The threads that
+//! Threads for what may wait: for other writers, who may be at work for long, and for the disk. The threads that
 //! answer requests never do, or a mount would stand still while another process appends.
+//!
+//! Changes of names have a thread of their own. The kernel keeps a folder locked until such a change is answered, so it
+//! must not stand behind pages that wait to be written back, which they do for as long as it takes.
 
 use std::io;
 use std::sync::Arc;
@@ -23,27 +26,42 @@ type Task = Box<dyn FnOnce() + Send>;
 
 /// Where tasks are handed over.
 #[derive(Clone)]
-pub(super) struct Tasks(Sender<Option<Task>>);
+pub(super) struct Tasks {
+    elements: Sender<Option<Task>>,
+    names: Sender<Option<Task>>,
+}
 
 impl Tasks {
     /// Has `task` done, after those before it. If the thread is gone, it is dropped: replies in it answer `EIO`.
     pub(super) fn hand_over(&self, task: impl FnOnce() + Send + 'static) {
-        let _ = self.0.send(Some(Box::new(task)));
+        let _ = self.elements.send(Some(Box::new(task)));
     }
 
-    /// Ends the thread when the tasks up to now are done.
+    /// As [`Tasks::hand_over`], for a change of names.
+    pub(super) fn hand_over_names(&self, task: impl FnOnce() + Send + 'static) {
+        let _ = self.names.send(Some(Box::new(task)));
+    }
+
+    /// Ends the threads when the tasks up to now are done.
     pub(super) fn stop(&self) {
-        let _ = self.0.send(None);
+        let _ = self.elements.send(None);
+        let _ = self.names.send(None);
     }
 }
 
-/// Starts the thread.
-pub(super) fn start() -> io::Result<(Tasks, JoinHandle<()>)> {
+/// Starts the threads.
+pub(super) fn start() -> io::Result<(Tasks, [JoinHandle<()>; 2])> {
+    let (elements, element_thread) = start_one("npkfs-worker")?;
+    let (names, name_thread) = start_one("npkfs-names")?;
+    Ok((Tasks { elements, names }, [element_thread, name_thread]))
+}
+
+fn start_one(name: &str) -> io::Result<(Sender<Option<Task>>, JoinHandle<()>)> {
     let (tasks, queue): (_, Receiver<Option<Task>>) = mpsc::channel();
     let thread = thread::Builder::new()
-        .name("npkfs-worker".into())
+        .name(name.into())
         .spawn(move || queue.into_iter().map_while(|task| task).for_each(|task| task()))?;
-    Ok((Tasks(tasks), thread))
+    Ok((tasks, thread))
 }
 
 /// Whether an error means that another writer is at work.

@@ -399,6 +399,7 @@ impl Array {
         let (_, header) = self.stored_header()?;
         let is_current = header.is_ok_and(|header| header.describes(&record.dtype, &record.layout));
         if !is_current {
+            self.shared.note_dirty(&record);
             self.shared.write_header(&record, data)?;
         }
         Ok(is_longer || !is_current)
@@ -514,11 +515,7 @@ impl Array {
 
     /// The header that is in the file, and what it says.
     fn stored_header(&self) -> Result<(Vec<u8>, Result<NpyHeader, crate::format::FormatError>), StoreError> {
-        let mut bytes = vec![0; self.record.offset as usize];
-        let read = self.data()?.file.read_at(&mut bytes, 0).map_err(|source| self.io("read", source))?;
-        bytes.truncate(read);
-        let header = npy::parse(&bytes);
-        Ok((bytes, header))
+        self.data()?.header(self.record.offset).map_err(|source| self.io("read", source))
     }
 
     /// Checks that the header in the file is one of this array, maybe of an earlier number of rows.

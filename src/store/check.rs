@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::error::StoreError;
 use super::{Access, Generation, Store};
 use crate::format::names;
+use crate::sys::Storage;
 
 /// What [`verify`] found.
 #[derive(Debug, Clone, Default)]
@@ -41,8 +42,20 @@ pub struct Problem {
 /// # Errors
 /// `NotAStore`, or `Io` if the store cannot be looked at.
 pub fn verify(path: &Path) -> Result<Report, StoreError> {
+    report_on(Store::open(path, Access::Read))
+}
+
+/// Checks the store in `storage`; see [`verify`].
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_storage(storage: Box<dyn Storage>) -> Result<Report, StoreError> {
+    report_on(Store::with_storage(storage, Access::Read))
+}
+
+fn report_on(opened: Result<Store, StoreError>) -> Result<Report, StoreError> {
     let mut report = Report::default();
-    let store = match Store::open(path, Access::Read) {
+    let store = match opened {
         Ok(store) => store,
         Err(error @ StoreError::Format { .. }) => {
             report.problems.push(Problem {
@@ -82,8 +95,11 @@ pub fn verify(path: &Path) -> Result<Report, StoreError> {
     }
     let is_leftover = |file: &String| names::is_data_file(file) && !files.contains(file);
     let listed = store.shared.storage.list();
-    let mut leftovers: Vec<String> =
-        listed.map_err(|e| StoreError::io("list", path, "", e))?.into_iter().filter(is_leftover).collect();
+    let mut leftovers: Vec<String> = listed
+        .map_err(|e| StoreError::io("list", store.path(), "", e))?
+        .into_iter()
+        .filter(is_leftover)
+        .collect();
     leftovers.sort();
     report.leftovers = leftovers;
     Ok(report)

@@ -8,7 +8,8 @@ use roaring::RoaringTreemap;
 
 use super::error::{DataFileFault, StoreError};
 use super::rows::LiveRows;
-use crate::format::{ArrayId, Record};
+use crate::format::npy::{self, NpyHeader};
+use crate::format::{ArrayId, FormatError, Record};
 use crate::sys::{FileAccess, Map, Storage, StorageFile};
 
 /// Data files that stay open after their last use: opening one costs as much as writing a few rows.
@@ -43,6 +44,16 @@ impl DataFile {
             return Err(fault(DataFileFault::Short { found: stat.len, expected: record.data_end() }));
         }
         Ok(Self::new(file))
+    }
+
+    /// The first `len` bytes, and what they say as a header.
+    pub(super) fn header(&self, len: u64) -> io::Result<(Vec<u8>, Result<NpyHeader, FormatError>)> {
+        // At most 1 MiB: records with longer headers are refused.
+        let mut bytes = vec![0; len as usize];
+        let read = self.file.read_at(&mut bytes, 0)?;
+        bytes.truncate(read);
+        let header = npy::parse(&bytes);
+        Ok((bytes, header))
     }
 
     /// The file's first `len` bytes, mapped.

@@ -39,6 +39,9 @@ pub(super) struct ManifestLog {
     snapshot_end: u64,
     /// Length of the manifest that is known to be on the disk.
     synced_len: u64,
+    /// Arrays that the last frame of somebody else appended rows to: should he have died before he wrote their
+    /// headers, the next writer does.
+    pub(super) lagging: Vec<Arc<str>>,
     pub(super) table: Table,
 }
 
@@ -89,6 +92,7 @@ impl ManifestLog {
             file_len: stat.len,
             snapshot_end: snapshot.end,
             synced_len: snapshot.end,
+            lagging: Vec::new(),
             table,
         };
         manifest.fold(&mut log, &mut |_| ()).map_err(damaged)?;
@@ -100,7 +104,9 @@ impl ManifestLog {
         storage: &dyn Storage,
         store_id: [u8; frame::STORE_ID_LEN],
     ) -> Result<Self, StoreError> {
-        publish(storage, store_id, Table::default())
+        let manifest = publish(storage, store_id, Table::default())?;
+        storage.sync_dir().map_err(|e| StoreError::io("sync", storage.path(), "", e))?;
+        Ok(manifest)
     }
 
     /// Whether it is certain, without asking the system, that nothing was committed since the last catching up, and
@@ -159,13 +165,19 @@ impl ManifestLog {
         while let Some(frame) = log.next()? {
             let edit = Edit::decode(frame.payload, frame.offset)?;
             self.table.apply(&edit, changed)?;
+            self.lagging.clear();
+            self.lagging.extend(edit.ops.into_iter().filter_map(|op| match op {
+                Op::Rows(name, _) => Some(name),
+                _ => None,
+            }));
             self.end = frame.end;
             self.synced_len = self.synced_len.max(frame.synced_len.min(frame.end));
         }
         Ok(())
     }
 
-    /// Commits `ops` as one frame. With `durable`, returns when it is on the disk.
+    /// Commits `ops` as one frame. With `durable`, returns when it is on the disk. The caller calls
+    /// [`ManifestLog::publish_length`] when what follows a commit is done.
     ///
     /// On error nothing was committed, or, if the disk failed, nobody knows: the caller must stop writing.
     pub(super) fn append(
@@ -197,13 +209,16 @@ impl ManifestLog {
         if durable {
             self.synced_len = self.end;
         }
-        self.publish_length();
+        self.lagging.clear();
         Ok(())
     }
 
     /// Makes all frames so far durable.
     pub(super) fn sync(&mut self, storage: &dyn Storage) -> Result<(), StoreError> {
         let end = self.end;
+        if self.synced_len == end {
+            return Ok(());
+        }
         self.file.sync_data().map_err(|e| StoreError::io("sync", storage.path(), names::MANIFEST, e))?;
         self.synced_len = self.synced_len.max(end);
         Ok(())
@@ -214,7 +229,8 @@ impl ManifestLog {
         self.end - self.snapshot_end > MAX_LOG_LEN + 2 * self.snapshot_end
     }
 
-    /// Replaces the manifest by a new file with nothing but a snapshot.
+    /// Replaces the manifest by a new file with nothing but a snapshot. The caller syncs the directory before anything
+    /// else is committed.
     pub(super) fn publish(&mut self, storage: &dyn Storage) -> Result<(), StoreError> {
         // Readers of the old file must look for the new one from now on; should this fail, they look in vain.
         self.retire();
@@ -229,7 +245,8 @@ impl ManifestLog {
         }
     }
 
-    fn publish_length(&self) {
+    /// Tells all who have this file open how long it is.
+    pub(super) fn publish_length(&self) {
         if let Some(word) = &self.published {
             word.store(self.end);
         }
@@ -250,7 +267,6 @@ fn publish(
     file.write_at(&bytes, 0).map_err(|e| failed("write", e))?;
     file.sync_data().map_err(|e| failed("sync", e))?;
     storage.replace(&file, names::MANIFEST).map_err(|e| failed("replace", e))?;
-    storage.sync_dir().map_err(|e| failed("sync the directory of", e))?;
     if let Err(error) = storage.link_existing(names::MANIFEST, names::MANIFEST_BACKUP) {
         log::warn!("{}: no {} was made: {error}", storage.path().display(), names::MANIFEST_BACKUP);
     }
@@ -264,6 +280,7 @@ fn publish(
         file_len: end,
         snapshot_end: end,
         synced_len: end,
+        lagging: Vec::new(),
         table,
     })
 }

@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLo
 use std::time::Duration;
 
 pub use array::{Array, ArrayMap};
-pub use check::{Problem, Report, verify};
+pub use check::{Problem, Report, verify, verify_storage};
 pub use error::{DataFileFault, NotAStore, StoreError};
 pub use writer::NewArray;
 
@@ -66,6 +66,8 @@ struct Shared {
     durable: AtomicBool,
     /// Data files that were written since the last sync.
     dirty: Mutex<HashSet<Arc<str>>>,
+    /// Whether names may have been given, by anybody, since the directory was synced.
+    names_dirty: AtomicBool,
     /// The failure after which nothing is written any more.
     poison: OnceLock<Arc<StoreError>>,
     /// Whether leftovers of writers that died were looked for.
@@ -153,6 +155,7 @@ impl Store {
             lock_timeout: LOCK_TIMEOUT,
             durable: AtomicBool::new(false),
             dirty: Mutex::default(),
+            names_dirty: AtomicBool::new(true),
             poison: OnceLock::new(),
             swept: AtomicBool::new(false),
             changes: Mutex::new(None),
@@ -320,7 +323,8 @@ impl Store {
         }
     }
 
-    /// Lets every later commit return only when it is on the disk.
+    /// Lets every later operation return only when it is on the disk, with all before it through this handle.
+    /// [`Array::write_npy_at`] is none: [`Store::sync`] follows it.
     pub fn set_durable(&self, durable: bool) {
         self.shared.durable.store(durable, Ordering::Relaxed);
     }
@@ -340,7 +344,9 @@ impl Shared {
         if !thorough && manifest.is_fresh() {
             return Ok(());
         }
-        manifest.catch_up(&*self.storage, false, &mut |change| self.note_change(change))?;
+        if manifest.catch_up(&*self.storage, false, &mut |change| self.note_change(change))? {
+            self.names_dirty.store(true, Ordering::Relaxed);
+        }
         Ok(())
     }
 

@@ -101,7 +101,7 @@ impl Store {
             }
         }
         if self.shared.is_durable() {
-            self.shared.or_poison(array.sync())?;
+            self.shared.or_poison(self.shared.sync_all())?;
         }
         self.shared.tell_written(&guard, &array)
     }
@@ -127,6 +127,7 @@ impl Store {
             if array.fortran_order() || !has_room_without(&array, rows.len() as u64)? {
                 let kept = (0..array.n_rows()).filter(|row| !rows.contains(row)).collect::<Vec<_>>();
                 commit.staged.push(self.shared.stage_rows(&array, &kept)?);
+                commit.moves_rows = true;
                 continue;
             }
             let live = array.live_rows()?;
@@ -137,7 +138,7 @@ impl Store {
         self.shared.commit(commit)
     }
 
-    /// Gives back the space of dropped rows. Returns whether there were any.
+    /// Gives back the space of dropped rows, and returns when that is on the disk. Returns whether there were any.
     ///
     /// What others write in place while this runs, other than through a store, may be lost.
     ///
@@ -150,7 +151,7 @@ impl Store {
             return Ok(false);
         }
         let staged = self.shared.stage_copy(&array)?;
-        self.shared.commit(Commit { staged: vec![staged], ..Commit::default() })?;
+        self.shared.commit(Commit { staged: vec![staged], moves_rows: true, ..Commit::default() })?;
         Ok(true)
     }
 }
@@ -179,15 +180,13 @@ impl Shared {
             let header = npy::encode_within(&staged.dtype, &staged.layout, staged.offset);
             staged.file.write_at(&header.unwrap_or_default(), 0).map_err(failed)?;
             commit.staged.push(staged);
+            commit.moves_rows = true;
             return Ok(());
         }
         let data = array.data()?;
         self.note_dirty(record);
         let failed = |action, e| StoreError::io(action, self.storage.path(), &record.file, e);
         data.file.write_at(new.data, record.data_end()).map_err(|e| failed("write", e))?;
-        if self.is_durable() {
-            self.or_poison(data.file.sync_data().map_err(|e| failed("sync", e)))?;
-        }
         commit.ops.push(Op::Rows(Arc::clone(array.name()), shape[0]));
         commit.headers.push((Arc::clone(array.name()), Arc::clone(data)));
         Ok(())

@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use std::collections::hash_map::{Entry, HashMap};
 use std::fs;
 use std::io;
+use std::iter;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -26,8 +27,12 @@ use crate::format::npy;
 use crate::format::{ArrayId, Dtype, FormatError, Layout, Op, Record, names};
 use crate::sys::{FileAccess, LockGuard, Storage, StorageFile};
 
-/// Bytes written or copied at once, between two reports of progress.
+/// Bytes copied at once, between two reports of progress.
 const CHUNK_LEN: u64 = 8 << 20;
+
+/// Arrays up to this length are written with their header in one call. For longer ones the header comes first: a
+/// file system that gives one write one large piece of memory makes every later small write into it walk the whole.
+const SMALL_LEN: usize = 16 << 10;
 
 /// Elements to be stored: contiguous bytes in the order that `fortran_order` says.
 #[derive(Debug, Clone)]
@@ -84,6 +89,8 @@ pub(super) struct Commit {
     pub(super) ops: Vec<Op>,
     /// Arrays whose header is to be written after the commit.
     pub(super) headers: Vec<(Arc<str>, Arc<DataFile>)>,
+    /// Rows that are there already move to a new file: the commit is durable, since it removes the old one.
+    pub(super) moves_rows: bool,
 }
 
 impl Store {
@@ -251,20 +258,25 @@ impl Shared {
             return Ok(WriteGuard { file, _thread: thread });
         }
         let mut manifest = self.manifest_mut();
-        let changed = loop {
+        loop {
             let changed = manifest.catch_up(&*self.storage, true, &mut |change| self.note_change(change))?;
             // A store that was removed and created anew has another lock file.
             let is_current = |file: &dyn LockGuard| {
                 file.is_current().map_err(|e| StoreError::io("stat", self.storage.path(), names::LOCK, e))
             };
+            if changed {
+                // Others give names without waiting for the disk.
+                self.names_dirty.store(true, Ordering::Relaxed);
+            }
             if !changed || is_current(&*file)? {
-                break changed;
+                break;
             }
             file = super::take_lock(&*self.storage, timeout)?;
-        };
-        if changed || !self.swept.swap(true, Ordering::Relaxed) {
-            self.finish_intent(&manifest);
         }
+        // Somebody else was here, and may have died before a commit that could be seen.
+        self.swept.store(true, Ordering::Relaxed);
+        self.finish_intent(&manifest);
+        self.mend_headers(&mut manifest);
         Ok(WriteGuard { file, _thread: thread })
     }
 
@@ -278,7 +290,7 @@ impl Shared {
             StoreError::io(action, self.storage.path(), &names::data_file(name, ArrayId(0)), source)
         };
         let file = self.storage.create_unnamed().map_err(|e| failed("create", e))?;
-        if array.data.len() as u64 <= CHUNK_LEN {
+        if array.data.len() <= SMALL_LEN {
             // One write for a small array; the copy costs less than a second call.
             let bytes = [&header, array.data].concat();
             file.write_at(&bytes, 0).map_err(|e| failed("write", e))?;
@@ -336,11 +348,11 @@ impl Shared {
 
     /// Commits, with the writers' lock held.
     pub(super) fn commit(&self, commit: Commit) -> Result<(), StoreError> {
-        let Commit { staged, mut ops, headers } = commit;
+        let Commit { staged, mut ops, headers, moves_rows } = commit;
         if staged.is_empty() && ops.is_empty() {
             return Ok(());
         }
-        let durable = self.durable.load(Ordering::Relaxed);
+        let durable = moves_rows || self.durable.load(Ordering::Relaxed);
         if durable {
             for new in &staged {
                 let failed = |e| {
@@ -348,11 +360,15 @@ impl Shared {
                 };
                 self.or_poison(new.file.sync_data().map_err(failed))?;
             }
+            // The commit takes earlier ones, that were not durable, to the disk with it: their elements go first.
+            self.or_poison(self.sync_dirty())?;
         }
         let time = now();
         let (records, superseded) = self.name_files(&staged, &ops, time);
         let is_intended = !(records.is_empty() && superseded.is_empty());
         if is_intended {
+            // Should this process die, whoever comes next must look, also one that knows this state.
+            self.manifest().retire();
             let files =
                 records.iter().map(|record| &*record.file).chain(superseded.iter().map(|(_, file)| &**file));
             self.write_intent(&files.collect::<Vec<_>>().join("\n"))?;
@@ -360,39 +376,54 @@ impl Shared {
         for (record, new) in records.iter().zip(&staged) {
             self.link(&new.file, &record.file)?;
         }
-        if durable && !records.is_empty() {
-            let failed = |e| StoreError::io("sync the directory of", self.storage.path(), names::MANIFEST, e);
-            self.or_poison(self.storage.sync_dir().map_err(failed))?;
+        if !records.is_empty() {
+            self.names_dirty.store(true, Ordering::Relaxed);
         }
-        for (record, new) in records.iter().zip(&staged) {
-            self.files.insert(record.id, &Arc::new(DataFile::new(Arc::clone(&new.file))));
-            self.note_dirty(record);
+        if durable {
+            self.or_poison(self.sync_names())?;
+        } else {
+            records.iter().for_each(|record| self.note_dirty(record));
         }
+        let ids: Vec<ArrayId> = records.iter().map(|record| record.id).collect();
         ops.extend(records.into_iter().map(Op::Put));
         let mut manifest = self.manifest_mut();
         let appended = manifest.append(&*self.storage, time, ops, durable, &mut |change| {
             self.note_change(Change { is_own: true, ..change });
         });
         self.or_poison(appended)?;
+        // Not before: had the commit failed, somebody else's would get these identities.
+        for (id, new) in ids.into_iter().zip(&staged) {
+            self.files.insert(id, &Arc::new(DataFile::new(Arc::clone(&new.file))));
+        }
         // The commit is made. What fails from here on is mended by the next writer.
         for (name, data) in &headers {
-            if let Some(record) = manifest.table.get(name) {
-                let record = Arc::clone(record);
-                if let Err(error) = self.write_header(&record, data) {
-                    log::warn!("{error}");
-                }
+            let Some(record) = manifest.table.get(name).cloned() else { continue };
+            if let Err(error) = self.write_header(&record, data) {
+                log::warn!("{error}");
+                manifest.lagging.push(Arc::clone(name));
+            }
+            if !durable {
+                self.note_dirty(&record);
             }
         }
-        for (_, file) in &superseded {
-            self.remove_file(file);
+        if manifest.lagging.is_empty() {
+            manifest.publish_length();
         }
-        if is_intended && let Err(error) = self.write_intent("") {
-            log::warn!("{error}");
+        if is_intended {
+            self.end_intent(superseded.iter().map(|(_, file)| &**file));
         }
-        if manifest.wants_snapshot()
-            && let Err(error) = manifest.publish(&*self.storage)
-        {
-            log::warn!("the manifest keeps its length: {error}");
+        if manifest.wants_snapshot() {
+            // The new file has a temporary name for a moment.
+            let published = self.write_intent(names::MANIFEST).and_then(|()| {
+                manifest.publish(&*self.storage)?;
+                // Later commits go to the new file, and rest on its name.
+                self.names_dirty.store(true, Ordering::Relaxed);
+                self.or_poison(self.sync_names())
+            });
+            if let Err(error) = published {
+                log::warn!("no new snapshot of the manifest: {error}");
+            }
+            self.end_intent(iter::empty());
         }
         Ok(())
     }
@@ -461,10 +492,29 @@ impl Shared {
     pub(super) fn write_header(&self, record: &Record, data: &DataFile) -> Result<(), StoreError> {
         let header = npy::encode_within(&record.dtype, &record.layout, record.offset)
             .ok_or_else(|| fault(&*self.storage, record, DataFileFault::Header(None)))?;
-        self.note_dirty(record);
         data.file
             .write_at(&header, 0)
             .map_err(|e| StoreError::io("write", self.storage.path(), &record.file, e))
+    }
+
+    /// Writes the headers that a writer that died did not get to write.
+    fn mend_headers(&self, manifest: &mut ManifestLog) {
+        for name in std::mem::take(&mut manifest.lagging) {
+            let Some(record) = manifest.table.get(&name) else { continue };
+            let mended = self.files.get(&*self.storage, record).and_then(|data| {
+                let header = data.header(record.offset);
+                let (_, header) =
+                    header.map_err(|e| StoreError::io("read", self.storage.path(), &record.file, e))?;
+                if header.is_ok_and(|header| header.describes(&record.dtype, &record.layout)) {
+                    return Ok(());
+                }
+                self.note_dirty(record);
+                self.write_header(record, &data)
+            });
+            if let Err(error) = mended {
+                log::warn!("{error}");
+            }
+        }
     }
 
     /// Remembers that a data file has bytes that may not be on the disk.
@@ -475,7 +525,14 @@ impl Shared {
         }
     }
 
+    /// Lets everything that was written through this handle reach the disk: elements, names, commits.
     pub(super) fn sync_all(&self) -> Result<(), StoreError> {
+        self.sync_dirty()?;
+        self.sync_names()?;
+        self.manifest_mut().sync(&*self.storage)
+    }
+
+    fn sync_dirty(&self) -> Result<(), StoreError> {
         let dirty = std::mem::take(&mut *lock(&self.dirty));
         for file in &dirty {
             let synced = match self.storage.open(file, FileAccess::Write) {
@@ -485,8 +542,15 @@ impl Shared {
             };
             synced.map_err(|source| StoreError::io("sync", self.storage.path(), file, source))?;
         }
-        self.storage.sync_dir().map_err(|e| StoreError::io("sync", self.storage.path(), "", e))?;
-        self.manifest_mut().sync(&*self.storage)
+        Ok(())
+    }
+
+    fn sync_names(&self) -> Result<(), StoreError> {
+        if self.names_dirty.swap(false, Ordering::Relaxed) {
+            let failed = |e| StoreError::io("sync the directory of", self.storage.path(), names::MANIFEST, e);
+            self.storage.sync_dir().map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// After a failed write of the manifest, or a failed sync, nobody knows what is on the disk: writing stops.
@@ -501,13 +565,17 @@ impl Shared {
         if is_full && *action == "write" {
             return Err(error);
         }
-        let copy = io::Error::new(source.kind(), source.to_string());
+        let copy = match source.raw_os_error() {
+            Some(errno) => io::Error::from_raw_os_error(errno),
+            None => io::Error::new(source.kind(), source.to_string()),
+        };
         let first = StoreError::Io { action, path: path.clone(), source: copy };
         let _ = self.poison.set(Arc::new(first)); // the first failure stays
         Err(error)
     }
 
-    /// Says in the lock file which data files come and go, so that a crash leaves none that nobody knows of.
+    /// Says in the lock file which data files come and go, or that the manifest is replaced, so that a crash leaves
+    /// nothing that nobody knows of.
     fn write_intent(&self, files: &str) -> Result<(), StoreError> {
         let failed = |action, source| StoreError::io(action, self.storage.path(), names::LOCK, source);
         let bytes = encode_intent(files);
@@ -521,31 +589,36 @@ impl Shared {
             let len = usize::try_from(file.stat()?.len).unwrap_or(0).min(MAX_INTENT_LEN);
             let mut bytes = vec![0; len];
             let read = file.read_at(&mut bytes, 0)?;
-            Ok(decode_intent(bytes.get(..read).unwrap_or(&[])).unwrap_or_default())
+            Ok(decode_intent(bytes.get(..read).unwrap_or(&[])))
         });
         let files = match files {
-            Ok(files) if !files.is_empty() => files,
-            Ok(_) => return,
+            Ok(Some(files)) => files,
+            Ok(None) => return,
             Err(error) => return log::warn!("{}: {error}", self.storage.path().join(names::LOCK).display()),
         };
         let live: HashSet<&str> = manifest.table.records().map(|record| &*record.file).collect();
-        for file in files.iter().filter(|file| !live.contains(file.as_str())) {
-            self.remove_file(file);
-        }
         if let Err(error) = self.storage.sweep_temporaries() {
             log::warn!("{}: {error}", self.storage.path().display());
         }
-        if let Err(error) = self.write_intent("") {
-            log::warn!("{error}");
-        }
+        self.end_intent(files.iter().map(String::as_str).filter(|file| !live.contains(file)));
     }
 
-    fn remove_file(&self, file: &str) {
-        match self.storage.remove(file) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                log::warn!("cannot remove {}: {error}", self.storage.path().join(file).display());
+    /// Removes the files that nobody needs any more, and then the intent that names them.
+    fn end_intent<'a>(&self, files: impl Iterator<Item = &'a str>) {
+        let mut all_gone = true;
+        for file in files {
+            match self.storage.remove(file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    log::warn!("cannot remove {}: {error}", self.storage.path().join(file).display());
+                    all_gone = false;
+                }
+                _ => {}
             }
-            _ => {}
+        }
+        // What could not be removed stays in the intent, and is tried again with the next write.
+        self.swept.store(all_gone, Ordering::Relaxed);
+        if all_gone && let Err(error) = self.write_intent("") {
+            log::warn!("{error}");
         }
     }
 }
@@ -563,14 +636,14 @@ fn encode_intent(files: &str) -> Vec<u8> {
     bytes
 }
 
-/// The data files that an intent names; `None` if it is torn, and so was never acted upon.
+/// The data files that an intent names; `None` if there is no intent, or it is torn, and so was never acted upon.
 fn decode_intent(bytes: &[u8]) -> Option<Vec<String>> {
     let len = usize::try_from(u32_at(bytes, 0)?).ok()?;
     let files = bytes.get(INTENT_HEADER_LEN..INTENT_HEADER_LEN.checked_add(len)?)?;
     if crc32fast::hash(files) != u32_at(bytes, size_of::<u32>())? {
         return None;
     }
-    let files = std::str::from_utf8(files).ok()?;
+    let files = std::str::from_utf8(files).ok().filter(|files| !files.is_empty())?;
     Some(files.lines().filter(|file| names::is_data_file(file)).map(str::to_owned).collect())
 }
 
@@ -648,7 +721,7 @@ mod tests {
         for len in 0..bytes.len() {
             assert_eq!(decode_intent(&bytes[..len]), None);
         }
-        assert_eq!(decode_intent(&encode_intent("")).unwrap(), Vec::<String>::new());
+        assert_eq!(decode_intent(&encode_intent("")), None);
         assert_eq!(decode_intent(&encode_intent("../x\nmetadata.npkm")).unwrap(), Vec::<String>::new());
     }
 }

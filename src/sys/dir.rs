@@ -40,6 +40,8 @@ pub struct DirStorage {
     locks: LockTable,
     /// The file system makes files without a name, and `/proc` is there to name them later.
     has_unnamed: AtomicBool,
+    /// Temporaries were swept before the first one was made.
+    has_swept: AtomicBool,
 }
 
 impl DirStorage {
@@ -55,6 +57,7 @@ impl DirStorage {
             path: path.to_path_buf(),
             locks: LockTable::default(),
             has_unnamed: AtomicBool::new(Path::new("/proc/self/fd").exists()),
+            has_swept: AtomicBool::new(false),
         })
     }
 
@@ -154,6 +157,10 @@ impl Storage for DirStorage {
                 Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL | Errno::NOSYS) => {}
                 Err(error) => return Err(error.into()),
             }
+        }
+        if !self.has_swept.swap(true, Ordering::Relaxed) {
+            // Those of writers that died before they had the lock. What cannot be removed is in nobody's way.
+            let _ = self.sweep_temporaries();
         }
         let file = self.create_temporary()?;
         // Remembered only after a success: a full or removed directory says nothing about the file system.
@@ -431,6 +438,17 @@ mod tests {
             assert_eq!(names, ["a", "b"]);
             assert_eq!(storage.stat("a").expect("stat").len, 0);
             assert_eq!(storage.stat("b").expect("stat").len, 3);
+        }
+    }
+
+    #[test]
+    fn who_makes_temporaries_removes_those_left_behind() {
+        for (dir, storage) in both_kinds() {
+            let left = dir.path().join("tmp_0123456789abcdef.npkd");
+            fs::write(&left, "left behind").expect("writes");
+            let has_unnamed = storage.has_unnamed.load(Ordering::Relaxed);
+            drop(storage.create_unnamed().expect("creates"));
+            assert_eq!(left.exists(), has_unnamed);
         }
     }
 

@@ -60,12 +60,11 @@ fn assert_elements(array: &Array, content: &Content, rng: &mut Rng) {
 
 fn assert_rows(array: &Array, content: &Content, rng: &mut Rng) {
     let (n_rows, row_len) = (content.n_rows(), content.row_len());
-    let mut windows = vec![0..n_rows];
-    for _ in 0..2 {
+    let windows = (0..2).map(|_| {
         let start = rng.below(n_rows + 1);
-        windows.push(start..start + rng.below(n_rows + 1 - start));
-    }
-    for window in windows {
+        start..start + rng.below(n_rows + 1 - start)
+    });
+    for window in std::iter::once(0..n_rows).chain(windows.collect::<Vec<_>>()) {
         let expected = content.rows[window.start as usize..window.end as usize].concat();
         let mut out = vec![0xa5; expected.len()];
         array.read_rows_into(window.clone(), &mut out).expect("reads rows");

@@ -7,10 +7,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
-use numpack::sys::{FileAccess, FileStat, FsStat, LockGuard, Map, Storage, StorageFile};
+use numpack::sys::{FileAccess, FileStat, FsStat, LockGuard, Map, SharedWord, Storage, StorageFile};
 
-/// Counts the calls that change something, or make it durable, or lock; and can fail one, or die at one.
-#[derive(Debug)]
+/// Counts the calls that change something, or make it durable, or lock; and can fail one, or die at one. Clones share
+/// the count and the plan.
+#[derive(Debug, Clone)]
 pub struct FaultyStorage {
     inner: Arc<dyn Storage>,
     faults: Faults,
@@ -31,6 +32,8 @@ struct Faults(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     calls: Vec<&'static str>,
+    /// The call that failed, and its file.
+    failed: Option<String>,
     plan: Plan,
 }
 
@@ -38,7 +41,7 @@ struct State {
 enum Plan {
     #[default]
     Work,
-    FailAt(usize, io::Error),
+    FailAt(usize, io::Error, LastWrite),
     DieAt(usize, LastWrite),
     Dead,
 }
@@ -47,7 +50,7 @@ enum Plan {
 enum Verdict {
     Do,
     /// Do the first half, and fail.
-    Tear,
+    Tear(io::Error),
 }
 
 impl FaultyStorage {
@@ -63,7 +66,12 @@ impl FaultyStorage {
 
     /// Lets the `n`-th counted call from the beginning (the first is 1) fail with `error` and do nothing.
     pub fn fail_at(&self, n: usize, error: io::Error) {
-        self.faults.state().plan = Plan::FailAt(n, error);
+        self.faults.state().plan = Plan::FailAt(n, error, LastWrite::Lost);
+    }
+
+    /// Like [`FaultyStorage::fail_at`], but a write does its first half, as one that fills the disk may.
+    pub fn fail_halfway_at(&self, n: usize, error: io::Error) {
+        self.faults.state().plan = Plan::FailAt(n, error, LastWrite::Torn);
     }
 
     /// Lets the process die at the `n`-th counted call: it and all later calls, reading ones too, fail, and nothing
@@ -72,18 +80,28 @@ impl FaultyStorage {
         self.faults.state().plan = Plan::DieAt(n, last_write);
     }
 
+    /// The call that failed as planned, or was the last, and its file if that has a name: `write_at metadata.npkm`.
+    pub fn failed_call(&self) -> Option<String> {
+        self.faults.state().failed.clone()
+    }
+
+    /// Whether the planned death has happened.
+    pub fn is_dead(&self) -> bool {
+        matches!(self.faults.state().plan, Plan::Dead)
+    }
+
     /// Whether the planned failure or death has happened, or there was none planned.
     pub fn is_done(&self) -> bool {
         matches!(self.faults.state().plan, Plan::Work | Plan::Dead)
     }
 
-    fn file(&self, inner: Arc<dyn StorageFile>) -> Arc<dyn StorageFile> {
-        Arc::new(FaultyFile { inner, faults: self.faults.clone() })
+    fn file(&self, inner: Arc<dyn StorageFile>, name: &str) -> Arc<dyn StorageFile> {
+        Arc::new(FaultyFile { inner, name: Mutex::new(name.to_owned()), faults: self.faults.clone() })
     }
 
     /// Counts a call that cannot be torn.
-    fn count(&self, call: &'static str) -> io::Result<()> {
-        self.faults.count_whole(call)
+    fn count(&self, call: &'static str, name: &str) -> io::Result<()> {
+        self.faults.count_whole(call, name)
     }
 }
 
@@ -100,73 +118,82 @@ impl Faults {
         if matches!(self.state().plan, Plan::Dead) { Err(death()) } else { Ok(()) }
     }
 
-    fn count(&self, call: &'static str) -> io::Result<Verdict> {
+    fn count(&self, call: &'static str, name: &str) -> io::Result<Verdict> {
         let mut state = self.state();
         if matches!(state.plan, Plan::Dead) {
             return Err(death());
         }
         state.calls.push(call);
         let n = state.calls.len();
-        match mem::take(&mut state.plan) {
-            Plan::FailAt(at, error) if at == n => Err(error),
+        let (error, last_write) = match mem::take(&mut state.plan) {
+            Plan::FailAt(at, error, last_write) if at == n => (error, last_write),
             Plan::DieAt(at, last_write) if at == n => {
                 state.plan = Plan::Dead;
-                if last_write == LastWrite::Torn { Ok(Verdict::Tear) } else { Err(death()) }
+                (death(), last_write)
             }
             plan => {
                 state.plan = plan;
-                Ok(Verdict::Do)
+                return Ok(Verdict::Do);
             }
-        }
+        };
+        state.failed = Some(format!("{call} {name}").trim_end().to_owned());
+        if last_write == LastWrite::Torn { Ok(Verdict::Tear(error)) } else { Err(error) }
     }
 
-    fn count_whole(&self, call: &'static str) -> io::Result<()> {
-        match self.count(call)? {
+    fn count_whole(&self, call: &'static str, name: &str) -> io::Result<()> {
+        match self.count(call, name)? {
             Verdict::Do => Ok(()),
-            Verdict::Tear => Err(death()),
+            Verdict::Tear(error) => Err(error),
         }
     }
 }
 
-/// The file of the storage below.
-fn inner_file(file: &Arc<dyn StorageFile>) -> &Arc<dyn StorageFile> {
+/// The file of the storage below, after `f` gave it the name `name`.
+fn give_name(
+    file: &Arc<dyn StorageFile>,
+    name: &str,
+    f: impl FnOnce(&Arc<dyn StorageFile>) -> io::Result<()>,
+) -> io::Result<()> {
     let any: &dyn std::any::Any = &**file;
-    &any.downcast_ref::<FaultyFile>().expect("a file of a FaultyStorage").inner
+    let file = any.downcast_ref::<FaultyFile>().expect("a file of a FaultyStorage");
+    f(&file.inner)?;
+    *file.name.lock().expect("no panic while it is locked") = name.to_owned();
+    Ok(())
 }
 
 impl Storage for FaultyStorage {
     fn open(&self, name: &str, access: FileAccess) -> io::Result<Arc<dyn StorageFile>> {
         self.faults.check_alive()?;
-        Ok(self.file(self.inner.open(name, access)?))
+        Ok(self.file(self.inner.open(name, access)?, name))
     }
 
     fn create_unnamed(&self) -> io::Result<Arc<dyn StorageFile>> {
-        self.count("create_unnamed")?;
-        Ok(self.file(self.inner.create_unnamed()?))
+        self.count("create_unnamed", "")?;
+        Ok(self.file(self.inner.create_unnamed()?, ""))
     }
 
     fn link(&self, file: &Arc<dyn StorageFile>, name: &str) -> io::Result<()> {
-        self.count("link")?;
-        self.inner.link(inner_file(file), name)
+        self.count("link", name)?;
+        give_name(file, name, |file| self.inner.link(file, name))
     }
 
     fn link_existing(&self, from: &str, to: &str) -> io::Result<()> {
-        self.count("link_existing")?;
+        self.count("link_existing", to)?;
         self.inner.link_existing(from, to)
     }
 
     fn replace(&self, file: &Arc<dyn StorageFile>, name: &str) -> io::Result<()> {
-        self.count("replace")?;
-        self.inner.replace(inner_file(file), name)
+        self.count("replace", name)?;
+        give_name(file, name, |file| self.inner.replace(file, name))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.count("rename")?;
+        self.count("rename", to)?;
         self.inner.rename(from, to)
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.count("remove")?;
+        self.count("remove", name)?;
         self.inner.remove(name)
     }
 
@@ -181,18 +208,18 @@ impl Storage for FaultyStorage {
     }
 
     fn sync_dir(&self) -> io::Result<()> {
-        self.count("sync_dir")?;
+        self.count("sync_dir", "")?;
         self.inner.sync_dir()
     }
 
     /// The guard releases the lock also after the death, as the kernel would.
     fn lock(&self, name: &str, timeout: Duration) -> io::Result<Box<dyn LockGuard>> {
-        self.count("lock")?;
+        self.count("lock", name)?;
         self.inner.lock(name, timeout)
     }
 
     fn sweep_temporaries(&self) -> io::Result<usize> {
-        self.count("sweep_temporaries")?;
+        self.count("sweep_temporaries", "")?;
         self.inner.sweep_temporaries()
     }
 
@@ -216,7 +243,15 @@ impl Storage for FaultyStorage {
 #[derive(Debug)]
 struct FaultyFile {
     inner: Arc<dyn StorageFile>,
+    /// The name that it was opened by or given last; empty if it has none.
+    name: Mutex<String>,
     faults: Faults,
+}
+
+impl FaultyFile {
+    fn name(&self) -> String {
+        self.name.lock().expect("no panic while it is locked").clone()
+    }
 }
 
 impl StorageFile for FaultyFile {
@@ -226,27 +261,27 @@ impl StorageFile for FaultyFile {
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        match self.faults.count("write_at")? {
+        match self.faults.count("write_at", &self.name())? {
             Verdict::Do => self.inner.write_at(data, offset),
-            Verdict::Tear => {
+            Verdict::Tear(error) => {
                 self.inner.write_at(&data[..data.len() / 2], offset)?;
-                Err(death())
+                Err(error)
             }
         }
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.faults.count_whole("set_len")?;
+        self.faults.count_whole("set_len", &self.name())?;
         self.inner.set_len(len)
     }
 
     fn reserve(&self, len: u64) -> io::Result<()> {
-        self.faults.count_whole("reserve")?;
+        self.faults.count_whole("reserve", &self.name())?;
         self.inner.reserve(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.faults.count_whole("sync_data")?;
+        self.faults.count_whole("sync_data", &self.name())?;
         self.inner.sync_data()
     }
 
@@ -256,7 +291,7 @@ impl StorageFile for FaultyFile {
     }
 
     fn set_times(&self, atime: Option<SystemTime>, mtime: Option<SystemTime>) -> io::Result<()> {
-        self.faults.count_whole("set_times")?;
+        self.faults.count_whole("set_times", &self.name())?;
         self.inner.set_times(atime, mtime)
     }
 
@@ -266,13 +301,19 @@ impl StorageFile for FaultyFile {
     }
 
     fn copy_from(&self, src: BorrowedFd<'_>, src_offset: u64, dst_offset: u64, len: u64) -> io::Result<u64> {
-        match self.faults.count("copy_from")? {
+        match self.faults.count("copy_from", &self.name())? {
             Verdict::Do => self.inner.copy_from(src, src_offset, dst_offset, len),
-            Verdict::Tear => {
+            Verdict::Tear(error) => {
                 self.inner.copy_from(src, src_offset, dst_offset, len / 2)?;
-                Err(death())
+                Err(error)
             }
         }
+    }
+
+    /// Stores to the word are not counted: they reach the page cache in no time.
+    fn word(&self, offset: usize, access: FileAccess) -> io::Result<SharedWord> {
+        self.faults.check_alive()?;
+        self.inner.word(offset, access)
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -43,6 +43,38 @@ impl Rng {
     }
 }
 
+/// The cases of a random test, `default` of them or `NUMPACK_TEST_CASES`, each with random numbers of its own. Should
+/// one panic, its seed is printed.
+pub fn cases(default: u64) -> Cases {
+    Cases { seed: seed(), left: n_cases(default), is_running: false }
+}
+
+pub struct Cases {
+    seed: u64,
+    left: u64,
+    is_running: bool,
+}
+
+impl Iterator for Cases {
+    type Item = Rng;
+
+    fn next(&mut self) -> Option<Rng> {
+        self.left = self.left.checked_sub(1)?;
+        self.seed = self.seed.wrapping_add(u64::from(self.is_running));
+        self.is_running = true;
+        // Neighbouring seeds of SplitMix64 give the same numbers, one later.
+        Some(Rng::new(Rng::new(self.seed).next()))
+    }
+}
+
+impl Drop for Cases {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("NUMPACK_TEST_SEED={} begins with the case that failed", self.seed);
+        }
+    }
+}
+
 /// The seed of a test: that of `NUMPACK_TEST_SEED`, or a new one. It is printed, for when the test fails.
 pub fn seed() -> u64 {
     let given = std::env::var("NUMPACK_TEST_SEED").ok().and_then(|text| text.parse().ok());

@@ -184,3 +184,26 @@ def test_processes_append_to_one_array(npk, path):
     rows = npk.load("a")
     for n in range(3):
         assert rows[rows // 1000 == n].tolist() == list(range(1000 * n, 1000 * n + 200))
+
+
+def test_process_that_never_closes_loses_nothing(npk, path):
+    npk.save({"a": A})
+    in_another_process("npk.append({'a': npk['a']}); npk.save({'b': npk['a'][:2]}); import os; os._exit(0)", path)
+    assert_same(npk.load("a"), np.concatenate([A, A]))
+    assert_same(npk.load("b"), A[:2])
+
+
+def test_changes_leave_the_files_of_other_arrays_alone(npk, path):
+    def identity(name):
+        stat = (path / npk.get_metadata()["arrays"][name]["data_file"]).stat()
+        return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+    npk.save({"a": A, "b": A})
+    before = identity("b")
+    npk.append({"a": A})
+    npk.replace({"a": A}, slice(0, 6))
+    npk.drop("a", [1])
+    npk.save({"c": A})
+    npk.update("a")
+    npk.drop("a")
+    assert identity("b") == before

@@ -38,9 +38,12 @@ def test_open_and_close_may_be_called_twice_and_again(numpack, path):
         npk.open()
         npk.open()
         npk.save({f"a{n}": A + n})
+        npk.append({"a0": A[:1]})
         npk.close()
         npk.close()
     npk.open()
+    assert np.array_equal(npk.getitem("a0", slice(4, None)), np.repeat(A[:1], 20, axis=0))
+    npk.drop("a0", slice(4, None))
     assert npk.get_member_list() == [f"a{n}" for n in range(20)]
     for n in range(20):
         assert np.array_equal(npk.load(f"a{n}"), A + n)

@@ -1,0 +1,126 @@
+//! Sequences of operations that a process may die in.
+
+use numpack::store::{Attrs, Dtype};
+use rmpv::Value;
+
+use crate::common::model::{Content, Model};
+use crate::common::ops::Op;
+use crate::common::random;
+use crate::common::rng::Rng;
+
+pub struct Story {
+    pub name: &'static str,
+    pub durable: bool,
+    pub ops: Vec<Op>,
+}
+
+impl Story {
+    /// `n` random operations, all of which a store must do.
+    pub fn random(rng: &mut Rng, n: usize, durable: bool) -> Self {
+        let mut model = Model::default();
+        let mut ops = Vec::new();
+        while ops.len() < n {
+            let op = random::op(rng, &model);
+            if op.apply(&mut model).is_ok() {
+                ops.push(op);
+            }
+        }
+        Story { name: "random", durable, ops }
+    }
+}
+
+fn u16s(rng: &mut Rng, shape: &[u64], fortran_order: bool) -> Content {
+    random::content(rng, Dtype::parse_python("'<u2'").expect("a dtype"), shape, fortran_order)
+}
+
+fn name(name: &str) -> String {
+    name.to_owned()
+}
+
+fn large_attrs(rng: &mut Rng, name: Option<&str>) -> Op {
+    let set: Attrs = [("large".to_owned(), Value::Binary(rng.bytes(100_000)))].into();
+    Op::SetAttrs { name: name.map(str::to_owned), set, remove: vec![] }
+}
+
+/// What everybody does with a store, each story once with and once without `durable`.
+pub fn stories() -> Vec<Story> {
+    let mut rng = Rng::new(7);
+    let r = &mut rng;
+    let three = |r: &mut Rng| {
+        Op::Save(vec![
+            (name("a"), u16s(r, &[5, 3], false)),
+            (name("b"), u16s(r, &[4], false)),
+            (name("f"), u16s(r, &[3, 4], true)),
+        ])
+    };
+    let mut stories = vec![
+        (
+            "save",
+            vec![
+                three(r),
+                // More than a page, another shape, and a new one.
+                Op::Save(vec![(name("a"), u16s(r, &[50, 60], false)), (name("c"), u16s(r, &[], false))]),
+                Op::Save(vec![(name("a"), u16s(r, &[0, 2], false)), (name("b"), u16s(r, &[1], false))]),
+                Op::Remove(vec![name("a"), name("c")]),
+                Op::Save(vec![(name("a"), u16s(r, &[2], false))]),
+            ],
+        ),
+        (
+            "append",
+            vec![
+                three(r),
+                Op::Append(vec![(name("a"), u16s(r, &[2, 3], false)), (name("b"), u16s(r, &[3], false))]),
+                Op::Append(vec![(name("f"), u16s(r, &[1, 4], false)), (name("b"), u16s(r, &[1], false))]),
+                Op::Append(vec![(name("a"), u16s(r, &[2000, 3], false))]),
+            ],
+        ),
+        (
+            "write in place",
+            vec![
+                three(r),
+                Op::Replace { name: name("a"), rows: vec![4, 0, 1, 4], data: u16s(r, &[4, 3], false) },
+                Op::ReplaceRange { name: name("f"), rows: 0..2, data: u16s(r, &[2, 4], false) },
+                Op::WriteNpy { name: name("b"), offset: 1, header_len: 0, data: vec![1, 2, 3] },
+            ],
+        ),
+        (
+            "drop rows",
+            vec![
+                three(r),
+                Op::DropRows { names: vec![name("a"), name("f")], rows: vec![1, 3] },
+                Op::Append(vec![(name("a"), u16s(r, &[2, 3], false))]),
+                Op::Replace { name: name("a"), rows: vec![1, 2], data: u16s(r, &[2, 3], false) },
+                Op::DropRows { names: vec![name("a"), name("b")], rows: vec![0] },
+                Op::Compact(name("a")),
+                Op::DropRows { names: vec![name("b")], rows: (0..9).collect() },
+            ],
+        ),
+        (
+            "rename and remove",
+            vec![
+                three(r),
+                Op::Rename { from: name("a"), to: name("z"), overwrite: false },
+                Op::Rename { from: name("b"), to: name("f"), overwrite: true },
+                Op::Save(vec![(name("a"), u16s(r, &[2], false))]),
+                Op::Remove(vec![name("z"), name("missing")]),
+                Op::Clear,
+                three(r),
+            ],
+        ),
+        (
+            "publish a snapshot",
+            vec![
+                three(r),
+                large_attrs(r, None),
+                large_attrs(r, Some("a")),
+                large_attrs(r, None),
+                Op::Append(vec![(name("a"), u16s(r, &[2, 3], false))]),
+                Op::Save(vec![(name("b"), u16s(r, &[7], false))]),
+            ],
+        ),
+    ];
+    let durable: Vec<Story> =
+        stories.iter().map(|(name, ops)| Story { name, durable: true, ops: ops.clone() }).collect();
+    let volatile = stories.drain(..).map(|(name, ops)| Story { name, durable: false, ops });
+    volatile.chain(durable).collect()
+}
