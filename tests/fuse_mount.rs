@@ -660,7 +660,7 @@ fn a_read_only_mount_is_read_only_and_follows() {
 fn a_writer_at_work_does_not_stop_the_mount() {
     for mode in BOTH {
         let Some(m) = Mount::new(mode, |store| {
-            ["a", "b", "c", "d"].iter().for_each(|name| save(store, name, 10_000, 0));
+            ["a", "b", "g/c", "d"].iter().for_each(|name| save(store, name, 10_000, 0));
         }) else {
             return;
         };
@@ -682,14 +682,13 @@ fn a_writer_at_work_does_not_stop_the_mount() {
                 })
                 .collect();
             let flush = scope.spawn(|| mapper.tell("flush"));
+            // In a folder of its own: the kernel keeps it locked until the answer.
+            let unlink = scope.spawn(|| fs::remove_file(m.path("g/c.npy")).unwrap());
             for _ in 0..20 {
                 assert_eq!(m.values("d.npy").unwrap().len(), 10_000);
                 drop(OpenOptions::new().write(true).open(m.path("d.npy")).unwrap());
                 std::thread::sleep(Duration::from_millis(5));
             }
-            // Not before: the kernel keeps the folder locked until the answer, and the names above may have to be
-            // looked up in it again.
-            let unlink = scope.spawn(|| fs::remove_file(m.path("c.npy")).unwrap());
             done.store(true, Ordering::Relaxed);
             drop(lock);
             writes.into_iter().for_each(|write| write.join().unwrap());
@@ -698,7 +697,7 @@ fn a_writer_at_work_does_not_stop_the_mount() {
         });
         assert_eq!(m.values("a.npy").unwrap()[..9], [[0x0909_0909].repeat(8), vec![8]].concat());
         assert_eq!(m.values("b.npy").unwrap()[0], 50);
-        assert_errno(m.values("c.npy"), libc::ENOENT);
+        assert_errno(m.values("g/c.npy"), libc::ENOENT);
     }
 }
 
