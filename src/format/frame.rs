@@ -45,8 +45,8 @@ pub const MAX_PAYLOAD_LEN: usize = 1 << 30;
 /// The unit that disks write whole.
 const SECTOR_LEN: usize = 512;
 
-/// Bad candidates that the search for a later frame passes over before it gives up.
-const MAX_CANDIDATES: usize = 4096;
+/// How many times the length of the log bad frames may claim before the search for a later one gives up.
+const MAX_OVERLAP: usize = 8;
 
 /// Writes a file header.
 pub fn encode_header(store_id: [u8; STORE_ID_LEN], published: u64) -> [u8; HEADER_LEN] {
@@ -207,17 +207,21 @@ impl<'a> Log<'a> {
     /// The first good frame after the bad one at `bad`.
     fn frame_after(&self, bad: usize) -> Option<Frame<'a>> {
         let mark = FRAME_MARK.to_le_bytes();
-        let mut candidates = 0_usize;
+        // Frames do not overlap, so that checking them all takes their bytes once. Marks that are none could claim the
+        // rest of the file each: who has claimed several times its length is not believed any more.
+        let mut believed = self.bytes.len().saturating_mul(MAX_OVERLAP);
         let mut pos = bad.saturating_add(FRAME_ALIGN);
         while let Some(head) = self.bytes.get(pos..pos.saturating_add(mark.len())) {
             if head == mark {
                 if let Ok(frame) = self.frame_at(pos) {
                     return Some(frame);
                 }
-                candidates = candidates.saturating_add(1);
-                if candidates > MAX_CANDIDATES {
-                    return None;
-                }
+                let claimed = u32_at(self.bytes, pos.saturating_add(LEN_OFFSET)).unwrap_or(0);
+                let claimed = usize::try_from(claimed).unwrap_or(usize::MAX).saturating_add(FRAME_HEADER_LEN);
+                // A length past the end costs nothing but the look.
+                let rest = self.bytes.len().saturating_sub(pos);
+                let cost = if claimed <= rest { claimed } else { FRAME_HEADER_LEN };
+                believed = believed.checked_sub(cost)?;
             }
             pos = pos.saturating_add(FRAME_ALIGN);
         }

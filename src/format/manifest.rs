@@ -23,6 +23,9 @@ const MAX_ATTR_DEPTH: usize = 64;
 /// Deepest nesting in a payload: attributes or a structured dtype within an edit or a snapshot.
 const MAX_PAYLOAD_DEPTH: usize = 2 * MAX_ATTR_DEPTH;
 
+/// Generations and ids are below this: no count of them comes to its end.
+const MAX_COUNT: u64 = 1 << 63;
+
 /// Checks that a store can hold these attributes.
 ///
 /// # Errors
@@ -295,6 +298,10 @@ impl Table {
             records: BTreeMap::new(),
             places: HashMap::with_capacity(snapshot.arrays.len()),
         };
+        if snapshot.generation.0 >= MAX_COUNT || snapshot.next_id.0 >= MAX_COUNT {
+            let what = format!("counts up to 2**63: the next id is {}", snapshot.next_id.0);
+            return Err(FormatError::Edit { generation: snapshot.generation.0, what });
+        }
         let mut ids = HashSet::with_capacity(snapshot.arrays.len());
         for (place, entry) in (0_u64..).zip(snapshot.arrays) {
             let record = decode_record(entry, offset)?;
@@ -344,8 +351,10 @@ impl Table {
                             record.name, record.id.0
                         )));
                     }
-                    self.next_id =
-                        ArrayId(record.id.0.checked_add(1).ok_or_else(|| refused("has no id left".into()))?);
+                    if record.id.0 >= MAX_COUNT {
+                        return Err(refused(format!("array {:?} has the id {}", record.name, record.id.0)));
+                    }
+                    self.next_id = ArrayId(record.id.0.saturating_add(1));
                     let end = self.records.last_key_value().map_or(0, |(last, _)| last.saturating_add(1));
                     let place = *self.places.entry(Arc::clone(&record.name)).or_insert(end);
                     if let Some(old) = self.records.insert(place, Arc::new(record.clone())) {

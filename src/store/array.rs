@@ -11,7 +11,7 @@ use super::data::{DataFile, fault};
 use super::error::{DataFileFault, StoreError};
 use super::writer::WriteGuard;
 use crate::format::npy::{self, NpyHeader};
-use crate::format::{ArrayId, Attrs, Dtype, Record};
+use crate::format::{ArrayId, Attrs, Dtype, Layout, Record};
 use crate::sys::{FileStat, Map};
 
 /// Reads of at least this many bytes are split among threads: one core does not reach the memory's speed.
@@ -273,7 +273,7 @@ impl Array {
             }
         }
         let record = &self.record;
-        let layout = crate::format::Layout::new(&record.dtype, self.shape(), self.fortran_order())?;
+        let layout = Layout::new(&record.dtype, self.shape(), self.fortran_order())?;
         npy::encode_within(&record.dtype, &layout, record.offset)
             .ok_or_else(|| fault(&*self.shared.storage, record, DataFileFault::Header(None)))
     }
@@ -523,8 +523,16 @@ impl Array {
         let wrong = |source| fault(&*self.shared.storage, &self.record, DataFileFault::Header(source));
         let header = self.stored_header()?.1.map_err(|source| wrong(Some(source)))?;
         let layout = &self.record.layout;
-        let same_rows = header.shape.get(1..) == layout.shape().get(1..);
-        if header.dtype == self.record.dtype && same_rows && header.header_len == self.record.offset {
+        // Rows are only ever appended in C-order.
+        let is_same = if layout.fortran_order() {
+            header.describes(&self.record.dtype, layout)
+        } else {
+            let is_c_order = Layout::new(&header.dtype, &header.shape, header.fortran_order)
+                .is_ok_and(|own| !own.fortran_order());
+            let same_rows = header.shape.get(1..) == layout.shape().get(1..);
+            is_c_order && same_rows && header.dtype == self.record.dtype
+        };
+        if is_same && header.header_len == self.record.offset {
             return Ok(());
         }
         Err(wrong(None))

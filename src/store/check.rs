@@ -71,7 +71,7 @@ fn report_on(opened: Result<Store, StoreError>) -> Result<Report, StoreError> {
     let mut files = HashSet::new();
     for array in store.arrays()? {
         report.n_arrays += 1;
-        report.nbytes += array.record().data_end();
+        report.nbytes = report.nbytes.saturating_add(array.record().data_end());
         let mut problem = |what: String| {
             report.problems.push(Problem {
                 array: Some(Arc::clone(array.name())),

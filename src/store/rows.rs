@@ -18,13 +18,13 @@ impl LiveRows {
     pub(super) fn new(deleted: &RoaringTreemap) -> Self {
         let (mut logical, mut stored) = (Vec::new(), Vec::new());
         let (mut n_live, mut next) = (0, 0);
-        for row in deleted {
-            if row > next {
+        for range in ranges(deleted) {
+            if range.start > next {
                 logical.push(n_live);
                 stored.push(next);
-                n_live += row - next;
+                n_live += range.start - next;
             }
-            next = row + 1;
+            next = range.end;
         }
         logical.push(n_live);
         stored.push(next);
@@ -61,10 +61,36 @@ impl LiveRows {
     }
 }
 
+/// The numbers in `rows` as ranges, in order: dropping a billion rows at once makes one.
+fn ranges(rows: &RoaringTreemap) -> impl Iterator<Item = Range<u64>> {
+    rows.bitmaps().flat_map(|(high, bitmap)| {
+        let base = u64::from(high) << 32;
+        let mut rows = bitmap.iter();
+        std::iter::from_fn(move || {
+            let range = rows.next_range()?;
+            Some(base + u64::from(*range.start())..base + u64::from(*range.end()) + 1)
+        })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn ranges_go_on_where_bitmaps_end() {
+        let mut deleted = RoaringTreemap::new();
+        for range in [3..5, 65_530..65_540, 200_000..5 << 32, 6 << 32..(6 << 32) + 1] {
+            deleted.insert_range(range);
+        }
+        let rows = LiveRows::new(&deleted);
+        assert_eq!((rows.stored(2), rows.stored(3), rows.stored(65_528)), (2, 5, 65_540));
+        let live = 3 + (65_530 - 5) + (200_000 - 65_540);
+        assert_eq!((rows.stored(live - 1), rows.stored(live)), (199_999, 5 << 32));
+        assert_eq!(rows.stored(live + (1 << 32)), (6 << 32) + 1);
+        assert_eq!(rows.stored.len(), 5);
+    }
 
     proptest! {
         #[test]

@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Mode, OFlags, fstat, major, minor, openat, statat};
 
-use super::LockGuard;
 use super::fork;
+use super::{FileStat, LockGuard};
 
 // A commit takes tens of microseconds, a folding of the manifest milliseconds.
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
@@ -80,6 +80,18 @@ impl LockTable {
     }
 }
 
+/// Opens a lock file, which is created if it is missing. Locking works on pipes and devices as well, but they keep
+/// nothing.
+fn open_lock_file(dir: &OwnedFd, name: &str, access: OFlags) -> io::Result<OwnedFd> {
+    // NONBLOCK: opening a FIFO of that name must not wait for its other end.
+    let flags = access | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let fd = rustix::io::retry_on_intr(|| openat(dir, name, flags, Mode::from_raw_mode(0o666)))?;
+    if !FileStat::from(fstat(&fd)?).is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    Ok(fd)
+}
+
 /// One open description of a lock file.
 #[derive(Debug)]
 struct LockFile {
@@ -96,9 +108,7 @@ struct LockFile {
 
 impl LockFile {
     fn open(dir: &Arc<OwnedFd>, name: &str, forks: u64) -> io::Result<LockFile> {
-        // NONBLOCK: opening a FIFO of that name must not wait for its other end.
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let fd = rustix::io::retry_on_intr(|| openat(dir, name, flags, Mode::from_raw_mode(0o666)))?;
+        let fd = open_lock_file(dir, name, OFlags::RDWR)?;
         Ok(LockFile {
             fd,
             dir: Arc::clone(dir),
@@ -163,8 +173,7 @@ impl LockGuard for WatchGuard {
 
 /// Takes the watchers' lock on `name` in the directory `dir`; see [`Storage::watch`](super::Storage::watch).
 pub(super) fn watch(dir: &Arc<OwnedFd>, name: &str) -> io::Result<WatchGuard> {
-    let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let fd = rustix::io::retry_on_intr(|| openat(dir, name, flags, Mode::from_raw_mode(0o666)))?;
+    let fd = open_lock_file(dir, name, OFlags::RDONLY)?;
     // A writer has both bytes for the time of a commit.
     let mut pause = FIRST_PAUSE;
     for _ in 0..MAX_WATCH_ATTEMPTS {
