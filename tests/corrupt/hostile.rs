@@ -91,7 +91,7 @@ fn mutate(value: &mut Value, rng: &mut Rng) {
                     0 => bytes.truncate(at),
                     1 => bytes[at] ^= 1 << rng.below(8),
                     2 => bytes[at] = 0xff,
-                    _ => bytes.extend_from_slice(&bytes[at..].to_vec()),
+                    _ => bytes.extend_from_within(at..),
                 }
             }
         },

@@ -38,7 +38,9 @@ impl Place {
 }
 
 /// Ways to be in the way, and what they are called.
-const OBSTACLES: [(&str, fn(&Path)); 6] = [
+type Obstacle = (&'static str, fn(&Path));
+
+const OBSTACLES: [Obstacle; 6] = [
     ("a link", |path| symlink("../outside", path).expect("links")),
     ("a link to nowhere", |path| symlink("../nowhere", path).expect("links")),
     ("a link to itself", |path| symlink(path, path).expect("links")),
