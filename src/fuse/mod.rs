@@ -1,8 +1,8 @@
 //! The mount: [`mount`] hands a store to the kernel by way of `fuser`, and [`Mounted`] stands for what it gets.
 //!
-//! Four kinds of threads: fuser's answer requests ([`adapter`]), two workers do what may wait ([`worker`]), the
-//! notifier tells the kernel what changed, the watcher sees that something did ([`notify`]). Which files the kernel serves by itself is decided in
-//! [`passthrough`].
+//! Four kinds of threads: fuser's answer requests (`adapter`), two workers do what may wait (`worker`), the
+//! notifier tells the kernel what changed, the watcher sees that something did (`notify`). Which files the kernel
+//! serves by itself is decided in `passthrough`.
 
 use std::error::Error;
 use std::fmt;
