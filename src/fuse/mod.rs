@@ -241,7 +241,8 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
     Ok(Mounted { session })
 }
 
-/// A store that is mounted, and the threads that serve it.
+/// A store that is mounted, and the threads that serve it. Dropping it leaves both as they are: a mount ends when
+/// somebody unmounts it, as [`mounts::unmount`](crate::sys::mounts::unmount) does.
 #[derive(Debug)]
 pub struct Mounted {
     session: JoinHandle<io::Result<()>>,
