@@ -472,6 +472,30 @@ fn commits_of_others_reach_files_and_mappings_that_are_open() {
 }
 
 #[test]
+fn the_kernel_is_told_before_it_asks_also_when_the_manifest_is_replaced() {
+    for mode in BOTH {
+        let Some(m) = Mount::new(mode, |store| save(store, "a", 100, 0)) else { return };
+        let manifest = || fs::metadata(m.store_path().join("metadata.npkm")).unwrap().ino();
+        let (mut last, mut n_manifests) = (manifest(), 1);
+        let file = fs::metadata(m.path("a.npy")).unwrap();
+        for i in 0..20_u64 {
+            // The kernel may use what it knows for a second.
+            let before = fs::metadata(m.path("a.npy")).unwrap().len();
+            let start = Instant::now();
+            append(&m.other, "a", 1, 0);
+            wait_until("the new length", || fs::metadata(m.path("a.npy")).unwrap().len() > before);
+            assert!(start.elapsed() < Duration::from_millis(700), "{:?} after commit {i}", start.elapsed());
+            let attrs = BTreeMap::from([("x".to_owned(), "y".repeat(500_000).into())]);
+            m.other.set_attrs(None, attrs, &[]).unwrap();
+            n_manifests += u32::from(manifest() != last);
+            last = manifest();
+        }
+        assert!(n_manifests > 2);
+        assert_eq!(fs::metadata(m.path("a.npy")).unwrap().len(), file.len() + 80);
+    }
+}
+
+#[test]
 fn versions_that_are_open_or_mapped_stay_as_they_were() {
     for mode in BOTH {
         let Some(m) = Mount::new(mode, |store| save(store, "a", 5000, 0)) else { return };

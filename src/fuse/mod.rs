@@ -1,8 +1,8 @@
 //! The mount: [`mount`] hands a store to the kernel by way of `fuser`, and [`Mounted`] stands for what it gets.
 //!
-//! Four kinds of threads: fuser's answer requests ([`adapter`]), two workers do what may wait ([`worker`]), the
-//! notifier tells the kernel what changed, the watcher sees that something did ([`notify`]). Which files the kernel serves by itself is decided in
-//! [`passthrough`].
+//! Four kinds of threads: fuser's answer requests (`adapter`), two workers do what may wait (`worker`), the
+//! notifier tells the kernel what changed, the watcher sees that something did (`notify`). Which files the kernel
+//! serves by itself is decided in `passthrough`.
 
 use std::error::Error;
 use std::fmt;
@@ -241,7 +241,8 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
     Ok(Mounted { session })
 }
 
-/// A store that is mounted, and the threads that serve it.
+/// A store that is mounted, and the threads that serve it. Dropping it leaves both as they are: a mount ends when
+/// somebody unmounts it, as [`mounts::unmount`](crate::sys::mounts::unmount) does.
 #[derive(Debug)]
 pub struct Mounted {
     session: JoinHandle<io::Result<()>>,
