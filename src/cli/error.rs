@@ -165,7 +165,9 @@ pub fn store_exit(error: &StoreError) -> Exit {
         StoreError::DataFile { .. } => Exit::Damaged,
         StoreError::Format { source, .. } => match source {
             // Written by a newer release: unreadable here, but whole.
-            FormatError::Version { .. } | FormatError::Features { .. } => Exit::Failed,
+            FormatError::Version { .. } | FormatError::Features { .. } | FormatError::UnknownCodec { .. } => {
+                Exit::Failed
+            }
             _ => Exit::Damaged,
         },
         StoreError::NotAStore { found, .. } => match found {

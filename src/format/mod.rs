@@ -19,6 +19,7 @@
     )
 )]
 
+mod codec;
 mod dtype;
 mod error;
 pub mod frame;
@@ -28,6 +29,7 @@ pub mod manifest;
 pub mod names;
 pub mod npy;
 
+pub use codec::{BLOCK_ALIGN, BlockKind, Codec, Filter, MAX_BLOCK_LEN, MAX_LEVEL, MIN_LEVEL};
 pub use dtype::{Descr, Dtype, Field};
 pub use error::FormatError;
 pub use layout::{Layout, MAX_NDIM};
