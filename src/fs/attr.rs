@@ -1,10 +1,10 @@
 //! What `stat` shows and `chmod` and the like may change. Our own types: the layer is tested without a kernel.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::inode::Inode;
-use super::{Fs, FsError, Ino, read};
-use crate::store::Array;
+use super::{Fs, FsError, Ino, read, write};
+use crate::store::{Array, StoreError};
 use crate::sys::FileStat;
 
 /// What kind of inode it is: an array shows as a file, a group of arrays as a folder.
@@ -66,14 +66,32 @@ pub struct SetAttr {
     pub mtime: Option<SystemTime>,
 }
 
+impl Attr {
+    /// Refuses to change what is the data file's.
+    pub(super) fn allows(&self, set: SetAttr) -> Result<(), FsError> {
+        if set.perm.is_some_and(|perm| perm & 0o7777 != self.perm) {
+            return Err(FsError::NotPermitted { what: "changing permissions" });
+        }
+        if set.uid.is_some_and(|uid| uid != self.uid) || set.gid.is_some_and(|gid| gid != self.gid) {
+            return Err(FsError::NotPermitted { what: "changing the owner" });
+        }
+        Ok(())
+    }
+}
+
 impl Fs {
-    /// Changes attributes: what is as asked already may be asked for; of the rest, only times can be set, and those
-    /// of an array not to before its last commit.
+    /// Changes attributes: what is as asked already may be asked for; of the rest, the length of pending files can be
+    /// set, and times. Those of folders are forgotten when the mount ends.
     ///
     /// # Errors
-    /// `ReadOnly`; `NotPermitted` for owner and permissions, which are the data file's; `Unsupported` for the
-    /// length, and for times that cannot be kept; `Store` if the data file's times cannot be set.
+    /// `ReadOnly`; `NotPermitted` for owner and permissions, which are the data file's; `Unsupported` for the length
+    /// of an array, and for an earlier time of a version that is gone; `Finished` for the length of a pending file
+    /// that became one: [`Fs::detach_inode`] comes first; `Store` with `Locked` if another writer is at work, which is
+    /// not waited for, or if the data file's times cannot be set.
     pub fn setattr(&self, ino: Ino, set: SetAttr) -> Result<Attr, FsError> {
+        if ino.is_pending() {
+            return self.set_pending_attr(ino, set);
+        }
         let attr = self.getattr(ino)?;
         if self.read_only {
             return Err(FsError::ReadOnly);
@@ -86,25 +104,45 @@ impl Fs {
                 return Err(FsError::Unsupported { what: "changing the length of an array" });
             }
         }
-        if set.perm.is_some_and(|perm| perm & 0o7777 != attr.perm) {
-            return Err(FsError::NotPermitted { what: "changing permissions" });
-        }
-        if set.uid.is_some_and(|uid| uid != attr.uid) || set.gid.is_some_and(|gid| gid != attr.gid) {
-            return Err(FsError::NotPermitted { what: "changing the owner" });
-        }
+        attr.allows(set)?;
         if set.atime.is_none() && set.mtime.is_none() {
             return Ok(attr);
         }
         if attr.kind == FileKind::Directory {
-            return Err(FsError::Unsupported { what: "setting the times of a folder" });
+            if let Some(mtime) = set.mtime {
+                write(&self.tree).set_mtime(ino, mtime);
+            }
+            return self.directory_attr(ino);
         }
         let inode = self.inodes.get(ino).ok_or(FsError::Stale { ino })?;
         let (array, _) = inode.array();
-        if set.mtime.is_some_and(|mtime| mtime < array.committed()) {
-            return Err(FsError::Unsupported { what: "setting a time before the last commit" });
-        }
-        inode.set_times(&array, set.atime, set.mtime)?;
+        inode.note_time(self.set_array_times(&array, set, || inode.set_times(&array, set.atime, set.mtime))?);
         Ok(self.file_attr(&inode))
+    }
+
+    /// Sets an array's times, those of the data file by `set_times`. Returns the array as it is then.
+    pub(super) fn set_array_times(
+        &self,
+        array: &Array,
+        set: SetAttr,
+        set_times: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<Array, FsError> {
+        // The later of the two times is shown.
+        let array = match set.mtime {
+            Some(mtime) if mtime < array.committed() => {
+                match self.store.set_committed(array, mtime, Duration::ZERO) {
+                    Err(StoreError::NotFound { .. }) => {
+                        return Err(FsError::Unsupported {
+                            what: "setting an earlier time of an array that was overwritten or removed",
+                        });
+                    }
+                    result => result?,
+                }
+            }
+            _ => array.clone(),
+        };
+        set_times()?;
+        Ok(array)
     }
 
     pub(super) fn directory_attr(&self, ino: Ino) -> Result<Attr, FsError> {
@@ -170,7 +208,7 @@ impl Fs {
         })
     }
 
-    fn perm(&self, mode: u32, mask: u32) -> u16 {
+    pub(super) fn perm(&self, mode: u32, mask: u32) -> u16 {
         let writable = if self.read_only { !0o222 } else { !0 };
         u16::try_from(mode & mask & writable).unwrap_or_default()
     }

@@ -290,6 +290,7 @@ impl Drop for Helpers {
             let _ = worker.join();
         }
         self.fs.tell_written();
+        self.fs.end();
     }
 }
 

@@ -9,6 +9,7 @@
 mod array;
 mod check;
 mod data;
+mod draft;
 mod error;
 mod log;
 mod rows;
@@ -25,6 +26,7 @@ use std::time::Duration;
 
 pub use array::{Array, ArrayMap};
 pub use check::{Problem, Report, verify, verify_storage};
+pub use draft::Draft;
 pub use error::{DataFileFault, NotAStore, StoreError};
 pub use writer::NewArray;
 

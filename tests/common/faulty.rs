@@ -177,6 +177,16 @@ impl Storage for FaultyStorage {
         give_name(file, name, |file| self.inner.link(file, name))
     }
 
+    fn unlink(&self, file: &Arc<dyn StorageFile>, name: &str) -> io::Result<()> {
+        self.count("unlink", name)?;
+        give_name(file, "", |file| self.inner.unlink(file, name))
+    }
+
+    fn link_apart(&self, file: &Arc<dyn StorageFile>, folder: &str, name: &str) -> io::Result<()> {
+        self.count("link_apart", name)?;
+        give_name(file, name, |file| self.inner.link_apart(file, folder, name))
+    }
+
     fn link_existing(&self, from: &str, to: &str) -> io::Result<()> {
         self.count("link_existing", to)?;
         self.inner.link_existing(from, to)
