@@ -43,6 +43,9 @@ pub struct Attr {
     pub gid: u32,
 }
 
+/// The permissions that a file shows, and that can be set: those of its data file to read and to write.
+pub(super) const FILE_PERM: u16 = 0o666;
+
 /// `st_blksize`: what programs such as `cp` take for a good size of one read.
 pub const BLKSIZE: u32 = 4096;
 
@@ -67,10 +70,10 @@ pub struct SetAttr {
 }
 
 impl Attr {
-    /// Refuses to change what is the data file's.
-    pub(super) fn allows(&self, set: SetAttr) -> Result<(), FsError> {
-        if set.perm.is_some_and(|perm| perm & 0o7777 != self.perm) {
-            return Err(FsError::NotPermitted { what: "changing permissions" });
+    /// Refuses to change the owner, and permissions other than those in `settable`.
+    pub(super) fn allows(&self, set: SetAttr, settable: u16) -> Result<(), FsError> {
+        if set.perm.is_some_and(|perm| (perm ^ self.perm) & 0o7777 & !settable != 0) {
+            return Err(FsError::NotPermitted { what: "changing these permissions" });
         }
         if set.uid.is_some_and(|uid| uid != self.uid) || set.gid.is_some_and(|gid| gid != self.gid) {
             return Err(FsError::NotPermitted { what: "changing the owner" });
@@ -81,13 +84,13 @@ impl Attr {
 
 impl Fs {
     /// Changes attributes: what is as asked already may be asked for; of the rest, the length of pending files can be
-    /// set, and times. Those of folders are forgotten when the mount ends.
+    /// set, who may read and write a file, and times. Those of folders are forgotten when the mount ends.
     ///
     /// # Errors
-    /// `ReadOnly`; `NotPermitted` for owner and permissions, which are the data file's; `Unsupported` for the length
-    /// of an array, and for an earlier time of a version that is gone; `Finished` for the length of a pending file
-    /// that became one: [`Fs::detach_inode`] comes first; `Store` with `Locked` if another writer is at work, which is
-    /// not waited for, or if the data file's times cannot be set.
+    /// `ReadOnly`; `NotPermitted` for the owner, and other permissions; `Unsupported` for the length of an array, and
+    /// for an earlier time of a version that is gone; `Finished` for the length of a pending file that became one:
+    /// [`Fs::detach_inode`] comes first; `Store` with `Locked` if another writer is at work, which is not waited for,
+    /// or if the data file cannot be changed.
     pub fn setattr(&self, ino: Ino, set: SetAttr) -> Result<Attr, FsError> {
         if ino.is_pending() {
             return self.set_pending_attr(ino, set);
@@ -104,19 +107,25 @@ impl Fs {
                 return Err(FsError::Unsupported { what: "changing the length of an array" });
             }
         }
-        attr.allows(set)?;
-        if set.atime.is_none() && set.mtime.is_none() {
-            return Ok(attr);
-        }
         if attr.kind == FileKind::Directory {
+            attr.allows(set, 0)?;
             if let Some(mtime) = set.mtime {
                 write(&self.tree).set_mtime(ino, mtime);
             }
             return self.directory_attr(ino);
         }
         let inode = self.inodes.get(ino).ok_or(FsError::Stale { ino })?;
+        attr.allows(set, FILE_PERM)?;
         let (array, _) = inode.array();
-        inode.note_time(self.set_array_times(&array, set, || inode.set_times(&array, set.atime, set.mtime))?);
+        if let Some(perm) = set.perm
+            && perm != attr.perm
+        {
+            array.set_mode(u32::from(perm))?;
+        }
+        if set.atime.is_some() || set.mtime.is_some() {
+            let set_times = || inode.set_times(&array, set.atime, set.mtime);
+            inode.note_time(self.set_array_times(&array, set, set_times)?);
+        }
         Ok(self.file_attr(&inode))
     }
 
@@ -179,7 +188,7 @@ impl Fs {
             atime: stat.atime,
             mtime,
             ctime: stat.ctime.max(mtime),
-            perm: self.perm(stat.mode, 0o666),
+            perm: self.perm(stat.mode, FILE_PERM.into()),
             nlink: u32::from(inode.is_named()),
             uid: stat.uid,
             gid: stat.gid,

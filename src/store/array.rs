@@ -421,6 +421,14 @@ impl Array {
         self.data()?.file.set_times(atime, mtime).map_err(|source| self.io("set the times of", source))
     }
 
+    /// Sets the permission bits of the data file.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn set_mode(&self, mode: u32) -> Result<(), StoreError> {
+        self.data()?.file.set_mode(mode).map_err(|source| self.io("change the permissions of", source))
+    }
+
     /// Reads elements from byte `offset` of the live rows on, in stored order.
     fn read_bytes(&self, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
         let file = &self.data()?.file;

@@ -216,6 +216,14 @@ impl Draft {
         self.file.set_times(atime, mtime).map_err(|source| self.io("set the times of", source))
     }
 
+    /// Sets the permission bits of the file that holds the bytes, which the array's data file will have.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn set_mode(&mut self, mode: u32) -> Result<(), StoreError> {
+        self.file.set_mode(mode).map_err(|source| self.io("change the permissions of", source))
+    }
+
     /// How many bytes are missing at the end, as far as those that are there tell: 0 when the file is whole.
     ///
     /// # Errors

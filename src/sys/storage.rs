@@ -141,6 +141,15 @@ pub trait StorageFile: Any + Send + Sync + fmt::Debug {
     /// Sets the times that are given and leaves the others alone.
     fn set_times(&self, atime: Option<SystemTime>, mtime: Option<SystemTime>) -> io::Result<()>;
 
+    /// Sets the permission bits.
+    ///
+    /// # Errors
+    /// `Unsupported` where files have none.
+    fn set_mode(&self, mode: u32) -> io::Result<()> {
+        let _ = mode;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Maps `len` bytes from `offset` (any value, aligned or not), shared and read-only.
     ///
     /// # Errors

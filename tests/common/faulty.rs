@@ -305,6 +305,11 @@ impl StorageFile for FaultyFile {
         self.inner.set_times(atime, mtime)
     }
 
+    fn set_mode(&self, mode: u32) -> io::Result<()> {
+        self.faults.count_whole("set_mode", &self.name())?;
+        self.inner.set_mode(mode)
+    }
+
     fn map(&self, offset: u64, len: usize) -> io::Result<Map> {
         self.faults.check_alive()?;
         self.inner.map(offset, len)

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use log::warn;
 
 use super::{Body, PendingFile, State};
+use crate::fs::attr::FILE_PERM;
 use crate::fs::file::OpenFlags;
 use crate::fs::{Attr, Caller, Fh, Fs, FsError, Ino, SetAttr, write};
 use crate::store::StoreError;
@@ -232,7 +233,8 @@ impl Fs {
         if self.read_only {
             return Err(FsError::ReadOnly);
         }
-        self.pending_attr(&file)?.allows(set)?;
+        // A program that gets a mode from elsewhere may ask for execute bits, which no file here has.
+        self.pending_attr(&file)?.allows(set, 0o777)?;
         {
             let mut guard = file.state();
             let state = &mut *guard;
@@ -246,6 +248,13 @@ impl Fs {
                     return Err(FsError::Finished { ino });
                 }
                 _ => {}
+            }
+            if let Some(perm) = set.perm {
+                let mode = u32::from(perm & FILE_PERM);
+                match &mut state.body {
+                    Body::Draft(draft) => draft.set_mode(mode)?,
+                    Body::Array(array) => array.set_mode(mode)?,
+                }
             }
             if set.atime.is_some() || set.mtime.is_some() {
                 match &mut state.body {

@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use log::warn;
 
+use super::attr::FILE_PERM;
 use super::handle::AGAIN_WITHIN;
 use super::{Attr, Caller, FileKind, Fs, FsError, Ino, lock};
 use crate::store::{Array, Draft};
@@ -288,7 +289,7 @@ impl Fs {
             atime: stat.atime,
             mtime,
             ctime: stat.ctime.max(mtime),
-            perm: self.perm(stat.mode, 0o666),
+            perm: self.perm(stat.mode, FILE_PERM.into()),
             nlink: u32::from(state.named),
             uid: stat.uid,
             gid: stat.gid,
