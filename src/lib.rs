@@ -8,6 +8,7 @@
 pub mod bytes;
 #[cfg(feature = "fuse")]
 pub mod cli;
+pub mod codec;
 pub mod format;
 pub mod fs;
 #[cfg(feature = "fuse")]
