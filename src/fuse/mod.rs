@@ -16,7 +16,7 @@ use fuser::{Session, SessionACL};
 use log::{info, warn};
 
 use crate::fs::{Fs, FsError};
-use crate::store::Store;
+use crate::store::{Compression, Store};
 
 mod adapter;
 mod convert;
@@ -47,6 +47,12 @@ pub struct MountOptions {
     pub passthrough: PassthroughMode,
     /// Threads that answer requests; 0 for the default of 2.
     pub threads: usize,
+    /// How arrays are compressed that are made through the mount: `Some(None)` not at all, `None` as the store's
+    /// default says.
+    pub compression: Option<Option<Compression>>,
+    /// Bytes that decoded copies of compressed arrays may take, for the kernel to serve them by itself; 0: there are
+    /// none. `None`: a share of the memory.
+    pub decoded: Option<u64>,
     /// Further options for the kernel as mount(8) has them: `nodev`, `noatime` and so on.
     pub kernel: Vec<String>,
     /// What the mount table shows as the source; the store's path if empty.

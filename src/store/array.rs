@@ -110,6 +110,22 @@ impl Array {
         self.n_rows() * self.row_len()
     }
 
+    /// Bytes that the elements take in the data file, deleted rows and, where they are compressed, the index included.
+    /// Reads nothing.
+    pub fn stored_len(&self) -> u64 {
+        self.record.blocks.as_ref().map_or_else(|| self.record.layout.nbytes(), |blocks| blocks.index.live)
+    }
+
+    /// Bytes in the data file of a compressed array that are in use no more. Reads nothing.
+    pub fn dead_len(&self) -> u64 {
+        self.record.blocks.as_ref().map_or(0, |blocks| blocks.index.dead(self.record.offset))
+    }
+
+    /// Bytes of the elements before they are compressed, deleted rows included.
+    pub fn raw_len(&self) -> u64 {
+        self.record.layout.nbytes()
+    }
+
     /// Rows that are deleted but still stored; `Store::compact` gives their space back.
     pub fn n_deleted(&self) -> u64 {
         self.record.deleted.0.len()
@@ -126,7 +142,7 @@ impl Array {
     }
 
     /// What a new version is to be compressed as, to be like this one.
-    pub(super) fn compression(&self) -> Option<Compression> {
+    pub fn compression(&self) -> Option<Compression> {
         self.codec().map(|codec| Compression {
             level: codec.level,
             block_len: codec.block_len,
@@ -205,6 +221,16 @@ impl Array {
     pub fn read_into(&self, out: &mut [u8]) -> Result<(), StoreError> {
         self.check_len(out.len(), self.nbytes())?;
         self.read_part(0, out)
+    }
+
+    /// As [`Array::read_into`], from byte `offset` of the elements on and as much as `out` takes.
+    ///
+    /// # Errors
+    /// `BufferLen` if `out` takes more than there is; `DataFile`; `Block`; `Io`.
+    pub fn read_elements_at(&self, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
+        let rest = self.nbytes().saturating_sub(offset);
+        self.check_len(out.len(), rest.min(out.len() as u64))?;
+        self.read_part(offset, out)
     }
 
     /// Reads the rows `rows`, in C-order.
