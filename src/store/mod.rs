@@ -15,6 +15,7 @@ mod data;
 mod error;
 mod intent;
 mod log;
+mod new_blocks;
 mod rows;
 mod stage;
 mod update;
