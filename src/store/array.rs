@@ -247,7 +247,7 @@ impl Array {
         if self.fortran_order() {
             return self.gather_fortran(rows, out);
         }
-        self.read_bytes(rows.start * self.row_len(), out)
+        self.read_part(rows.start * self.row_len(), out)
     }
 
     /// Reads the rows with the numbers `rows`, in that order, each in C-order.
@@ -486,11 +486,19 @@ impl Array {
             return self.read_bytes(offset, out);
         }
         self.pin()?;
-        let chunks = Mutex::new((0_u64..).zip(out.chunks_mut(chunk_len)));
+        // The first chunk ends where a block does, so that no block is decoded for two of them.
+        let first_len = match self.codec() {
+            Some(_) => chunk_len - (offset % chunk_len as u64) as usize,
+            None => chunk_len,
+        };
+        let (first, rest) = out.split_at_mut(first_len.min(out.len()));
+        let rest = (0_u64..).zip(rest.chunks_mut(chunk_len));
+        let rest = rest.map(|(i, chunk)| (offset + first_len as u64 + i * chunk_len as u64, chunk));
+        let chunks = Mutex::new(std::iter::once((offset, first)).chain(rest));
         let work = || {
             loop {
-                let Some((i, chunk)) = lock(&chunks).next() else { return Ok(()) };
-                self.read_bytes(offset + i * chunk_len as u64, chunk)?;
+                let Some((offset, chunk)) = lock(&chunks).next() else { return Ok(()) };
+                self.read_bytes(offset, chunk)?;
             }
         };
         thread::scope(|scope| {
