@@ -105,7 +105,7 @@ impl Decoder {
     ) -> Result<(), CodecError> {
         match kind {
             BlockKind::Absent if stored.is_empty() => out.fill(0),
-            BlockKind::Absent => {
+            BlockKind::Absent | BlockKind::Page => {
                 return Err(CodecError::StoredLen { kind, found: stored.len(), expected: 0 });
             }
             BlockKind::Raw | BlockKind::OpenTail if stored.len() == out.len() => out.copy_from_slice(stored),

@@ -23,6 +23,12 @@ pub const MIN_LEVEL: i32 = -7;
 /// Highest level of zstd: the smallest.
 pub const MAX_LEVEL: i32 = 22;
 
+/// The level where none is asked for.
+pub const DEFAULT_LEVEL: i32 = 1;
+
+/// The raw length of a block where none is asked for.
+pub const DEFAULT_BLOCK_LEN: u32 = 64 << 10;
+
 /// The name of the only codec, as it stands on disk.
 const ZSTD: &str = "zstd";
 
@@ -141,6 +147,61 @@ impl Codec {
     }
 }
 
+/// How a new array is to be compressed.
+///
+/// On disk, as a store's default: a map with `name`, `level`, `block`, and `filter` if it is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compression {
+    /// As [`Codec::level`].
+    pub level: i32,
+    /// As [`Codec::block_len`].
+    pub block_len: u32,
+    /// As [`Codec::filter`]; `None`: the one that makes a sample of the array smallest.
+    pub filter: Option<Filter>,
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        Self { level: DEFAULT_LEVEL, block_len: DEFAULT_BLOCK_LEN, filter: None }
+    }
+}
+
+impl Compression {
+    /// The codec, with `filter` where none is asked for.
+    ///
+    /// # Errors
+    /// As [`Codec::new`].
+    pub fn codec(&self, filter: Filter) -> Result<Codec, FormatError> {
+        Codec::new(self.level, self.block_len, self.filter.unwrap_or(filter))
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredCompression {
+    name: CodecName,
+    level: i32,
+    block: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    filter: Option<Filter>,
+}
+
+impl Serialize for Compression {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { level, block_len, filter } = *self;
+        StoredCompression { name: CodecName, level, block: block_len, filter }.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Compression {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let stored = StoredCompression::deserialize(deserializer)?;
+        let compression = Self { level: stored.level, block_len: stored.block, filter: stored.filter };
+        compression.codec(Filter::None).map_err(D::Error::custom)?;
+        Ok(compression)
+    }
+}
+
 /// A codec as it stands on disk. The name comes first, so that an unknown one is refused by its name and not for
 /// the parameters that it has.
 #[derive(Serialize, Deserialize)]
@@ -203,12 +264,21 @@ pub enum BlockKind {
     ZstdDelta = 4,
     /// The raw bytes of a last, partial block, behind which rows are appended in place.
     OpenTail = 5,
+    /// No block, but a page of the block index.
+    Page = 6,
 }
 
 impl BlockKind {
     /// All kinds, each at the index that is its number.
-    const ALL: [Self; 6] =
-        [Self::Absent, Self::Raw, Self::Zstd, Self::ZstdShuffle, Self::ZstdDelta, Self::OpenTail];
+    const ALL: [Self; 7] = [
+        Self::Absent,
+        Self::Raw,
+        Self::Zstd,
+        Self::ZstdShuffle,
+        Self::ZstdDelta,
+        Self::OpenTail,
+        Self::Page,
+    ];
 
     /// The kind with this number on disk, `None` where this release knows none.
     pub fn from_u8(number: u8) -> Option<Self> {
@@ -303,10 +373,10 @@ mod tests {
         for number in 0..=u8::MAX {
             match BlockKind::from_u8(number) {
                 Some(kind) => assert_eq!(kind.to_u8(), number),
-                None => assert!(number > 5),
+                None => assert!(number > 6),
             }
         }
-        assert_eq!(BlockKind::from_u8(5), Some(BlockKind::OpenTail));
+        assert_eq!(BlockKind::from_u8(6), Some(BlockKind::Page));
     }
 
     #[test]

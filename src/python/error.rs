@@ -136,7 +136,7 @@ fn exception(error: &StoreError, message: String) -> PyErr {
             | FormatError::Attr { .. }
             | FormatError::Name { .. } => Exception::CorruptStore.err(message),
         },
-        StoreError::DataFile { .. } => Exception::CorruptStore.err(message),
+        StoreError::DataFile { .. } | StoreError::Block { .. } => Exception::CorruptStore.err(message),
         StoreError::DtypeMismatch { .. } => PyTypeError::new_err(message),
         StoreError::IndexOutOfRange { .. } | StoreError::NoRows { .. } => Exception::RowIndex.err(message),
         StoreError::ShapeMismatch { .. }
