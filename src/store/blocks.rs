@@ -213,7 +213,12 @@ impl DataFile {
         self.read_pointer(view, &pointer, out)
     }
 
-    pub(super) fn read_pointer(&self, view: &View, pointer: &Pointer, out: &mut [u8]) -> Result<(), ReadError> {
+    pub(super) fn read_pointer(
+        &self,
+        view: &View,
+        pointer: &Pointer,
+        out: &mut [u8],
+    ) -> Result<(), ReadError> {
         if pointer.is_absent() {
             out.fill(0);
             return Ok(());
@@ -430,8 +435,7 @@ impl Shared {
         // Renamed, overwritten or removed: the file says what was written to it last.
         let header = data.file_header().unwrap_or_default();
         let noted = Slot::newest(&header).0.filter(|slot| {
-            slot.nbytes >= own.nbytes
-                && slot.index.check(slot.nbytes, record.offset, &own.codec).is_ok()
+            slot.nbytes >= own.nbytes && slot.index.check(slot.nbytes, record.offset, &own.codec).is_ok()
         });
         Some(match noted {
             Some(Slot { index, nbytes, .. }) => View { index, nbytes, ..own },

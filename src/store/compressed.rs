@@ -390,9 +390,9 @@ fn overlay(
     thread::scope(|scope| {
         let others: Vec<_> = (1..n_threads).map(|_| scope.spawn(work)).collect();
         let own = work();
-        others.into_iter().fold(own, |result, other| {
-            result.and(other.join().expect("neither decoding nor copying panics"))
-        })
+        others
+            .into_iter()
+            .fold(own, |result, other| result.and(other.join().expect("neither decoding nor copying panics")))
     })
 }
 

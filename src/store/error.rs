@@ -243,7 +243,9 @@ pub enum BlockFault {
 impl fmt::Display for BlockFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Checksum { found, expected } => write!(f, "has crc32 {found:#010x}, expected {expected:#010x}"),
+            Self::Checksum { found, expected } => {
+                write!(f, "has crc32 {found:#010x}, expected {expected:#010x}")
+            }
             Self::Short { found, expected } => {
                 write!(f, "has {found} bytes before the end of the file, expected {expected}")
             }

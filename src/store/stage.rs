@@ -168,7 +168,11 @@ impl<'a> Stage<'a> {
                 .unwrap_or_default(),
         })?;
         let blocks = Blocks { codec, index: Index::empty(*offset) };
-        Ok(BlockWriter::new(Arc::clone(data), View::empty(&blocks, dtype.itemsize(), *offset), Space::default()))
+        Ok(BlockWriter::new(
+            Arc::clone(data),
+            View::empty(&blocks, dtype.itemsize(), *offset),
+            Space::default(),
+        ))
     }
 
     /// The version with all its elements.
@@ -315,4 +319,3 @@ fn read_npy_header(file: &fs::File) -> io::Result<(Vec<u8>, Result<npy::NpyHeade
     let header = npy::parse(&bytes);
     Ok((bytes, header))
 }
-

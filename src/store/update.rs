@@ -240,7 +240,10 @@ impl Shared {
     pub(super) fn tell_written(&self, guard: &WriteGuard<'_>, array: &Array) -> Result<(), StoreError> {
         let is_current = |record: &Arc<Record>| record.id == array.id();
         // Of blocks, the commit itself tells.
-        if array.codec().is_some() || !guard.is_watched() || !self.manifest().table.get(array.name()).is_some_and(is_current) {
+        if array.codec().is_some()
+            || !guard.is_watched()
+            || !self.manifest().table.get(array.name()).is_some_and(is_current)
+        {
             return Ok(());
         }
         self.commit(Commit { ops: vec![Op::Written(Arc::clone(array.name()))], ..Commit::default() })
@@ -309,11 +312,7 @@ impl Shared {
 }
 
 /// Copies the rows of `array` that are not deleted, in C-order.
-fn copy_rows(
-    array: &Array,
-    stage: &mut Stage<'_>,
-    progress: &mut dyn FnMut(u64),
-) -> Result<(), StoreError> {
+fn copy_rows(array: &Array, stage: &mut Stage<'_>, progress: &mut dyn FnMut(u64)) -> Result<(), StoreError> {
     let row_len = array.row_len();
     if row_len == 0 {
         return Ok(());
