@@ -472,6 +472,14 @@ impl Array {
         self.data()?.file.set_times(atime, mtime).map_err(|source| self.io("set the times of", source))
     }
 
+    /// Sets the permission bits of the data file.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn set_mode(&self, mode: u32) -> Result<(), StoreError> {
+        self.data()?.file.set_mode(mode).map_err(|source| self.io("change the permissions of", source))
+    }
+
     /// As [`Array::read_into`], from byte `offset` on and as much as `out` takes.
     pub(super) fn read_part(&self, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
         let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);

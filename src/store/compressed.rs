@@ -384,12 +384,7 @@ fn put_parts(
 }
 
 /// Fills `raw` with blocks as they are after their parts are put over them, on all cores.
-fn overlay(
-    view: &View,
-    data: &DataFile,
-    blocks: &[Changes<'_>],
-    raw: &mut [u8],
-) -> Result<(), WriteError> {
+fn overlay(view: &View, data: &DataFile, blocks: &[Changes<'_>], raw: &mut [u8]) -> Result<(), WriteError> {
     let next = Mutex::new(blocks.iter().zip(raw.chunks_mut(view.block_len() as usize)));
     let work = || {
         loop {

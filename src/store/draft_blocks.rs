@@ -45,7 +45,7 @@ impl DraftBlocks {
     }
 
     /// Reads from byte `offset` of the elements on; `out` ends where they end, or before.
-    pub(super) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), ReadError> {
+    pub(super) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), (u64, ReadError)> {
         let (mut offset, mut out) = (offset, out);
         let mut raw = Vec::new();
         while !out.is_empty() {
@@ -56,7 +56,7 @@ impl DraftBlocks {
                 Some(bytes) => now.copy_from_slice(&bytes[within..within + len]),
                 None => {
                     raw.resize(self.raw_len(block), 0);
-                    self.new.read_block(block, &mut raw)?;
+                    self.new.read_block(block, &mut raw).map_err(|error| (block, error))?;
                     now.copy_from_slice(&raw[within..within + len]);
                 }
             }
