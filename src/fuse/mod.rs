@@ -49,9 +49,6 @@ pub struct MountOptions {
     pub compression: Option<Option<Compression>>,
     /// Threads that answer requests; 0 for the default of 2.
     pub threads: usize,
-    /// How arrays are compressed that are made through the mount: `Some(None)` not at all, `None` as the store's
-    /// default says.
-    pub compression: Option<Option<Compression>>,
     /// Bytes that decoded copies of compressed arrays may take, for the kernel to serve them by itself; 0: there are
     /// none. `None`: a share of the memory.
     pub decoded: Option<u64>,
