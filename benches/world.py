@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from harness import progress
+from harness import CannotMeasure, progress
 
 NPKFS = Path(sys.executable).parent / "npkfs"
 ROW = 64  # float32 elements of one row: 256 bytes
 PAGE = 4096
 
 
-class CannotMount(Exception):
+class CannotMount(CannotMeasure):
     """Mounting, or mounting in the way that a row wants, is not possible on this machine."""
 
 
@@ -131,6 +131,7 @@ class World:
 
     def __init__(self, parent, mib, rounds, many):
         self.parent = Path(parent)
+        self.mib = mib
         self.rounds = rounds
         self.rows = mib * 2**20 // (4 * ROW)
         self.many_arrays = many
@@ -149,6 +150,14 @@ class World:
     def data(self):
         """The array that all rows about one large array use."""
         return np.random.default_rng(7).standard_normal((self.rows, ROW), dtype=np.float32)
+
+    @functools.lru_cache(maxsize=1)
+    def array(self, kind):
+        """One of the arrays of `datasets`, in memory. They stay in the folder of all runs."""
+        return np.load(self.array_file(kind))
+
+    def array_file(self, kind):
+        return kind.file(self.parent / "datasets", self.mib)
 
     @functools.cached_property
     def pages(self):
