@@ -18,6 +18,7 @@ sys.path.insert(0, str(HERE))
 
 import harness  # noqa: E402
 import mount_rows  # noqa: E402
+import mounts  # noqa: E402
 import native_rows  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
@@ -40,6 +41,7 @@ class Set:
 SETS = {
     "plain": Set(mount_rows.ROWS + native_rows.ROWS, "bench", "float32", rounds=15),
     "compressed": Set(peers.ROWS, "bench-compressed", "of each kind of data", rounds=7),
+    "mounted": Set(mounts.ROWS, "bench-mounted", "of each kind of data", rounds=7),
 }
 
 
