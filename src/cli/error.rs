@@ -162,10 +162,12 @@ impl From<UmountError> for CliError {
 pub fn store_exit(error: &StoreError) -> Exit {
     match error {
         StoreError::Locked { .. } => Exit::InUse,
-        StoreError::DataFile { .. } => Exit::Damaged,
+        StoreError::DataFile { .. } | StoreError::Block { .. } => Exit::Damaged,
         StoreError::Format { source, .. } => match source {
             // Written by a newer release: unreadable here, but whole.
-            FormatError::Version { .. } | FormatError::Features { .. } => Exit::Failed,
+            FormatError::Version { .. } | FormatError::Features { .. } | FormatError::UnknownCodec { .. } => {
+                Exit::Failed
+            }
             _ => Exit::Damaged,
         },
         StoreError::NotAStore { found, .. } => match found {

@@ -88,6 +88,29 @@ pub enum FormatError {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// A parameter of a codec that is outside its limits.
+    Codec {
+        /// The parameter.
+        part: &'static str,
+        /// Its value.
+        found: i64,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// A codec or filter that this program does not have.
+    UnknownCodec {
+        /// "codec" or "filter".
+        part: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// An index of blocks that does not fit its array.
+    Index {
+        /// The array.
+        array: String,
+        /// What is wrong with it.
+        what: String,
+    },
     /// An attribute that no array and no store can have.
     Attr {
         /// The attribute's name.
@@ -134,6 +157,13 @@ impl fmt::Display for FormatError {
             Self::NpyHeader { what } => write!(f, "npy header: {what}"),
             Self::Dtype { descr, what } => write!(f, "dtype {descr}: {what}"),
             Self::Shape { shape, what } => write!(f, "shape {shape:?}: {what}"),
+            Self::Codec { part, found, expected } => {
+                write!(f, "codec: {part} is {found}, expected {expected}")
+            }
+            Self::UnknownCodec { part, name } => {
+                write!(f, "{part} {name:?} is not known to this release; install a newer one")
+            }
+            Self::Index { array, what } => write!(f, "array {array:?}: the block index {what}"),
             Self::Attr { name, what } => write!(f, "attribute {name:?}: {what}"),
             Self::Name { name, what } => write!(f, "array name {name:?}: {what}"),
         }

@@ -19,6 +19,8 @@
     )
 )]
 
+pub mod block_index;
+mod codec;
 mod dtype;
 mod error;
 pub mod frame;
@@ -27,8 +29,11 @@ mod literal;
 pub mod manifest;
 pub mod names;
 pub mod npy;
+mod stored;
 
+pub use block_index::Index;
+pub use codec::{BLOCK_ALIGN, BlockKind, Codec, Compression, Filter, MAX_BLOCK_LEN, MAX_LEVEL, MIN_LEVEL};
 pub use dtype::{Descr, Dtype, Field};
 pub use error::FormatError;
 pub use layout::{Layout, MAX_NDIM};
-pub use manifest::{ArrayId, Attrs, DeletedRows, Edit, Generation, Op, Record, Table};
+pub use manifest::{ArrayId, Attrs, Blocks, DeletedRows, Edit, Generation, Op, Record, Table};

@@ -120,7 +120,9 @@ fn exception(error: &StoreError, message: String) -> PyErr {
             Exception::StoreLocked.os_err(libc::ETIMEDOUT, without(store), store)
         }
         StoreError::Format { source, .. } => match source {
-            FormatError::Version { .. } | FormatError::Features { .. } => Exception::Unsupported.err(message),
+            FormatError::Version { .. } | FormatError::Features { .. } | FormatError::UnknownCodec { .. } => {
+                Exception::Unsupported.err(message)
+            }
             FormatError::Magic { .. }
             | FormatError::Truncated { .. }
             | FormatError::Checksum { .. }
@@ -130,10 +132,11 @@ fn exception(error: &StoreError, message: String) -> PyErr {
             | FormatError::NpyHeader { .. }
             | FormatError::Dtype { .. }
             | FormatError::Shape { .. }
+            | FormatError::Codec { .. }
             | FormatError::Attr { .. }
             | FormatError::Name { .. } => Exception::CorruptStore.err(message),
         },
-        StoreError::DataFile { .. } => Exception::CorruptStore.err(message),
+        StoreError::DataFile { .. } | StoreError::Block { .. } => Exception::CorruptStore.err(message),
         StoreError::DtypeMismatch { .. } => PyTypeError::new_err(message),
         StoreError::IndexOutOfRange { .. } | StoreError::NoRows { .. } => Exception::RowIndex.err(message),
         StoreError::ShapeMismatch { .. }
@@ -146,6 +149,8 @@ fn exception(error: &StoreError, message: String) -> PyErr {
             FormatError::Dtype { .. } => PyTypeError::new_err(message),
             FormatError::Name { .. }
             | FormatError::Shape { .. }
+            | FormatError::Codec { .. }
+            | FormatError::UnknownCodec { .. }
             | FormatError::Attr { .. }
             | FormatError::TooLong { .. }
             | FormatError::Magic { .. }

@@ -7,11 +7,16 @@
 //! `DataFiles`, `Shared::dirty` and `Shared::changes` are leaves.
 
 mod array;
+mod block_writer;
+mod blocks;
 mod check;
+mod compressed;
 mod data;
 mod error;
+mod intent;
 mod log;
 mod rows;
+mod stage;
 mod update;
 mod writer;
 
@@ -25,11 +30,12 @@ use std::time::Duration;
 
 pub use array::{Array, ArrayMap};
 pub use check::{Problem, Report, verify, verify_storage};
-pub use error::{DataFileFault, NotAStore, StoreError};
-pub use writer::NewArray;
+pub use compressed::Usage;
+pub use error::{BlockFault, DataFileFault, NotAStore, StoreError};
+pub use stage::NewArray;
 
 pub use crate::format::manifest::{Change, ChangeKind};
-pub use crate::format::{ArrayId, Attrs, Dtype, Generation};
+pub use crate::format::{ArrayId, Attrs, Codec, Compression, Dtype, Filter, Generation};
 
 use crate::format::names;
 use crate::sys::{DirStorage, FileAccess, FileStat, FsStat, LockGuard, Storage};
@@ -262,6 +268,11 @@ impl Store {
     /// The store's own attributes, as of the last refresh.
     pub fn attrs(&self) -> Attrs {
         Attrs::clone(self.shared.manifest().table.attrs())
+    }
+
+    /// How arrays are compressed that are made where nobody says how, as through a mount; as of the last refresh.
+    pub fn default_compression(&self) -> Option<Compression> {
+        self.shared.manifest().table.compression()
     }
 
     /// Picks up the commits of others; costs next to nothing when there are none.

@@ -1,0 +1,391 @@
+//! How the blocks of a compressed array are encoded, as records and block pointers say it.
+//!
+//! Only the words and their limits; encoding and decoding is the module `codec`. What a release does not know is
+//! refused by its name, so that the reader learns what to install.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::FormatError;
+
+/// Raw length of a block is a multiple of this: the memory page, so that a page never spans two blocks.
+pub const BLOCK_ALIGN: u32 = 4096;
+
+/// Largest raw length of a block, in bytes.
+pub const MAX_BLOCK_LEN: u32 = 16 << 20;
+
+/// Lowest level of zstd that is accepted: the fastest.
+pub const MIN_LEVEL: i32 = -7;
+
+/// Highest level of zstd: the smallest.
+pub const MAX_LEVEL: i32 = 22;
+
+/// The level where none is asked for.
+pub const DEFAULT_LEVEL: i32 = 1;
+
+/// The raw length of a block where none is asked for.
+pub const DEFAULT_BLOCK_LEN: u32 = 64 << 10;
+
+/// The name of the only codec, as it stands on disk.
+const ZSTD: &str = "zstd";
+
+/// The reversible step before compression.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Filter {
+    /// The bytes as they are.
+    #[default]
+    None,
+    /// The first byte of every item, then the second of every item, and so on.
+    Shuffle,
+    /// Each item less the one before it, as integers that wrap around; then [`Filter::Shuffle`].
+    Delta,
+}
+
+impl Filter {
+    /// All filters.
+    pub const ALL: [Self; 3] = [Self::None, Self::Shuffle, Self::Delta];
+
+    /// The name, as it stands on disk and as a user writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Shuffle => "shuffle",
+            Self::Delta => "delta",
+        }
+    }
+
+    /// The filter that is applied to items of `itemsize` bytes where this one is asked for: [`Filter::Delta`] is
+    /// made for integers of 1, 2, 4 and 8 bytes, [`Filter::Shuffle`] for items of 2 to 255 bytes.
+    pub fn for_itemsize(self, itemsize: u64) -> Self {
+        match (self, itemsize) {
+            (Self::Delta, 1 | 2 | 4 | 8) => Self::Delta,
+            (Self::Shuffle | Self::Delta, 2..=255) => Self::Shuffle,
+            _ => Self::None,
+        }
+    }
+}
+
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Filter {
+    type Err = FormatError;
+
+    fn from_str(name: &str) -> Result<Self, FormatError> {
+        Self::ALL
+            .into_iter()
+            .find(|filter| filter.name() == name)
+            .ok_or_else(|| FormatError::UnknownCodec { part: "filter", name: name.into() })
+    }
+}
+
+impl Serialize for Filter {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Filter {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// How the blocks of an array are encoded: always zstd. Checked when it was made.
+///
+/// On disk: a map with `name`, `level`, `block` and `filter`; spec/npk-format.md, "Codecs".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "StoredCodec", try_from = "StoredCodec")]
+pub struct Codec {
+    /// The level of zstd, [`MIN_LEVEL`] to [`MAX_LEVEL`].
+    pub level: i32,
+    /// Raw bytes of a block: a multiple of [`BLOCK_ALIGN`], up to [`MAX_BLOCK_LEN`].
+    pub block_len: u32,
+    /// The step before compression.
+    pub filter: Filter,
+}
+
+impl Codec {
+    /// A codec with these parameters.
+    ///
+    /// # Errors
+    /// `Codec` if the level or the length of a block is outside its limits.
+    pub fn new(level: i32, block_len: u32, filter: Filter) -> Result<Self, FormatError> {
+        let codec = Self { level, block_len, filter };
+        codec.check()?;
+        Ok(codec)
+    }
+
+    /// Checks the limits, for a codec whose fields were set one by one.
+    ///
+    /// # Errors
+    /// `Codec` if the level or the length of a block is outside its limits.
+    pub fn check(&self) -> Result<(), FormatError> {
+        if !(MIN_LEVEL..=MAX_LEVEL).contains(&self.level) {
+            return Err(FormatError::Codec {
+                part: "level",
+                found: self.level.into(),
+                expected: "-7 (fastest) to 22 (smallest)",
+            });
+        }
+        let is_block_len = (BLOCK_ALIGN..=MAX_BLOCK_LEN).contains(&self.block_len)
+            && self.block_len.is_multiple_of(BLOCK_ALIGN);
+        if !is_block_len {
+            return Err(FormatError::Codec {
+                part: "block length",
+                found: self.block_len.into(),
+                expected: "a multiple of 4096 bytes, from 4096 to 16777216 (16 MiB)",
+            });
+        }
+        Ok(())
+    }
+}
+
+/// How a new array is to be compressed.
+///
+/// On disk, as a store's default: a map with `name`, `level`, `block`, and `filter` if it is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compression {
+    /// As [`Codec::level`].
+    pub level: i32,
+    /// As [`Codec::block_len`].
+    pub block_len: u32,
+    /// As [`Codec::filter`]; `None`: the one that makes a sample of the array smallest.
+    pub filter: Option<Filter>,
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        Self { level: DEFAULT_LEVEL, block_len: DEFAULT_BLOCK_LEN, filter: None }
+    }
+}
+
+impl Compression {
+    /// The codec, with `filter` where none is asked for.
+    ///
+    /// # Errors
+    /// As [`Codec::new`].
+    pub fn codec(&self, filter: Filter) -> Result<Codec, FormatError> {
+        Codec::new(self.level, self.block_len, self.filter.unwrap_or(filter))
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredCompression {
+    name: CodecName,
+    level: i32,
+    block: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    filter: Option<Filter>,
+}
+
+impl Serialize for Compression {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { level, block_len, filter } = *self;
+        StoredCompression { name: CodecName, level, block: block_len, filter }.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Compression {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let stored = StoredCompression::deserialize(deserializer)?;
+        let compression = Self { level: stored.level, block_len: stored.block, filter: stored.filter };
+        compression.codec(Filter::None).map_err(D::Error::custom)?;
+        Ok(compression)
+    }
+}
+
+/// A codec as it stands on disk. The name comes first, so that an unknown one is refused by its name and not for
+/// the parameters that it has.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredCodec {
+    name: CodecName,
+    level: i32,
+    block: u32,
+    filter: Filter,
+}
+
+impl From<Codec> for StoredCodec {
+    fn from(codec: Codec) -> Self {
+        Self { name: CodecName, level: codec.level, block: codec.block_len, filter: codec.filter }
+    }
+}
+
+impl TryFrom<StoredCodec> for Codec {
+    type Error = FormatError;
+
+    fn try_from(stored: StoredCodec) -> Result<Self, FormatError> {
+        Self::new(stored.level, stored.block, stored.filter)
+    }
+}
+
+/// The string "zstd".
+struct CodecName;
+
+impl Serialize for CodecName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(ZSTD)
+    }
+}
+
+impl<'de> Deserialize<'de> for CodecName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        if name == ZSTD {
+            Ok(Self)
+        } else {
+            Err(D::Error::custom(FormatError::UnknownCodec { part: "codec", name }))
+        }
+    }
+}
+
+/// How one block is stored: the top byte of its pointer.
+// On disk: never renumber
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum BlockKind {
+    /// Nowhere: the block is all zeros, as in a sparse file.
+    Absent = 0,
+    /// The raw bytes.
+    Raw = 1,
+    /// A zstd frame.
+    Zstd = 2,
+    /// A zstd frame of shuffled bytes: [`Filter::Shuffle`].
+    ZstdShuffle = 3,
+    /// A zstd frame of shuffled differences: [`Filter::Delta`].
+    ZstdDelta = 4,
+    /// The raw bytes of a last, partial block, behind which rows are appended in place.
+    OpenTail = 5,
+    /// No block, but a page of the block index.
+    Page = 6,
+}
+
+impl BlockKind {
+    /// All kinds, each at the index that is its number.
+    const ALL: [Self; 7] = [
+        Self::Absent,
+        Self::Raw,
+        Self::Zstd,
+        Self::ZstdShuffle,
+        Self::ZstdDelta,
+        Self::OpenTail,
+        Self::Page,
+    ];
+
+    /// The kind with this number on disk, `None` where this release knows none.
+    pub fn from_u8(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+
+    /// The number on disk.
+    pub fn to_u8(self) -> u8 {
+        self as u8
+    }
+
+    /// Whether the stored bytes are the raw bytes.
+    pub fn is_raw(self) -> bool {
+        matches!(self, Self::Raw | Self::OpenTail)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Maps that no `Codec` writes.
+    fn map(entries: &[(&str, rmpv::Value)]) -> rmpv::Value {
+        rmpv::Value::Map(entries.iter().map(|(key, value)| ((*key).into(), value.clone())).collect())
+    }
+
+    fn refusal(value: &rmpv::Value) -> String {
+        rmp_serde::from_slice::<Codec>(&rmp_serde::to_vec_named(value).unwrap()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_codec_is_a_map_with_names() {
+        let codec = Codec::new(3, 65536, Filter::Shuffle).unwrap();
+        let bytes = rmp_serde::to_vec_named(&codec).unwrap();
+        let expected = map(&[
+            ("name", "zstd".into()),
+            ("level", 3.into()),
+            ("block", 65536.into()),
+            ("filter", "shuffle".into()),
+        ]);
+        assert_eq!(rmp_serde::from_slice::<rmpv::Value>(&bytes).unwrap(), expected);
+        assert_eq!(bytes, rmp_serde::to_vec_named(&expected).unwrap());
+        assert_eq!(rmp_serde::from_slice::<Codec>(&bytes).unwrap(), codec);
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_by_name() {
+        let error = refusal(&map(&[("name", "lz4".into()), ("acceleration", 5.into())]));
+        assert!(error.contains("codec \"lz4\" is not known to this release; install a newer one"), "{error}");
+        let error = refusal(&map(&[
+            ("name", "zstd".into()),
+            ("level", 3.into()),
+            ("block", 65536.into()),
+            ("filter", "bitshuffle".into()),
+        ]));
+        assert!(error.contains("filter \"bitshuffle\" is not known to this release"), "{error}");
+        let error = refusal(&map(&[("name", "zstd".into()), ("window", 3.into())]));
+        assert!(error.contains("window"), "{error}");
+        assert!("Shuffle".parse::<Filter>().is_err());
+        for filter in Filter::ALL {
+            assert_eq!(filter.to_string().parse::<Filter>().unwrap(), filter);
+        }
+    }
+
+    #[test]
+    fn limits_are_checked_on_the_way_in_and_from_disk() {
+        for (level, block_len) in [(-7, 4096), (22, 16 << 20), (1, 12288)] {
+            assert!(Codec::new(level, block_len, Filter::None).is_ok());
+        }
+        for (level, block_len, part) in [
+            (-8, 4096, "level is -8"),
+            (23, 4096, "level is 23"),
+            (1, 0, "block length is 0"),
+            (1, 4095, "block length is 4095"),
+            (1, 6144, "block length is 6144"),
+            (1, (16 << 20) + 4096, "block length is 16781312"),
+        ] {
+            let error = Codec::new(level, block_len, Filter::None).unwrap_err().to_string();
+            assert!(error.contains(part) && error.contains("expected"), "{error}");
+            let stored = map(&[
+                ("name", "zstd".into()),
+                ("level", level.into()),
+                ("block", block_len.into()),
+                ("filter", "none".into()),
+            ]);
+            assert!(refusal(&stored).contains(part));
+        }
+    }
+
+    #[test]
+    fn kinds_keep_their_numbers() {
+        for number in 0..=u8::MAX {
+            match BlockKind::from_u8(number) {
+                Some(kind) => assert_eq!(kind.to_u8(), number),
+                None => assert!(number > 6),
+            }
+        }
+        assert_eq!(BlockKind::from_u8(6), Some(BlockKind::Page));
+    }
+
+    #[test]
+    fn filters_are_for_items_that_they_can_take_apart() {
+        assert_eq!(Filter::Delta.for_itemsize(1), Filter::Delta);
+        assert_eq!(Filter::Delta.for_itemsize(12), Filter::Shuffle);
+        assert_eq!(Filter::Shuffle.for_itemsize(1), Filter::None);
+        assert_eq!(Filter::Shuffle.for_itemsize(255), Filter::Shuffle);
+        assert_eq!(Filter::Delta.for_itemsize(256), Filter::None);
+        assert_eq!(Filter::Shuffle.for_itemsize(0), Filter::None);
+    }
+}
