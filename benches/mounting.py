@@ -14,7 +14,7 @@ from pathlib import Path
 from harness import CannotMeasure
 
 NPKFS = Path(sys.executable).parent / "npkfs"
-NULL_MOUNT = Path(__file__).resolve().parent.parent / "target" / "release" / "examples" / "null_mount"
+TOOLS = Path(__file__).resolve().parent.parent / "target" / "release" / "examples"
 
 
 class CannotMount(CannotMeasure):
@@ -36,6 +36,14 @@ def read_through(path, chunk=1 << 20):
         while n := file.readinto(buffer):
             total += n
     return total
+
+
+def tool(name):
+    """The path of one of the programs that are written for the benchmark alone."""
+    path = TOOLS / name
+    if not path.exists():
+        raise CannotMeasure(f"{name} is not built; run: cargo build --release --example {name}")
+    return path
 
 
 def run(*command):

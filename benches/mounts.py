@@ -14,7 +14,8 @@ import numpy as np
 
 from datasets import KINDS
 from harness import CannotMeasure, Contest, Goal, Result, Row, expect, in_turn, timed
-from mounting import NULL_MOUNT, KernelMount, Mount, ServedMount, read_through, run
+from mounting import KernelMount, Mount, ServedMount, read_through, run, tool
+from world import disk_usage
 
 TOUCHED = 10_000
 NOISE, *COMPRESSIBLE = KINDS
@@ -162,12 +163,11 @@ class Null(Image):
     name = "null"
 
     def make(self, world, source):
-        if not NULL_MOUNT.exists():
-            raise CannotMeasure(f"{NULL_MOUNT.name} is not built; make bench-mounted does it")
+        self.program = tool("null_mount")
         self.source = source
 
     def mount(self):
-        return ServedMount(self.mountpoint, NULL_MOUNT, self.mountpoint, self.source)
+        return ServedMount(self.mountpoint, self.program, self.mountpoint, self.source)
 
     def measure(self, work, operation):
         with self.mount() as mount:
@@ -217,6 +217,8 @@ class Images:
                 self.made[image.name] = image(world, kind)
             except CannotMeasure as error:
                 self.absent[image.name] = str(error)
+        if "erofs" in self.made and Erofs.codec() != "zstd":
+            self.absent["erofs with zstd"] = f"mkfs.erofs has no zstd here, the column erofs is {Erofs.codec()}"
 
     def __enter__(self):
         return self
@@ -236,6 +238,13 @@ def cold(kind):
         work = Work(world, kind)
         results = []
         with Images(world, kind, COLD) as images:
+            size = Contest(f"{row.name}/size", f"{kind.title}: size", "numpack", unit="MiB")
+            size.figures = {
+                made.name: [disk_usage(made.image) / 2**20]
+                for made in images.made.values()
+                if not isinstance(made, Null | Squashfuse)
+            }
+            results.append(size)
             for name, (what, _) in OPERATIONS.items():
                 goals = []
                 if kind is not NOISE and name != "rows":
@@ -249,8 +258,6 @@ def cold(kind):
                     made.name: (lambda made=made, name=name: made.measure(work, name)) for made in images.made.values()
                 }
                 results.append(contest.play(world.rounds, once))
-            if "erofs" in images.made and Erofs.codec() != "zstd":
-                results[0].note = f"erofs is compressed with {Erofs.codec()}, as this mkfs.erofs has no zstd"
         return results
 
     return measure

@@ -6,14 +6,18 @@ rows of it, and take room on the disk. Loads and gathers read a file that is in 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shutil
+import subprocess
 
 import numpy as np
 
 from datasets import KINDS
 from harness import CannotMeasure, Contest, Goal, Result, Row, expect, in_turn, timed
+from mounting import tool
+from world import disk_usage
 
 GATHERED = 1000
 
@@ -56,6 +60,26 @@ class Numpack(Peer):
     def gather(self, path, rows):
         with self.api.NumPack(path) as npk:
             return npk.getitem("a", rows)
+
+
+class Limit:
+    """How fast the blocks of a saved array can be decoded in memory, on all cores. See decode.rs."""
+
+    name = "limit"
+
+    def __init__(self, store, array):
+        self.process = subprocess.Popen([tool("decode"), store, array], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def time(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.process.communicate()
 
 
 class NumpackUncompressed(Numpack):
@@ -147,13 +171,6 @@ def remove(path):
         path.unlink(missing_ok=True)
 
 
-def disk_usage(path):
-    """Bytes that the disk holds of a file, or of all files in a folder."""
-    os.sync()
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.lstat().st_blocks for file in files if not file.is_dir()) * 512
-
-
 class Shelf:
     """One of the arrays, saved by each peer that can be had here."""
 
@@ -216,22 +233,31 @@ def api(kind):
     """Size, save, load and gather of one array."""
 
     def measure(world, row):
-        faster = (Goal(over_ratio=1.0), RIVALS)
-        with Shelf(world, kind) as shelf:
+        faster = Goal(over_ratio=1.0), RIVALS
+        near_limit = Goal(least_ratio=0.8), (Limit.name,)
+        with Shelf(world, kind) as shelf, contextlib.ExitStack() as stack:
 
-            def contest(what, goals, unit="s"):
-                return Contest(f"{row.name}/{what}", f"{kind.title}: {what}", "numpack", goals, unit, absent=shelf.absent)
+            def contest(what, *goals, unit="s"):
+                name = f"{row.name}/{what}"
+                return Contest(name, f"{kind.title}: {what}", "numpack", list(goals), unit, absent=dict(shelf.absent))
 
-            def timed_contest(what, goals, time):
-                once = {name: (lambda peer=peer: time(peer)) for name, peer in shelf.peers.items()}
-                return contest(what, goals).play(world.rounds, once)
+            def contenders(time):
+                return {name: (lambda peer=peer: time(peer)) for name, peer in shelf.peers.items()}
 
-            save = timed_contest("save", [faster], shelf.time_save)
-            load = timed_contest("load", [faster], shelf.time_load)
-            gather = timed_contest(f"gather {GATHERED:,} rows", [faster], shelf.time_gather)
-            # One figure, which no round changes. No larger than the better of these two.
-            size = contest("size", [(Goal(least_ratio=1.0), ("zarr", "blosc2"))], unit="MiB")
+            size = contest("size", (Goal(least_ratio=1.0), ("zarr", "blosc2")), unit="MiB")
+            # One figure, which no round changes.
             size.figures = {name: [disk_usage(shelf.saved(peer)) / 2**20] for name, peer in shelf.peers.items()}
+            save = contest("save", faster).play(world.rounds, contenders(shelf.time_save))
+            load = contest("load", faster, near_limit)
+            loading = contenders(shelf.time_load)
+            if "numpack" in shelf.peers:
+                try:
+                    limit = stack.enter_context(Limit(shelf.saved(shelf.peers["numpack"]), "a"))
+                    loading[Limit.name] = limit.time
+                except CannotMeasure as error:
+                    load.absent[Limit.name] = str(error)
+            load.play(world.rounds, loading)
+            gather = contest(f"gather {GATHERED:,} rows", faster).play(world.rounds, contenders(shelf.time_gather))
         return [size, save, load, gather]
 
     return measure

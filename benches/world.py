@@ -18,6 +18,13 @@ ROW = 64  # float32 elements of one row: 256 bytes
 PAGE = 4096
 
 
+def disk_usage(path):
+    """Bytes that the disk holds of a file, or of all files in a folder."""
+    os.sync()
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.lstat().st_blocks for file in files if not file.is_dir()) * 512
+
+
 class World:
     """Lives in one folder on a disk file system."""
 
