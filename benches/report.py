@@ -61,7 +61,7 @@ def tables(results, not_measured=()):
     if contests:
         names = list(dict.fromkeys(name for contest in contests for name in contest.figures))
         parts.append(table([["", *names, "closest, goal", "met"], *(contest_cells(one, names) for one in contests)]))
-    if pairs or not contests:
+    if pairs:
         head = ["", "reference", "numpack", "speed, min - max", "goal", "met"]
         parts.append(table([head, *(pair_cells(result) for result in pairs)]))
     notes = [f"{result.what}: {result.note}" for result in results if result.note]
