@@ -19,6 +19,7 @@ use crate::store::{Access, Store};
 use crate::sys::{FsStat, LockGuard};
 
 mod attr;
+mod blocks;
 mod changes;
 mod dir;
 mod entry;
@@ -36,6 +37,7 @@ pub use file::{OpenFlags, Opened};
 pub use handle::{Caller, DirEntry, Fh};
 pub use inode::{Ino, LastByte};
 
+use blocks::DecodedBlocks;
 use dir::{Child, Tree};
 use file::OpenFile;
 use handle::{Again, Handles, OpenDirectory};
@@ -55,6 +57,7 @@ pub struct Fs {
     tree: RwLock<Tree>,
     inodes: Inodes,
     files: Handles<OpenFile>,
+    blocks: DecodedBlocks,
     directories: Handles<OpenDirectory>,
     again: Again,
     /// Inodes that were written to in place, and nobody told.
@@ -107,6 +110,7 @@ impl Fs {
             tree: RwLock::new(tree),
             inodes: Inodes::default(),
             files: Handles::new(),
+            blocks: DecodedBlocks::default(),
             directories: Handles::new(),
             again: Again::default(),
             untold: Mutex::default(),
