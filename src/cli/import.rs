@@ -53,7 +53,8 @@ fn copy_all(store: &Store, found: &Found, config: &ImportConfig) -> Result<(), C
     }
     for file in &found.files {
         progress.start(&file.name);
-        match store.import_npy(&file.name, &file.path, config.overwrite, None, &mut |n_bytes| progress.at(n_bytes))
+        match store
+            .import_npy(&file.name, &file.path, config.overwrite, None, &mut |n_bytes| progress.at(n_bytes))
         {
             Ok(()) => {}
             Err(error) if concerns_file(&error, &file.path) => {

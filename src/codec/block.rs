@@ -27,7 +27,7 @@ impl Encoder {
             filter,
             // Only filters ask for the size, and those that do know their items to be small.
             itemsize: if filter == Filter::None { 1 } else { itemsize as usize },
-            compressor: Compressor::new(codec.level),
+            compressor: Compressor::new(codec.level, filter != Filter::None),
             differences: Vec::new(),
             filtered: Vec::new(),
             stored: Vec::new(),

@@ -286,22 +286,20 @@ mod tests {
 
     fn check(itemsize: usize, raw: &[u8]) {
         let expected = shuffled(itemsize, raw);
-        let (mut planes, mut back) = (vec![0xaa; raw.len()], vec![0x55; raw.len()]);
-        shuffle(itemsize, raw, &mut planes);
-        assert_eq!(planes, expected, "shuffle of {} bytes, items of {itemsize}", raw.len());
-        unshuffle(itemsize, &planes, &mut back);
-        assert_eq!(back, raw, "unshuffle of {} bytes, items of {itemsize}", raw.len());
-        if matches!(itemsize, 1 | 2 | 4 | 8) {
-            let mut out = vec![0xaa; raw.len()];
-            delta(itemsize, raw, &mut out);
-            assert_eq!(
-                out,
-                differences_of(itemsize, raw),
-                "delta of {} bytes, items of {itemsize}",
-                raw.len()
-            );
-            undelta(itemsize, &mut out);
-            assert_eq!(out, raw, "undelta of {} bytes, items of {itemsize}", raw.len());
+        for level in [Level::new(), Level::baseline()] {
+            let what = format!("{} bytes, items of {itemsize}, {level:?}", raw.len());
+            let (mut planes, mut back) = (vec![0xaa; raw.len()], vec![0x55; raw.len()]);
+            shuffle_at(level, itemsize, raw, &mut planes);
+            assert_eq!(planes, expected, "shuffle of {what}");
+            unshuffle_at(level, itemsize, &planes, &mut back);
+            assert_eq!(back, raw, "unshuffle of {what}");
+            if matches!(itemsize, 1 | 2 | 4 | 8) {
+                let mut out = vec![0xaa; raw.len()];
+                delta(itemsize, raw, &mut out);
+                assert_eq!(out, differences_of(itemsize, raw), "delta of {what}");
+                undelta_at(level, itemsize, &mut out);
+                assert_eq!(out, raw, "undelta of {what}");
+            }
         }
     }
 

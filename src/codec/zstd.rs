@@ -13,6 +13,10 @@ const MAGIC: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
 const MIN_PART_LEN: usize = 1 << 10;
 const MAX_PART_LEN: usize = 1 << 17;
 
+/// At its fastest true level zstd takes any 6 bytes that it has seen for a match. In planes of few different bytes
+/// that is mostly chance, costs more than it saves and is slow to decode: only longer ones are worth it there.
+const LEVEL_OF_LONG_MATCHES: i32 = 1;
+
 /// Makes frames.
 pub struct Compressor {
     context: CCtx<'static>,
@@ -20,15 +24,17 @@ pub struct Compressor {
 }
 
 impl Compressor {
-    /// A compressor with this level of zstd.
-    pub fn new(level: i32) -> Self {
+    /// A compressor with this level of zstd, for content that is filtered or not.
+    pub fn new(level: i32, is_filtered: bool) -> Self {
         let mut context = CCtx::create();
-        for parameter in [
-            CParameter::CompressionLevel(level),
-            CParameter::ChecksumFlag(false),
-            CParameter::DictIdFlag(false),
-        ] {
-            context.set_parameter(parameter).expect("zstd takes any level, and flags between two frames");
+        let mut set = |parameter| {
+            context
+                .set_parameter(parameter)
+                .expect("zstd takes any level, and parameters between two frames");
+        };
+        set(CParameter::CompressionLevel(level));
+        if is_filtered && level == LEVEL_OF_LONG_MATCHES {
+            set(CParameter::MinMatch(7));
         }
         Self { context, part_len: 0 }
     }

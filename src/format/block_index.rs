@@ -246,7 +246,8 @@ pub fn check_pointer(
 
 /// The bytes of a page.
 pub fn encode_page(pointers: &[Pointer]) -> Vec<u8> {
-    let used = pointers.iter().rposition(|pointer| !pointer.is_absent()).map_or(0, |last| last.saturating_add(1));
+    let used =
+        pointers.iter().rposition(|pointer| !pointer.is_absent()).map_or(0, |last| last.saturating_add(1));
     pointers.iter().take(used).flat_map(|pointer| pointer.to_bytes()).collect()
 }
 
@@ -303,8 +304,11 @@ impl FileHeader {
             return Err(FormatError::Magic { expected: part, found });
         }
         let found_len = bytes.len() as u64;
-        let truncated =
-            || FormatError::Truncated { part, needed: (CODEC_OFFSET + MAX_CODEC_LEN) as u64, found: found_len };
+        let truncated = || FormatError::Truncated {
+            part,
+            needed: (CODEC_OFFSET + MAX_CODEC_LEN) as u64,
+            found: found_len,
+        };
         let number = |offset| u32_at(bytes, offset).ok_or_else(truncated);
         let version = number(VERSION_OFFSET)?;
         if version != FILE_VERSION {

@@ -270,15 +270,8 @@ pub enum BlockKind {
 
 impl BlockKind {
     /// All kinds, each at the index that is its number.
-    const ALL: [Self; 7] = [
-        Self::Absent,
-        Self::Raw,
-        Self::Zstd,
-        Self::ZstdShuffle,
-        Self::ZstdDelta,
-        Self::OpenTail,
-        Self::Page,
-    ];
+    const ALL: [Self; 7] =
+        [Self::Absent, Self::Raw, Self::Zstd, Self::ZstdShuffle, Self::ZstdDelta, Self::OpenTail, Self::Page];
 
     /// The kind with this number on disk, `None` where this release knows none.
     pub fn from_u8(number: u8) -> Option<Self> {

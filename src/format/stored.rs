@@ -96,7 +96,10 @@ pub(super) fn encode_record(record: &Record) -> StoredEntry {
     StoredEntry(Arc::clone(&record.name), Blob(to_bytes(&stored)))
 }
 
-pub(super) fn decode_record(StoredEntry(name, blob): StoredEntry, offset: u64) -> Result<Record, FormatError> {
+pub(super) fn decode_record(
+    StoredEntry(name, blob): StoredEntry,
+    offset: u64,
+) -> Result<Record, FormatError> {
     let stored: StoredRecord = from_bytes(&blob.0, offset)?;
     names::check(&name)?;
     if !names::is_data_file(&stored.file) {
@@ -247,4 +250,3 @@ impl<'de> Deserialize<'de> for DeletedRows {
         Ok(Self(Arc::new(rows)))
     }
 }
-

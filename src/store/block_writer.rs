@@ -129,9 +129,9 @@ impl BlockWriter {
         }
     }
 
-    /// Decodes a full block, with what has been written so far, into `out`, which has its raw length.
-    pub(super) fn read_full(&self, block: u64, out: &mut [u8]) -> Result<(), ReadError> {
-        let pointer = self.pointer(block)?;
+    /// Decodes a block, with what has been written so far, into `out`, which has its raw length.
+    pub(super) fn read_block(&self, block: u64, out: &mut [u8]) -> Result<(), ReadError> {
+        let pointer = if block < self.view.n_full() { self.pointer(block)? } else { self.view.index.tail };
         self.data.read_pointer(&self.view, &pointer, out)
     }
 
@@ -247,7 +247,12 @@ impl BlockWriter {
     }
 
     /// Writes the page at `pointer`, `level` levels above the blocks, anew with the pointers `changed`.
-    fn update(&mut self, level: u32, pointer: Pointer, changed: &[(u64, Pointer)]) -> Result<Pointer, WriteError> {
+    fn update(
+        &mut self,
+        level: u32,
+        pointer: Pointer,
+        changed: &[(u64, Pointer)],
+    ) -> Result<Pointer, WriteError> {
         if level == 0 {
             return Ok(changed[0].1);
         }

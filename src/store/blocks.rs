@@ -52,12 +52,6 @@ impl View {
         })
     }
 
-    /// The state of an array without elements.
-    pub(super) fn empty(blocks: &Blocks, itemsize: u64, npy_len: u64) -> Self {
-        let Blocks { codec, index } = *blocks;
-        Self { index, codec, nbytes: 0, itemsize, start: FILE_HEADER_LEN + npy_len }
-    }
-
     pub(super) fn block_len(&self) -> u64 {
         u64::from(self.codec.block_len)
     }
@@ -213,7 +207,12 @@ impl DataFile {
         self.read_pointer(view, &pointer, out)
     }
 
-    pub(super) fn read_pointer(&self, view: &View, pointer: &Pointer, out: &mut [u8]) -> Result<(), ReadError> {
+    pub(super) fn read_pointer(
+        &self,
+        view: &View,
+        pointer: &Pointer,
+        out: &mut [u8],
+    ) -> Result<(), ReadError> {
         if pointer.is_absent() {
             out.fill(0);
             return Ok(());
@@ -430,8 +429,7 @@ impl Shared {
         // Renamed, overwritten or removed: the file says what was written to it last.
         let header = data.file_header().unwrap_or_default();
         let noted = Slot::newest(&header).0.filter(|slot| {
-            slot.nbytes >= own.nbytes
-                && slot.index.check(slot.nbytes, record.offset, &own.codec).is_ok()
+            slot.nbytes >= own.nbytes && slot.index.check(slot.nbytes, record.offset, &own.codec).is_ok()
         });
         Some(match noted {
             Some(Slot { index, nbytes, .. }) => View { index, nbytes, ..own },
@@ -452,7 +450,7 @@ impl Shared {
             file: record.file.to_string(),
             block,
             offset,
-            what,
+            what: Box::new(what),
         }
     }
 }
