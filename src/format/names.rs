@@ -6,6 +6,8 @@ use super::{ArrayId, FormatError};
 pub const MANIFEST: &str = "metadata.npkm";
 /// A second name of the newest snapshot's file.
 pub const MANIFEST_BACKUP: &str = "metadata.npkm.bak";
+/// The folder for files that a mount was given and that are no arrays. Nothing here reads it.
+pub const LOST_AND_FOUND: &str = "lost+found";
 /// The file that writers lock.
 pub const LOCK: &str = "metadata.npkm.lock";
 
@@ -58,6 +60,16 @@ pub fn is_data_file(file: &str) -> bool {
         && file.starts_with(DATA_PREFIX)
         && file.ends_with(DATA_SUFFIX)
         && !file.bytes().any(|byte| byte == b'/' || byte == 0)
+}
+
+/// The name in [`LOST_AND_FOUND`] for a file that had the path `path` in a mount; `n` counts up while it is taken.
+pub fn lost_file(path: &str, n: u32) -> String {
+    let mut name = escape(path);
+    name.truncate(MAX_ESCAPED_LEN);
+    if n > 0 {
+        name.push_str(&format!("~{n}"));
+    }
+    name
 }
 
 /// Percent-escapes every byte that is not an ASCII letter, digit, or one of `_-.+=@,`: the same names then work on
@@ -115,6 +127,14 @@ mod tests {
             assert!(!is_data_file(file), "{file:?}");
         }
         assert!(is_data_file("data_a.npkd"));
+    }
+
+    #[test]
+    fn lost_files_are_numbered() {
+        assert_eq!(lost_file("g/a.npy", 0), "g%2Fa.npy");
+        assert_eq!(lost_file("a~1", 0), "a%7E1");
+        assert_eq!(lost_file("a", 12), "a~12");
+        assert!(lost_file(&"\u{6570}".repeat(1000), u32::MAX).len() < 255);
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! What `stat` shows and `chmod` and the like may change. Our own types: the layer is tested without a kernel.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::inode::Inode;
-use super::{Fs, FsError, Ino, read};
-use crate::store::Array;
+use super::{Fs, FsError, Ino, read, write};
+use crate::store::{Array, StoreError};
 use crate::sys::FileStat;
 
 /// What kind of inode it is: an array shows as a file, a group of arrays as a folder.
@@ -43,6 +43,9 @@ pub struct Attr {
     pub gid: u32,
 }
 
+/// The permissions that a file shows, and that can be set: those of its data file to read and to write.
+pub(super) const FILE_PERM: u16 = 0o666;
+
 /// `st_blksize`: what programs such as `cp` take for a good size of one read.
 pub const BLKSIZE: u32 = 4096;
 
@@ -66,14 +69,32 @@ pub struct SetAttr {
     pub mtime: Option<SystemTime>,
 }
 
+impl Attr {
+    /// Refuses to change the owner, and permissions other than those in `settable`.
+    pub(super) fn allows(&self, set: SetAttr, settable: u16) -> Result<(), FsError> {
+        if set.perm.is_some_and(|perm| (perm ^ self.perm) & 0o7777 & !settable != 0) {
+            return Err(FsError::NotPermitted { what: "changing these permissions" });
+        }
+        if set.uid.is_some_and(|uid| uid != self.uid) || set.gid.is_some_and(|gid| gid != self.gid) {
+            return Err(FsError::NotPermitted { what: "changing the owner" });
+        }
+        Ok(())
+    }
+}
+
 impl Fs {
-    /// Changes attributes: what is as asked already may be asked for; of the rest, only times can be set, and those
-    /// of an array not to before its last commit.
+    /// Changes attributes: what is as asked already may be asked for; of the rest, the length of pending files can be
+    /// set, who may read and write a file, and times. Those of folders are forgotten when the mount ends.
     ///
     /// # Errors
-    /// `ReadOnly`; `NotPermitted` for owner and permissions, which are the data file's; `Unsupported` for the
-    /// length, and for times that cannot be kept; `Store` if the data file's times cannot be set.
+    /// `ReadOnly`; `NotPermitted` for the owner, and other permissions; `Unsupported` for the length of an array, and
+    /// for an earlier time of a version that is gone; `Finished` for the length of a pending file that became one:
+    /// [`Fs::detach_inode`] comes first; `Store` with `Locked` if another writer is at work, which is not waited for,
+    /// or if the data file cannot be changed.
     pub fn setattr(&self, ino: Ino, set: SetAttr) -> Result<Attr, FsError> {
+        if ino.is_pending() {
+            return self.set_pending_attr(ino, set);
+        }
         let attr = self.getattr(ino)?;
         if self.read_only {
             return Err(FsError::ReadOnly);
@@ -86,25 +107,51 @@ impl Fs {
                 return Err(FsError::Unsupported { what: "changing the length of an array" });
             }
         }
-        if set.perm.is_some_and(|perm| perm & 0o7777 != attr.perm) {
-            return Err(FsError::NotPermitted { what: "changing permissions" });
-        }
-        if set.uid.is_some_and(|uid| uid != attr.uid) || set.gid.is_some_and(|gid| gid != attr.gid) {
-            return Err(FsError::NotPermitted { what: "changing the owner" });
-        }
-        if set.atime.is_none() && set.mtime.is_none() {
-            return Ok(attr);
-        }
         if attr.kind == FileKind::Directory {
-            return Err(FsError::Unsupported { what: "setting the times of a folder" });
+            attr.allows(set, 0)?;
+            if let Some(mtime) = set.mtime {
+                write(&self.tree).set_mtime(ino, mtime);
+            }
+            return self.directory_attr(ino);
         }
         let inode = self.inodes.get(ino).ok_or(FsError::Stale { ino })?;
+        attr.allows(set, FILE_PERM)?;
         let (array, _) = inode.array();
-        if set.mtime.is_some_and(|mtime| mtime < array.committed()) {
-            return Err(FsError::Unsupported { what: "setting a time before the last commit" });
+        if let Some(perm) = set.perm
+            && perm != attr.perm
+        {
+            array.set_mode(u32::from(perm))?;
         }
-        inode.set_times(&array, set.atime, set.mtime)?;
+        if set.atime.is_some() || set.mtime.is_some() {
+            let set_times = || inode.set_times(&array, set.atime, set.mtime);
+            inode.note_time(self.set_array_times(&array, set, set_times)?);
+        }
         Ok(self.file_attr(&inode))
+    }
+
+    /// Sets an array's times, those of the data file by `set_times`. Returns the array as it is then.
+    pub(super) fn set_array_times(
+        &self,
+        array: &Array,
+        set: SetAttr,
+        set_times: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<Array, FsError> {
+        // The later of the two times is shown.
+        let array = match set.mtime {
+            Some(mtime) if mtime < array.committed() => {
+                match self.store.set_committed(array, mtime, Duration::ZERO) {
+                    Err(StoreError::NotFound { .. }) => {
+                        return Err(FsError::Unsupported {
+                            what: "setting an earlier time of an array that was overwritten or removed",
+                        });
+                    }
+                    result => result?,
+                }
+            }
+            _ => array.clone(),
+        };
+        set_times()?;
+        Ok(array)
     }
 
     pub(super) fn directory_attr(&self, ino: Ino) -> Result<Attr, FsError> {
@@ -141,7 +188,7 @@ impl Fs {
             atime: stat.atime,
             mtime,
             ctime: stat.ctime.max(mtime),
-            perm: self.perm(stat.mode, 0o666),
+            perm: self.perm(stat.mode, FILE_PERM.into()),
             nlink: u32::from(inode.is_named()),
             uid: stat.uid,
             gid: stat.gid,
@@ -170,7 +217,7 @@ impl Fs {
         })
     }
 
-    fn perm(&self, mode: u32, mask: u32) -> u16 {
+    pub(super) fn perm(&self, mode: u32, mask: u32) -> u16 {
         let writable = if self.read_only { !0o222 } else { !0 };
         u16::try_from(mode & mask & writable).unwrap_or_default()
     }

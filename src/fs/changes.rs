@@ -106,7 +106,7 @@ impl Fs {
                 }
             }
         }
-        self.finish(&tree, round);
+        self.finish_round(&tree, round);
         Ok(())
     }
 
@@ -162,8 +162,19 @@ impl Fs {
         }
     }
 
+    /// Tells that names in folders were given to files or taken from them, and which folders are gone.
+    pub(super) fn tell_names(&self, tree: &Tree, names: &[(Ino, Arc<str>)], gone: Vec<Place>) {
+        let mut round = Round { left: gone, ..Round::default() };
+        for (parent, name) in names {
+            round.parents.insert(*parent);
+            round.out.push(Invalidation::Entry { parent: *parent, name: Arc::clone(name) });
+        }
+        round.parents.extend(round.left.iter().map(|place| place.parent));
+        self.finish_round(tree, round);
+    }
+
     /// Tells what the round did. An inode may have left one name and come to another within it.
-    fn finish(&self, tree: &Tree, round: Round) {
+    fn finish_round(&self, tree: &Tree, round: Round) {
         let Round { left, parents, mut out } = round;
         for Place { parent, name, before } in left {
             let Some(child) = before else { continue };

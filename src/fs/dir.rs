@@ -1,7 +1,8 @@
 //! The folders of a mount: made of the arrays' names, and kept in step with them one change at a time.
 //!
-//! A folder exists as long as an array is in it or below it. Placing or taking away an array costs the depth of its
-//! name, finding a name is one hash lookup per folder. The tree holds names and inode numbers, no arrays.
+//! A folder exists as long as an array or a pending file is in it or below it, or until it is removed, if somebody made
+//! it. A pending file hides what the store has under its name. Placing or taking away an array costs the depth of its
+//! name, finding a name is a hash lookup or two per folder. The tree holds names and inode numbers, no arrays.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,12 +27,36 @@ pub(super) struct Directory {
     pub(super) parent: Ino,
     /// What the names of the arrays in it start with: nothing, or ending in a slash.
     pub(super) prefix: Arc<str>,
-    /// When an array or folder was last added, taken away or replaced here.
+    /// When an array or folder was last added, taken away or replaced here, or what was set since.
     pub(super) mtime: SystemTime,
     pub(super) n_subdirectories: u32,
     /// Its own name in `parent`.
     name: Arc<str>,
+    /// What the store has here.
     children: HashMap<Arc<str>, Child>,
+    /// The pending files here.
+    pending: HashMap<Arc<str>, Child>,
+    /// Whether somebody made it, so that it stays when it is empty.
+    made: bool,
+}
+
+impl Directory {
+    fn new(parent: Ino, prefix: &str, name: Arc<str>, now: SystemTime) -> Self {
+        Self {
+            parent,
+            prefix: prefix.into(),
+            mtime: now,
+            n_subdirectories: 0,
+            name,
+            children: HashMap::new(),
+            pending: HashMap::new(),
+            made: false,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.children.is_empty() && self.pending.is_empty()
+    }
 }
 
 /// What a name in a folder leads to.
@@ -41,18 +66,20 @@ pub(super) enum Child {
     File { array: Arc<str>, ino: Ino },
     /// A folder.
     Directory(Ino),
+    /// A file that is no array, or not yet.
+    Pending(Ino),
 }
 
 impl Child {
     pub(super) fn ino(&self) -> Ino {
         match self {
-            Self::File { ino, .. } | Self::Directory(ino) => *ino,
+            Self::File { ino, .. } | Self::Directory(ino) | Self::Pending(ino) => *ino,
         }
     }
 
     pub(super) fn kind(&self) -> FileKind {
         match self {
-            Self::File { .. } => FileKind::File,
+            Self::File { .. } | Self::Pending(_) => FileKind::File,
             Self::Directory(_) => FileKind::Directory,
         }
     }
@@ -70,14 +97,7 @@ pub(super) struct Place {
 impl Tree {
     /// A tree of an empty root.
     pub(super) fn new(now: SystemTime) -> Self {
-        let root = Directory {
-            parent: Ino::ROOT,
-            prefix: "".into(),
-            mtime: now,
-            n_subdirectories: 0,
-            name: "".into(),
-            children: HashMap::new(),
-        };
+        let root = Directory::new(Ino::ROOT, "", "".into(), now);
         Self { directories: HashMap::from([(Ino::ROOT, root)]) }
     }
 
@@ -87,12 +107,29 @@ impl Tree {
 
     /// What `name` in a folder leads to.
     pub(super) fn child(&self, parent: Ino, name: &str) -> Option<&Child> {
-        self.directories.get(&parent)?.children.get(name)
+        let directory = self.directories.get(&parent)?;
+        directory.pending.get(name).or_else(|| directory.children.get(name))
     }
 
     /// The names in a folder, in no order.
-    pub(super) fn children(&self, ino: Ino) -> Option<impl ExactSizeIterator<Item = (&Arc<str>, &Child)>> {
-        Some(self.directories.get(&ino)?.children.iter())
+    pub(super) fn children(&self, ino: Ino) -> Option<impl Iterator<Item = (&Arc<str>, &Child)>> {
+        let directory = self.directories.get(&ino)?;
+        let shown = directory.children.iter().filter(|(name, _)| !directory.pending.contains_key(*name));
+        Some(directory.pending.iter().chain(shown))
+    }
+
+    /// The array that the store has under a name, be it shown or hidden by a pending file.
+    pub(super) fn array_at(&self, parent: Ino, name: &str) -> Option<(&Arc<str>, Ino)> {
+        match self.directories.get(&parent)?.children.get(name)? {
+            Child::File { array, ino } => Some((array, *ino)),
+            Child::Directory(_) | Child::Pending(_) => None,
+        }
+    }
+
+    /// The folder and name under which an array is shown, or would be, were it not hidden.
+    pub(super) fn place_of(&self, array: &str) -> Option<(Ino, Arc<str>)> {
+        let (parent, name) = self.find(array)?;
+        self.directories.get(&parent)?.children.contains_key(&name).then_some((parent, name))
     }
 
     /// Lets the name of `array` lead to `ino`, making the folders on the way.
@@ -123,29 +160,101 @@ impl Tree {
     /// Takes an array's name away, and the folders that are empty then. The array's own place comes first.
     pub(super) fn take(&mut self, array: &str, now: SystemTime) -> Vec<Place> {
         let mut places = Vec::new();
-        let Some((mut parent, mut name)) = self.find(array) else { return places };
-        loop {
-            let Some(directory) = self.directories.get_mut(&parent) else { return places };
-            let Some(child) = directory.children.remove(&name) else { return places };
-            directory.mtime = now;
-            if child.kind() == FileKind::Directory {
-                directory.n_subdirectories = directory.n_subdirectories.saturating_sub(1);
-                self.directories.remove(&child.ino());
+        let Some((parent, name)) = self.find(array) else { return places };
+        let Some(directory) = self.directories.get_mut(&parent) else { return places };
+        let Some(child) = directory.children.remove(&name) else { return places };
+        directory.mtime = now;
+        places.push(Place { parent, name, before: Some(child.ino()) });
+        self.take_empty(parent, now, &mut places);
+        places
+    }
+
+    /// Takes a folder away if nothing is in it and nobody made it, and then those that it is in.
+    fn take_empty(&mut self, ino: Ino, now: SystemTime, places: &mut Vec<Place>) {
+        let mut ino = ino;
+        while let Some(directory) = self.directories.get(&ino)
+            && directory.is_empty()
+            && !directory.made
+            && ino != Ino::ROOT
+        {
+            let (parent, name) = (directory.parent, Arc::clone(&directory.name));
+            self.directories.remove(&ino);
+            if let Some(above) = self.directories.get_mut(&parent) {
+                above.children.remove(&name);
+                above.n_subdirectories = above.n_subdirectories.saturating_sub(1);
+                above.mtime = now;
             }
-            places.push(Place { parent, name, before: Some(child.ino()) });
-            match self.directories.get(&parent) {
-                Some(directory) if directory.children.is_empty() && parent != Ino::ROOT => {
-                    (parent, name) = (directory.parent, Arc::clone(&directory.name));
-                }
-                _ => return places,
-            }
+            places.push(Place { parent, name, before: Some(ino) });
+            ino = parent;
         }
+    }
+
+    /// Makes a folder under a name that is free; `None` if its parent is gone.
+    pub(super) fn make_directory(&mut self, parent: Ino, component: &str, now: SystemTime) -> Option<Ino> {
+        let prefix = format!("{}{component}/", self.directories.get(&parent)?.prefix);
+        let ino = self.subdirectory(parent, component, &prefix, now)?;
+        self.directories.get_mut(&ino)?.made = true;
+        Some(ino)
+    }
+
+    /// Removes a folder, if nothing is in it, and those above that are empty then. Returns
+    /// their places, or `None` if something is in it.
+    pub(super) fn remove_directory(&mut self, ino: Ino, now: SystemTime) -> Option<Vec<Place>> {
+        let directory = self.directories.get_mut(&ino)?;
+        if !directory.is_empty() {
+            return None;
+        }
+        directory.made = false;
+        let mut places = Vec::new();
+        self.take_empty(ino, now, &mut places);
+        Some(places)
+    }
+
+    /// Sets the time that a folder shows.
+    pub(super) fn set_mtime(&mut self, ino: Ino, mtime: SystemTime) {
+        if let Some(directory) = self.directories.get_mut(&ino) {
+            directory.mtime = mtime;
+        }
+    }
+
+    /// Lets a name lead to a pending file. Returns the one that it led to before; `Err` if the folder is gone.
+    pub(super) fn add_pending(
+        &mut self,
+        parent: Ino,
+        name: &Arc<str>,
+        ino: Ino,
+        now: SystemTime,
+    ) -> Result<Option<Ino>, ()> {
+        let directory = self.directories.get_mut(&parent).ok_or(())?;
+        let before = directory.pending.insert(Arc::clone(name), Child::Pending(ino));
+        directory.mtime = now;
+        Ok(before.map(|child| child.ino()))
+    }
+
+    /// Takes a name away from the pending file `ino`, and the folders that are empty then. Returns those folders'
+    /// places, or `None` if the name led elsewhere.
+    pub(super) fn remove_pending(
+        &mut self,
+        parent: Ino,
+        name: &str,
+        ino: Ino,
+        now: SystemTime,
+    ) -> Option<Vec<Place>> {
+        let directory = self.directories.get_mut(&parent)?;
+        if directory.pending.get(name)?.ino() != ino {
+            return None;
+        }
+        directory.pending.remove(name);
+        directory.mtime = now;
+        let mut places = Vec::new();
+        self.take_empty(parent, now, &mut places);
+        Some(places)
     }
 
     /// The inode that an array's name leads to.
     pub(super) fn ino_of_array(&self, array: &str) -> Option<Ino> {
         let (parent, name) = self.find(array)?;
-        self.child(parent, &name).map(Child::ino)
+        self.directories.get(&parent)?.children.get(&name).map(Child::ino)
     }
 
     /// The folder and name of an array that has a place.
@@ -216,15 +325,7 @@ impl Tree {
         let ino = (0..)
             .map(|probe| Ino::of_directory(prefix, probe))
             .find(|ino| !self.directories.contains_key(ino))?;
-        let directory = Directory {
-            parent,
-            prefix: prefix.into(),
-            mtime: now,
-            n_subdirectories: 0,
-            name: Arc::clone(&name),
-            children: HashMap::new(),
-        };
-        self.directories.insert(ino, directory);
+        self.directories.insert(ino, Directory::new(parent, prefix, Arc::clone(&name), now));
         let parent = self.directories.get_mut(&parent)?;
         parent.children.insert(name, Child::Directory(ino));
         parent.n_subdirectories = parent.n_subdirectories.saturating_add(1);
@@ -249,7 +350,7 @@ mod tests {
     fn paths(tree: &Tree, ino: Ino, prefix: &str, out: &mut BTreeSet<String>) {
         for (name, child) in tree.children(ino).unwrap() {
             match child {
-                Child::File { .. } => assert!(out.insert(format!("{prefix}{name}"))),
+                Child::File { .. } | Child::Pending(_) => assert!(out.insert(format!("{prefix}{name}"))),
                 Child::Directory(ino) => {
                     assert!(out.insert(format!("{prefix}{name}/")));
                     paths(tree, *ino, &format!("{prefix}{name}/"), out);
@@ -290,6 +391,45 @@ mod tests {
         assert_eq!(tree.ino_of_array("g/a"), Some(Ino(7)));
         assert_eq!(tree.ino_of_array("g"), None);
         assert_eq!(tree.ino_of_array("g/a/b"), None);
+    }
+
+    #[test]
+    fn pending_files_hide_arrays_and_keep_folders() {
+        let mut tree = Tree::new(NOW);
+        place(&mut tree, "g/a", 3);
+        let g = tree.place_of("g/a").unwrap().0;
+        let name: Arc<str> = "a.npy".into();
+        assert_eq!(tree.add_pending(g, &name, Ino(9), NOW), Ok(None));
+        assert_eq!(tree.child(g, &name), Some(&Child::Pending(Ino(9))));
+        assert_eq!(tree.children(g).unwrap().count(), 1);
+        assert_eq!(tree.array_at(g, &name).unwrap().1, Ino(3));
+        assert_eq!(place(&mut tree, "g/a", 4).before, Some(Ino(3)));
+        assert_eq!(tree.take("g/a", NOW).len(), 1);
+        assert_eq!(tree.add_pending(g, &name, Ino(10), NOW), Ok(Some(Ino(9))));
+        assert_eq!(tree.remove_pending(g, &name, Ino(9), NOW), None);
+        assert_eq!(tree.remove_pending(g, &name, Ino(10), NOW).unwrap().len(), 1);
+        assert!(all(&tree).is_empty());
+        assert_eq!(tree.add_pending(g, &name, Ino(9), NOW), Err(()));
+    }
+
+    #[test]
+    fn folders_that_were_made_stay_until_they_are_removed() {
+        let mut tree = Tree::new(NOW);
+        let g = tree.make_directory(Ino::ROOT, "g", NOW).unwrap();
+        place(&mut tree, "g/h/a", 3);
+        assert_eq!(tree.directory(Ino::ROOT).unwrap().n_subdirectories, 1);
+        assert_eq!(tree.remove_directory(g, NOW), None);
+        assert_eq!(tree.take("g/h/a", NOW).len(), 2);
+        assert_eq!(all(&tree), ["g/"]);
+        assert_eq!(tree.remove_directory(g, NOW).unwrap().len(), 1);
+        assert!(all(&tree).is_empty());
+        // One that is implied goes with the one that was made in it.
+        place(&mut tree, "g/a", 3);
+        let g = tree.place_of("g/a").unwrap().0;
+        let h = tree.make_directory(g, "h", NOW).unwrap();
+        tree.take("g/a", NOW);
+        assert_eq!(all(&tree), ["g/", "g/h/"]);
+        assert_eq!(tree.remove_directory(h, NOW).unwrap().len(), 2);
     }
 
     #[test]

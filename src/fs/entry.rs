@@ -1,10 +1,10 @@
-//! Operations on the names in folders: `unlink`, `rmdir`, `rename`.
+//! Operations on the names in folders that arrays have, too: `unlink`, `rename`.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
 
 use super::dir::Child;
-use super::{FileKind, Fs, FsError, Ino, names, read};
+use super::{FileKind, Fs, FsError, Ino, read};
 
 /// How `rename` treats a name that is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,35 +16,31 @@ pub enum Rename {
 }
 
 impl Fs {
-    /// Removes an array. Files open on it go on as before.
+    /// Removes an array, or a pending file and the array that it hides. Files open on it go on as before.
     ///
     /// # Errors
     /// `NoEntry`, `IsADirectory`, `ReadOnly`; `Store` if the commit fails.
     pub fn unlink(&self, parent: Ino, name: &OsStr) -> Result<(), FsError> {
         self.sync()?;
-        let array = self.array_name(parent, name)?;
+        let child = self.child(parent, name)?;
+        if child.kind() == FileKind::Directory {
+            return Err(FsError::IsADirectory);
+        }
         if self.read_only {
             return Err(FsError::ReadOnly);
         }
-        let n_removed = self.store.remove(&[&*array])?;
+        let name = Self::new_name(name)?;
+        let array = read(&self.tree).array_at(parent, &name).map(|(array, _)| Arc::clone(array));
+        let n_removed = match array {
+            Some(array) => self.store.remove(&[&*array])?,
+            None => 0,
+        };
+        self.give_up(parent, &name);
         self.sync()?;
-        if n_removed == 0 { Err(FsError::NoEntry) } else { Ok(()) }
+        if n_removed == 0 && !child.ino().is_pending() { Err(FsError::NoEntry) } else { Ok(()) }
     }
 
-    /// Removes a folder, which cannot be: a folder is there as long as it is not empty.
-    ///
-    /// # Errors
-    /// `NotEmpty`, or else `NoEntry`, `NotADirectory`, `ReadOnly`.
-    pub fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<(), FsError> {
-        self.sync()?;
-        match self.child(parent, name)? {
-            Child::File { .. } => Err(FsError::NotADirectory),
-            Child::Directory(_) if self.read_only => Err(FsError::ReadOnly),
-            Child::Directory(_) => Err(FsError::NotEmpty),
-        }
-    }
-
-    /// Renames an array, in one commit.
+    /// Renames an array, in one commit, or a pending file.
     ///
     /// # Errors
     /// `NoEntry`, `Exists`, `ReadOnly`, `NameTooLong`; `Unsupported` for folders and for names without `.npy`;
@@ -58,44 +54,33 @@ impl Fs {
         how: Rename,
     ) -> Result<(), FsError> {
         self.sync()?;
+        self.reveal(parent, name);
         let from = match self.child(parent, name)? {
-            Child::File { array, .. } => array,
             Child::Directory(_) => return Err(FsError::Unsupported { what: "renaming folders" }),
+            _ if self.read_only => return Err(FsError::ReadOnly),
+            Child::File { array, .. } => array,
+            Child::Pending(ino) => return self.rename_pending(ino, parent, name, new_parent, new_name, how),
         };
-        if self.read_only {
-            return Err(FsError::ReadOnly);
-        }
-        let to = match self.child(new_parent, new_name) {
-            Ok(Child::File { .. }) if how == Rename::NoReplace => return Err(FsError::Exists),
-            Ok(Child::File { array, .. }) => array,
+        match self.child(new_parent, new_name) {
+            Ok(Child::File { .. } | Child::Pending(_)) if how == Rename::NoReplace => {
+                return Err(FsError::Exists);
+            }
             Ok(Child::Directory(_)) => return Err(FsError::IsADirectory),
-            Err(FsError::NoEntry) => self.new_array_name(new_parent, new_name)?,
+            Ok(Child::File { .. } | Child::Pending(_)) | Err(FsError::NoEntry) => {}
             Err(error) => return Err(error),
-        };
+        }
+        let to = self.array_for_new(new_parent, new_name)?;
         if from != to {
             self.store.rename(&from, &to, how == Rename::Replace)?;
+            self.give_up(new_parent, &Self::new_name(new_name)?);
             self.sync()?;
         }
         Ok(())
     }
 
-    /// The array that a file name leads to.
-    fn array_name(&self, parent: Ino, name: &OsStr) -> Result<Arc<str>, FsError> {
-        match self.child(parent, name)? {
-            Child::File { array, .. } => Ok(array),
-            Child::Directory(_) => Err(FsError::IsADirectory),
-        }
-    }
-
-    /// The array that a file name will lead to.
-    fn new_array_name(&self, parent: Ino, name: &OsStr) -> Result<Arc<str>, FsError> {
-        let name = name.to_str().ok_or(FsError::BadName)?;
-        if !name.ends_with(names::SUFFIX) {
-            return Err(FsError::Unsupported { what: "files whose names do not end in .npy" });
-        }
-        let component = names::decode(name, FileKind::File).ok_or(FsError::BadName)?;
-        let tree = read(&self.tree);
-        let directory = tree.directory(parent).ok_or(FsError::Stale { ino: parent })?;
-        Ok(format!("{}{component}", directory.prefix).into())
+    /// The array that a file name leads to or will lead to.
+    fn array_for_new(&self, parent: Ino, name: &OsStr) -> Result<Arc<str>, FsError> {
+        let (_, array) = self.new_spot(parent, name)?;
+        array.ok_or(FsError::Unsupported { what: "files that are named otherwise than *.npy for arrays" })
     }
 }

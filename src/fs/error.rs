@@ -28,7 +28,7 @@ pub enum FsError {
     NotADirectory,
     /// The inode is a folder, and the operation is one of files.
     IsADirectory,
-    /// The folder is not empty: a folder exists as long as an array is in it.
+    /// The folder is not empty.
     NotEmpty,
     /// The name is taken.
     Exists,
@@ -53,6 +53,11 @@ pub enum FsError {
         /// What was asked.
         what: &'static str,
     },
+    /// The pending file became an array, and is to be changed: [`Fs::detach`](super::Fs::detach) comes first.
+    Finished {
+        /// The inode.
+        ino: Ino,
+    },
     /// The store's answer.
     Store(StoreError),
 }
@@ -74,6 +79,8 @@ impl FsError {
             Self::ReadOnly => libc::EROFS,
             Self::NotPermitted { .. } => libc::EPERM,
             Self::Unsupported { .. } => libc::EOPNOTSUPP,
+            // "Try again": who answers programs does so first.
+            Self::Finished { .. } => libc::EBUSY,
             Self::Store(error) => store_errno(error),
         }
     }
@@ -124,6 +131,7 @@ impl fmt::Display for FsError {
             Self::NotPermitted { what } | Self::Unsupported { what } | Self::Invalid { what } => {
                 write!(f, "a mount does not offer {what}")
             }
+            Self::Finished { ino } => write!(f, "the file of inode {ino} is an array now"),
             Self::Store(error) => error.fmt(f),
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use log::{debug, warn};
 
 use super::inode::{Effect, Inode};
-use super::{Caller, Fh, Fs, FsError, Ino, Invalidation, lock};
+use super::{Caller, Closed, Fh, Fs, FsError, Ino, Invalidation, lock};
 use crate::store::{Array, StoreError};
 
 /// How a file is opened.
@@ -55,17 +55,15 @@ impl Fs {
     /// Opens a file.
     ///
     /// # Errors
-    /// `Stale` if the name of the array leads elsewhere by now, `IsADirectory`, `ReadOnly`; `Unsupported` for
-    /// truncation; `Store` if the data file is not what the manifest says.
+    /// `Stale` if the name must be looked up again: because it leads elsewhere by now, or because the file is to be
+    /// emptied, and another one is made for that; `IsADirectory`, `ReadOnly`; `Store` if the data file is not what the
+    /// manifest says.
     pub fn open(&self, ino: Ino, flags: OpenFlags, caller: Caller) -> Result<Opened, FsError> {
         if ino.is_directory() {
             return Err(FsError::IsADirectory);
         }
-        if flags.write && self.read_only {
+        if (flags.write || flags.truncate) && self.read_only {
             return Err(FsError::ReadOnly);
-        }
-        if flags.truncate {
-            return Err(FsError::Unsupported { what: "truncating an array" });
         }
         self.sync()?;
         let stale = || {
@@ -74,6 +72,11 @@ impl Fs {
         };
         let is_second = self.again.came(caller);
         let inode = self.inodes.get(ino).ok_or_else(stale)?;
+        if flags.truncate {
+            // Whoever has this version open keeps it. The kernel comes again, and finds what is made here.
+            self.reserve_over(caller, inode.array().0.name())?;
+            return Err(stale());
+        }
         if !inode.is_named() && !is_second {
             return Err(stale());
         }
@@ -128,6 +131,9 @@ impl Fs {
         size: u32,
         reply: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, FsError> {
+        if fh.is_pending() {
+            return self.read_pending(fh, offset, size, reply);
+        }
         let file = self.files.get(fh)?;
         let (array, map) = file.inode.mapped().inspect_err(|error| file.log("read", error))?;
         let end = offset.saturating_add(u64::from(size)).min(array.npy_len());
@@ -167,6 +173,9 @@ impl Fs {
     /// `BadHandle`; `Store` with `HeaderWrite`, `OutOfBounds`, or `Locked` if another writer is at work, which is not
     /// waited for, and nothing was written; or if writing fails.
     pub fn write(&self, fh: Fh, offset: u64, data: &[u8], from_cache: bool) -> Result<bool, FsError> {
+        if fh.is_pending() {
+            return self.write_pending(fh, offset, data, from_cache).map(|()| false);
+        }
         let file = self.files.get(fh)?;
         // Writeback may come through any handle of the inode that was open for writing.
         if !file.write && !from_cache {
@@ -240,6 +249,9 @@ impl Fs {
     /// # Errors
     /// `BadHandle`, `Store`.
     pub fn fsync(&self, fh: Fh) -> Result<(), FsError> {
+        if fh.is_pending() {
+            return self.fsync_pending(fh);
+        }
         let file = self.files.get(fh)?;
         if self.read_only {
             return Ok(());
@@ -249,11 +261,15 @@ impl Fs {
         Ok(self.store.sync().inspect_err(|error| file.log("sync", error))?)
     }
 
-    /// Closes a file.
-    pub fn release(&self, fh: Fh) {
+    /// Closes a file. What it returns is to be handed to [`Fs::finish_closed`].
+    pub fn release(&self, fh: Fh) -> Option<Closed> {
+        if fh.is_pending() {
+            return self.release_pending(fh);
+        }
         if let Some(file) = self.files.remove(fh) {
             file.inode.closed(|array| self.store.record(array.name()).ok());
         }
+        None
     }
 }
 

@@ -12,6 +12,16 @@ use super::{FileKind, FsError, Ino, lock, read, write};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fh(pub u64);
 
+/// Handles with this bit are those of pending files.
+const PENDING_BIT: u64 = 1 << 63;
+
+impl Fh {
+    /// Whether it is a pending file's.
+    pub(super) fn is_pending(self) -> bool {
+        self.0 & PENDING_BIT != 0
+    }
+}
+
 impl fmt::Display for Fh {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -28,6 +38,11 @@ pub(super) struct Handles<T> {
 impl<T> Handles<T> {
     pub(super) fn new() -> Self {
         Self { next: AtomicU64::new(1), open: RwLock::new(HashMap::new()) }
+    }
+
+    /// Those of pending files, which are no other's.
+    pub(super) fn of_pending() -> Self {
+        Self { next: AtomicU64::new(PENDING_BIT), open: RwLock::new(HashMap::new()) }
     }
 
     pub(super) fn insert(&self, value: T) -> Fh {

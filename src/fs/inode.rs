@@ -24,7 +24,8 @@ pub struct Ino(pub u64);
 const DIRECTORY_BIT: u64 = 1 << 63;
 /// Inode numbers with this bit are arrays with dropped rows.
 const DROPPED_BIT: u64 = 1 << 62;
-/// With both of these bits, the number is a hash, because the array's numbers are too large to stand in it.
+/// With both of these bits, the number is a hash, because the array's numbers are too large to stand in it. With this
+/// one alone, it is a pending file's.
 const HASHED_BIT: u64 = 1 << 61;
 const DROPPED_COUNT_BITS: u32 = 30;
 
@@ -36,14 +37,14 @@ impl Ino {
     ///
     /// The same after each remount. Rows are dropped for good, so `id` and `n_dropped` name one view of the version.
     pub fn of_array(id: ArrayId, n_dropped: u64) -> Self {
-        if n_dropped == 0 {
+        if n_dropped == 0 && id.0 < HASHED_BIT - 1 {
             // Ids start at 1, and 1 is the root.
-            return Self(id.0.saturating_add(1) & !(DIRECTORY_BIT | DROPPED_BIT));
+            return Self(id.0 + 1);
         }
         if id.0 >> (61 - DROPPED_COUNT_BITS) == 0 && n_dropped >> DROPPED_COUNT_BITS == 0 {
             return Self(DROPPED_BIT | (id.0 << DROPPED_COUNT_BITS) | n_dropped);
         }
-        // Over 2^30 dropped rows or 2^31 versions. Two of those meet with a chance of 2^-61.
+        // Over 2^30 dropped rows, or 2^31 versions, or 2^61 of which none is dropped. Two of those meet with a chance of 2^-61.
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&id.0.to_le_bytes());
         bytes[8..].copy_from_slice(&n_dropped.to_le_bytes());
@@ -53,6 +54,16 @@ impl Ino {
     /// The inode of a folder, if it is not taken by another; `probe` counts up while it is.
     pub(super) fn of_directory(path: &str, probe: u64) -> Self {
         Self(names::hash(path.as_bytes()).wrapping_add(probe) | DIRECTORY_BIT)
+    }
+
+    /// The `n`-th pending file of a mount.
+    pub(super) fn of_pending(n: u64) -> Self {
+        Self(HASHED_BIT | (n & (HASHED_BIT - 1)))
+    }
+
+    /// Whether it is a pending file's: one that is no array, or not yet.
+    pub fn is_pending(self) -> bool {
+        self.0 & (DIRECTORY_BIT | DROPPED_BIT | HASHED_BIT) == HASHED_BIT
     }
 
     /// Whether it is a folder's.
@@ -306,6 +317,15 @@ impl Inode {
         Effect::Content { header_len, from }
     }
 
+    /// Makes `array`, the same state but for its time, what is read.
+    pub(super) fn note_time(&self, array: Array) {
+        let mut state = write(&self.state);
+        let is_same = state.array.id() == array.id() && state.array.shape() == array.shape();
+        if is_same && (!state.pinned || array.pin().is_ok()) {
+            state.array = array;
+        }
+    }
+
     /// Takes the data file's present time of change for that of a commit which was told. Returns whether the kernel
     /// may have pages.
     fn absorb(&self, array: &Array) -> bool {
@@ -464,12 +484,12 @@ mod tests {
     #[test]
     fn inode_numbers_do_not_meet() {
         let mut seen = std::collections::HashMap::new();
-        let ids = [1, 2, 3, 1 << 20, 1 << 31, (1 << 31) + 1, 1 << 40];
+        let ids = [1, 2, 3, 1 << 20, 1 << 31, (1 << 31) + 1, 1 << 40, (1 << 61) - 2, (1 << 61) - 1, 1 << 61];
         let counts = [0, 1, 2, (1 << 30) - 1, 1 << 30, 1 << 40];
         for id in ids {
             for n_dropped in counts {
                 let ino = Ino::of_array(ArrayId(id), n_dropped);
-                assert!(!ino.is_directory());
+                assert!(!ino.is_directory() && !ino.is_pending());
                 assert_ne!(ino, Ino::ROOT);
                 assert_eq!(seen.insert(ino, (id, n_dropped)), None, "{id} {n_dropped}");
             }
@@ -477,6 +497,11 @@ mod tests {
         for path in ["a/", "b/", "a/b/"] {
             let ino = Ino::of_directory(path, 0);
             assert!(ino.is_directory());
+            assert_eq!(seen.insert(ino, (0, 0)), None);
+        }
+        for n in [0, 1, 1 << 40] {
+            let ino = Ino::of_pending(n);
+            assert!(ino.is_pending() && !ino.is_directory());
             assert_eq!(seen.insert(ino, (0, 0)), None);
         }
     }

@@ -4,8 +4,9 @@
 //! What a change of the store means for a kernel that caches goes out as [`Invalidation`]s. The rules are written
 //! down in spec/npkfs-semantics.md, and tested paragraph by paragraph in tests/fs_ops.rs.
 //!
-//! Lock order: `Fs::syncing`, `Fs::tree`, the inode table, an inode's state; and none is held while an invalidation
-//! is carried out, because the kernel may need an answer from us before it can do that.
+//! Lock order: `Fs::syncing`, `Fs::tree`, the inode table or that of pending files, the state of one inode or of one
+//! pending file, the store's own locks; and none is held while an invalidation is carried out, because the kernel may
+//! need an answer from us before it can do that. The locks of open handles are leaves.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -15,7 +16,7 @@ use std::time::SystemTime;
 
 use log::info;
 
-use crate::store::{Access, Store};
+use crate::store::{Access, Compression, Store};
 use crate::sys::{FsStat, LockGuard};
 
 mod attr;
@@ -27,6 +28,7 @@ mod file;
 mod handle;
 mod inode;
 pub mod names;
+mod pending;
 
 pub use attr::{Attr, BLKSIZE, FileKind, NAME_MAX, SetAttr};
 pub use changes::Invalidation;
@@ -35,11 +37,13 @@ pub use error::FsError;
 pub use file::{OpenFlags, Opened};
 pub use handle::{Caller, DirEntry, Fh};
 pub use inode::{Ino, LastByte};
+pub use pending::{Closed, NewFile};
 
 use dir::{Child, Tree};
 use file::OpenFile;
 use handle::{Again, Handles, OpenDirectory};
 use inode::{Inode, Inodes, ino_of};
+use pending::{OpenPending, Pendings};
 
 /// How often a name is looked up anew because its array was overwritten before its file could be opened.
 const MAX_ATTEMPTS: u32 = 8;
@@ -48,13 +52,18 @@ const MAX_ATTEMPTS: u32 = 8;
 pub struct Fs {
     store: Store,
     read_only: bool,
+    /// How new arrays are compressed; `None`: as the store says.
+    compression: Option<Option<Compression>>,
     /// Held while the store's changes are taken over, so that they are in order.
     syncing: Mutex<()>,
     /// Whether the store could not be read when it was last asked for changes.
     failing: AtomicBool,
     tree: RwLock<Tree>,
     inodes: Inodes,
+    pending: Pendings,
     files: Handles<OpenFile>,
+    /// Pending files that are open.
+    making: Handles<OpenPending>,
     directories: Handles<OpenDirectory>,
     again: Again,
     /// Inodes that were written to in place, and nobody told.
@@ -102,17 +111,25 @@ impl Fs {
         Ok(Self {
             store,
             read_only,
+            compression: None,
             syncing: Mutex::new(()),
             failing: AtomicBool::new(false),
             tree: RwLock::new(tree),
             inodes: Inodes::default(),
+            pending: Pendings::default(),
             files: Handles::new(),
+            making: Handles::of_pending(),
             directories: Handles::new(),
             again: Again::default(),
             untold: Mutex::default(),
             watch: Mutex::new(None),
             invalidate: Box::new(invalidate),
         })
+    }
+
+    /// Sets how new arrays are compressed, or that they are not, whatever the store's default is.
+    pub fn set_compression(&mut self, compression: Option<Compression>) {
+        self.compression = Some(compression);
     }
 
     /// The store.
@@ -146,9 +163,14 @@ impl Fs {
         let mut attempts = 0;
         loop {
             self.sync()?;
+            if let Some(name) = name.to_str()
+                && let Some(file) = self.pending.look_up_reserved(caller, parent, name)
+            {
+                return self.pending_attr(&file);
+            }
             let attr = self.entry(parent, name)?;
             attempts += 1;
-            if attr.kind == FileKind::Directory || !self.again.is_expected(caller) {
+            if attr.kind == FileKind::Directory || attr.ino.is_pending() || !self.again.is_expected(caller) {
                 return Ok(attr);
             }
             // Held open from here, so that the second open finds it; unless it was overwritten since `sync`.
@@ -162,7 +184,9 @@ impl Fs {
     /// Uncounts lookups of an inode.
     pub fn forget(&self, ino: Ino, nlookup: u64) {
         // A folder's number follows from its path: there is nothing to keep for it.
-        if !ino.is_directory() {
+        if ino.is_pending() {
+            self.pending.forget(ino, nlookup);
+        } else if !ino.is_directory() {
             self.inodes.forget(ino, nlookup);
         }
     }
@@ -176,6 +200,9 @@ impl Fs {
         let _ = self.sync();
         if ino.is_directory() {
             return self.directory_attr(ino);
+        }
+        if ino.is_pending() {
+            return self.pending_attr(&*self.pending.get(ino).ok_or(FsError::Stale { ino })?);
         }
         let inode = self.inodes.get(ino).ok_or(FsError::Stale { ino })?;
         Ok(self.file_attr(&inode))
@@ -193,7 +220,7 @@ impl Fs {
         let tree = read(&self.tree);
         let directory = tree.directory(ino).ok_or(FsError::Stale { ino })?;
         let children = tree.children(ino).ok_or(FsError::Stale { ino })?;
-        let mut entries = Vec::with_capacity(children.len() + 2);
+        let mut entries = Vec::with_capacity(children.size_hint().0.saturating_add(2));
         entries.push(DirEntry { name: ".".into(), ino, kind: FileKind::Directory });
         entries.push(DirEntry { name: "..".into(), ino: directory.parent, kind: FileKind::Directory });
         entries.extend(children.map(|(name, child)| DirEntry {
@@ -283,6 +310,12 @@ impl Fs {
                 let ino = *ino;
                 drop(tree);
                 return self.directory_attr(ino);
+            }
+            Child::Pending(ino) => {
+                let ino = *ino;
+                let file = self.pending.look_up(ino).ok_or(FsError::Stale { ino })?;
+                drop(tree);
+                return self.pending_attr(&file).inspect_err(|_| self.pending.forget(ino, 1));
             }
             Child::File { array, .. } => self.store.record(array)?,
         };

@@ -15,11 +15,11 @@ use fuser::{
 };
 use log::debug;
 
-use super::convert::{answer_open, empty, errno, fh, file_attr, file_type, ino};
+use super::convert::{answer_open, empty, errno, fh, file_attr, file_type, ino, pending_flags};
 use super::notify::Job;
 use super::passthrough::{OpenAs, Passthrough};
-use super::worker::{Tasks, WaitingWrite, is_locked};
-use crate::fs::{Attr, BLKSIZE, Caller, Fs, FsError, Ino, NAME_MAX, OpenFlags, Rename, SetAttr};
+use super::worker::{Tasks, WaitingWrite, must_wait, waiting};
+use crate::fs::{Attr, BLKSIZE, Caller, Fs, FsError, Ino, NAME_MAX, NewFile, OpenFlags, Rename, SetAttr};
 
 /// How long the kernel may use names and attributes without asking. Commits are told to it as they are seen, so this
 /// bounds only what is not told: times after writes to a mapping, and commits that inotify does not see.
@@ -51,6 +51,11 @@ impl Adapter {
         if self.passthrough.is_backed(ino) { Duration::ZERO } else { TTL }
     }
 
+    /// How long a name may be used. Those of pending files not at all: they lead elsewhere once that is an array.
+    fn entry_ttl(ino: Ino) -> Duration {
+        if ino.is_pending() { Duration::ZERO } else { TTL }
+    }
+
     fn answer_attr(&self, reply: ReplyAttr, result: Result<Attr, FsError>) {
         match result {
             Ok(attr) => reply.attr(&self.attr_ttl(attr.ino), &file_attr(&attr)),
@@ -69,6 +74,8 @@ impl Filesystem for Adapter {
         let wanted = [
             // Pages are dropped when we say so, not whenever a time or length differs.
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            // To empty a file is to make a new version, not to change the one that others have open.
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_ASYNC_READ,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_PARALLEL_DIROPS,
@@ -97,7 +104,8 @@ impl Filesystem for Adapter {
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.fs.lookup(ino(parent), name, Caller(req.pid())) {
             Ok(attr) => {
-                reply.entry_with_ttls(&self.attr_ttl(attr.ino), &TTL, &file_attr(&attr), GENERATION);
+                let entry_ttl = Self::entry_ttl(attr.ino);
+                reply.entry_with_ttls(&self.attr_ttl(attr.ino), &entry_ttl, &file_attr(&attr), GENERATION);
             }
             Err(error) => reply.error(errno(&error)),
         }
@@ -135,7 +143,16 @@ impl Filesystem for Adapter {
             TimeOrNow::Now => SystemTime::now(),
         };
         let set = SetAttr { perm, uid, gid, size, atime: atime.map(time), mtime: mtime.map(time) };
-        self.answer_attr(reply, self.fs.setattr(ino(node), set));
+        match self.fs.setattr(ino(node), set) {
+            Err(error) if must_wait(&error) => {
+                let (fs, ino) = (Arc::clone(&self.fs), ino(node));
+                self.tasks.hand_over(move || match waiting(&fs, ino, || fs.setattr(ino, set)) {
+                    Ok(attr) => reply.attr(&Duration::ZERO, &file_attr(&attr)),
+                    Err(error) => reply.error(errno(&error)),
+                });
+            }
+            result => self.answer_attr(reply, result),
+        }
     }
 
     fn mknod(
@@ -154,13 +171,16 @@ impl Filesystem for Adapter {
     fn mkdir(
         &self,
         _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
+        parent: INodeNo,
+        name: &OsStr,
         _mode: u32,
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(self.refuse_new(Errno::EPERM));
+        match self.fs.mkdir(ino(parent), name) {
+            Ok(attr) => reply.entry(&TTL, &file_attr(&attr), GENERATION),
+            Err(error) => reply.error(errno(&error)),
+        }
     }
 
     fn symlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, _target: &Path, reply: ReplyEntry) {
@@ -173,15 +193,26 @@ impl Filesystem for Adapter {
 
     fn create(
         &self,
-        _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
         _mode: u32,
         _umask: u32,
-        _flags: i32,
+        flags: i32,
         reply: ReplyCreate,
     ) {
-        reply.error(self.refuse_new(Errno::EOPNOTSUPP));
+        let new = NewFile {
+            write: fuser::OpenFlags(flags).acc_mode() != OpenAccMode::O_RDONLY,
+            truncate: flags & libc::O_TRUNC != 0,
+            exclusive: flags & libc::O_EXCL != 0,
+        };
+        match self.fs.create(ino(parent), name, new, Caller(req.pid())) {
+            Ok((attr, fh)) => {
+                let fh = FileHandle(fh.0);
+                reply.created(&Duration::ZERO, &file_attr(&attr), GENERATION, fh, pending_flags(new.write));
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -221,6 +252,13 @@ impl Filesystem for Adapter {
         let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
         let ino = ino(node);
         let flags = OpenFlags { write, truncate: flags.0 & libc::O_TRUNC != 0 };
+        if ino.is_pending() {
+            match self.fs.open_pending(ino, flags, Caller(req.pid())) {
+                Ok(fh) => reply.opened(FileHandle(fh.0), pending_flags(write)),
+                Err(error) => reply.error(errno(&error)),
+            }
+            return;
+        }
         let opened = match self.fs.open(ino, flags, Caller(req.pid())) {
             Ok(opened) => opened,
             Err(error) => return reply.error(errno(&error)),
@@ -302,7 +340,7 @@ impl Filesystem for Adapter {
                 }
                 reply.written(len);
             }
-            Err(error) if is_locked(&error) => {
+            Err(error) if must_wait(&error) => {
                 let (fs, fh, data) = (Arc::clone(&self.fs), fh(handle), data.to_vec());
                 let write = WaitingWrite { fs, fh, offset, data, from_cache, reply };
                 self.tasks.hand_over(move || write.finish(len));
@@ -311,9 +349,22 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn flush(&self, _req: &Request, _node: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        // Writes are in the data file when they are answered.
-        reply.ok();
+    fn flush(
+        &self,
+        _req: &Request,
+        _node: INodeNo,
+        handle: FileHandle,
+        _owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        match self.fs.flush(fh(handle)) {
+            Ok(false) => reply.ok(),
+            Ok(true) => {
+                let fs = Arc::clone(&self.fs);
+                self.tasks.hand_over_names(move || empty(reply, fs.finish(fh(handle))));
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
     }
 
     fn release(
@@ -327,7 +378,10 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.passthrough.close(ino(node));
-        self.fs.release(fh(handle));
+        if let Some(closed) = self.fs.release(fh(handle)) {
+            let fs = Arc::clone(&self.fs);
+            self.tasks.hand_over_names(move || fs.finish_closed(closed));
+        }
         reply.ok();
     }
 
@@ -369,7 +423,7 @@ impl Filesystem for Adapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         let result = self.fs.readdirplus(ino(node), fh(handle), offset, |next, entry, attr| {
-            let ttl = self.attr_ttl(attr.ino);
+            let ttl = self.attr_ttl(attr.ino).min(Self::entry_ttl(attr.ino));
             !reply.add(INodeNo(attr.ino.0), next, &*entry.name, &ttl, &file_attr(attr), GENERATION)
         });
         match result {
@@ -418,14 +472,27 @@ impl Filesystem for Adapter {
     fn fallocate(
         &self,
         _req: &Request,
-        _node: INodeNo,
-        _fh: FileHandle,
-        _offset: u64,
-        _length: u64,
-        _mode: i32,
+        node: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EOPNOTSUPP);
+        let extend = match mode {
+            0 => true,
+            libc::FALLOC_FL_KEEP_SIZE => false,
+            _ => return reply.error(Errno::EOPNOTSUPP),
+        };
+        match self.fs.fallocate(fh(handle), offset, length, extend) {
+            Err(error) if must_wait(&error) => {
+                let (fs, ino) = (Arc::clone(&self.fs), ino(node));
+                self.tasks.hand_over(move || {
+                    empty(reply, waiting(&fs, ino, || fs.fallocate(fh(handle), offset, length, extend)));
+                });
+            }
+            result => empty(reply, result),
+        }
     }
 
     // ENOSYS below is meant: the kernel then does these by itself, or refuses them, without asking again.

@@ -74,3 +74,11 @@ pub(super) fn answer_open(reply: ReplyOpen, opened: &Opened, write: bool, open_a
         }
     }
 }
+
+/// How a pending file is open: through the page cache, which outlives the open file, because nobody else changes it.
+pub(super) fn pending_flags(write: bool) -> FopenFlags {
+    let mut flags = FopenFlags::FOPEN_KEEP_CACHE;
+    // Closing one that was written to is when it becomes an array, or is refused.
+    flags.set(FopenFlags::FOPEN_NOFLUSH, !write);
+    flags
+}

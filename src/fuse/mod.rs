@@ -16,7 +16,7 @@ use fuser::{Session, SessionACL};
 use log::{info, warn};
 
 use crate::fs::{Fs, FsError};
-use crate::store::Store;
+use crate::store::{Compression, Store};
 
 mod adapter;
 mod convert;
@@ -45,6 +45,8 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// Whether the kernel may serve files by itself.
     pub passthrough: PassthroughMode,
+    /// How new arrays are compressed, or that they are not; `None`: as the store says.
+    pub compression: Option<Option<Compression>>,
     /// Threads that answer requests; 0 for the default of 2.
     pub threads: usize,
     /// Further options for the kernel as mount(8) has them: `nodev`, `noatime` and so on.
@@ -171,8 +173,11 @@ impl Error for MountError {
 pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<Mounted, MountError> {
     let (jobs, queue) = mpsc::channel();
     let manifest = store.manifest_path();
-    let fs = Fs::new(store, options.read_only, notify::queue(jobs.clone()))
+    let mut fs = Fs::new(store, options.read_only, notify::queue(jobs.clone()))
         .map_err(|source| MountError::Store { source })?;
+    if let Some(compression) = options.compression {
+        fs.set_compression(compression);
+    }
     let fs = Arc::new(fs);
     let passthrough = Arc::new(Passthrough::new(options.passthrough == PassthroughMode::Auto));
     let notifier = Arc::new(OnceLock::new());
@@ -290,6 +295,7 @@ impl Drop for Helpers {
             let _ = worker.join();
         }
         self.fs.tell_written();
+        self.fs.end();
     }
 }
 

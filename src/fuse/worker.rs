@@ -14,10 +14,10 @@ use fuser::ReplyWrite;
 use log::{info, warn};
 
 use super::convert::errno;
-use crate::fs::{Fh, Fs, FsError};
+use crate::fs::{Fh, Fs, FsError, Ino};
 use crate::store::StoreError;
 
-/// How long a program's `write` waits for another writer before it fails, as changes of names do.
+/// How long a program's `write` or the like waits for another writer before it fails, as changes of names do.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The time between two attempts grows to this.
 const MAX_PAUSE: Duration = Duration::from_millis(20);
@@ -65,11 +65,36 @@ fn start_one(name: &str) -> io::Result<(Sender<Option<Task>>, JoinHandle<()>)> {
 }
 
 /// Whether an error means that another writer is at work.
-pub(super) fn is_locked(error: &FsError) -> bool {
+fn is_locked(error: &FsError) -> bool {
     matches!(error, FsError::Store(StoreError::Locked { .. }))
 }
 
-/// A write that met another writer.
+/// Whether an operation fails only because it may not wait: for another writer, or for a file that is copied first.
+pub(super) fn must_wait(error: &FsError) -> bool {
+    is_locked(error) || matches!(error, FsError::Finished { .. })
+}
+
+/// Tries an operation on an inode until no other writer is at work.
+pub(super) fn waiting<T>(
+    fs: &Fs,
+    ino: Ino,
+    mut attempt: impl FnMut() -> Result<T, FsError>,
+) -> Result<T, FsError> {
+    let start = Instant::now();
+    let mut pause = Duration::from_micros(200);
+    loop {
+        match attempt() {
+            Err(FsError::Finished { .. }) if start.elapsed() < WRITE_TIMEOUT => fs.detach_inode(ino)?,
+            Err(error) if is_locked(&error) && start.elapsed() < WRITE_TIMEOUT => {
+                thread::sleep(pause);
+                pause = (2 * pause).min(MAX_PAUSE);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// A write that met another writer, or a file that became an array.
 pub(super) struct WaitingWrite {
     pub(super) fs: Arc<Fs>,
     pub(super) fh: Fh,
@@ -96,6 +121,10 @@ impl WaitingWrite {
                         said = true;
                     }
                 }
+                Err(FsError::Finished { .. }) => match self.fs.detach(self.fh) {
+                    Ok(()) => continue,
+                    Err(error) => break Err(error),
+                },
                 _ => break result,
             }
             thread::sleep(pause);

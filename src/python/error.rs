@@ -133,6 +133,7 @@ fn exception(error: &StoreError, message: String) -> PyErr {
             | FormatError::Dtype { .. }
             | FormatError::Shape { .. }
             | FormatError::Codec { .. }
+            | FormatError::Index { .. }
             | FormatError::Attr { .. }
             | FormatError::Name { .. } => Exception::CorruptStore.err(message),
         },
@@ -151,6 +152,7 @@ fn exception(error: &StoreError, message: String) -> PyErr {
             | FormatError::Shape { .. }
             | FormatError::Codec { .. }
             | FormatError::UnknownCodec { .. }
+            | FormatError::Index { .. }
             | FormatError::Attr { .. }
             | FormatError::TooLong { .. }
             | FormatError::Magic { .. }

@@ -126,7 +126,7 @@ impl Array {
     }
 
     /// What a new version is to be compressed as, to be like this one.
-    pub(super) fn compression(&self) -> Option<Compression> {
+    pub fn compression(&self) -> Option<Compression> {
         self.codec().map(|codec| Compression {
             level: codec.level,
             block_len: codec.block_len,
@@ -444,6 +444,14 @@ impl Array {
     /// `Io`.
     pub fn set_times(&self, atime: Option<SystemTime>, mtime: Option<SystemTime>) -> Result<(), StoreError> {
         self.data()?.file.set_times(atime, mtime).map_err(|source| self.io("set the times of", source))
+    }
+
+    /// Sets the permission bits of the data file.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn set_mode(&self, mode: u32) -> Result<(), StoreError> {
+        self.data()?.file.set_mode(mode).map_err(|source| self.io("change the permissions of", source))
     }
 
     /// As [`Array::read_into`], from byte `offset` on and as much as `out` takes.

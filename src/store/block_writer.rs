@@ -129,9 +129,9 @@ impl BlockWriter {
         }
     }
 
-    /// Decodes a full block, with what has been written so far, into `out`, which has its raw length.
-    pub(super) fn read_full(&self, block: u64, out: &mut [u8]) -> Result<(), ReadError> {
-        let pointer = self.pointer(block)?;
+    /// Decodes a block, with what has been written so far, into `out`, which has its raw length.
+    pub(super) fn read_block(&self, block: u64, out: &mut [u8]) -> Result<(), ReadError> {
+        let pointer = if block < self.view.n_full() { self.pointer(block)? } else { self.view.index.tail };
         self.data.read_pointer(&self.view, &pointer, out)
     }
 

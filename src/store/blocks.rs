@@ -52,12 +52,6 @@ impl View {
         })
     }
 
-    /// The state of an array without elements.
-    pub(super) fn empty(blocks: &Blocks, itemsize: u64, npy_len: u64) -> Self {
-        let Blocks { codec, index } = *blocks;
-        Self { index, codec, nbytes: 0, itemsize, start: FILE_HEADER_LEN + npy_len }
-    }
-
     pub(super) fn block_len(&self) -> u64 {
         u64::from(self.codec.block_len)
     }
@@ -456,7 +450,7 @@ impl Shared {
             file: record.file.to_string(),
             block,
             offset,
-            what,
+            what: Box::new(what),
         }
     }
 }

@@ -22,6 +22,9 @@ const MAX_IN_HAND: u64 = 16 << 20;
 /// Bytes to be written at a position of the stored elements.
 pub(super) type Part<'a> = (u64, Cow<'a, [u8]>);
 
+/// A block, and what is put over it: positions within the block, and bytes.
+type Changes<'a> = (u64, Vec<(usize, &'a [u8])>);
+
 /// What a compressed array takes on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
@@ -364,12 +367,7 @@ fn put_parts(
 }
 
 /// Fills `raw` with blocks as they are after their parts are put over them, on all cores.
-fn overlay(
-    view: &View,
-    data: &DataFile,
-    blocks: &[(u64, Vec<(usize, &[u8])>)],
-    raw: &mut [u8],
-) -> Result<(), WriteError> {
+fn overlay(view: &View, data: &DataFile, blocks: &[Changes<'_>], raw: &mut [u8]) -> Result<(), WriteError> {
     let next = Mutex::new(blocks.iter().zip(raw.chunks_mut(view.block_len() as usize)));
     let work = || {
         loop {

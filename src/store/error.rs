@@ -87,8 +87,8 @@ pub enum StoreError {
         block: u64,
         /// Offset of the block or page in the data file, in bytes.
         offset: u64,
-        /// What is wrong with it.
-        what: BlockFault,
+        /// What is wrong with it. Boxed, so that results stay small.
+        what: Box<BlockFault>,
     },
     /// The rows given do not have the shape of the array's rows.
     ShapeMismatch {
@@ -396,7 +396,10 @@ impl Error for StoreError {
         match self {
             Self::Format { source, .. } | Self::Refused { source } => Some(source),
             Self::DataFile { what: DataFileFault::Header(Some(source)), .. } => Some(source),
-            Self::Block { what: BlockFault::Codec(source), .. } => Some(source),
+            Self::Block { what, .. } => match &**what {
+                BlockFault::Codec(source) => Some(source),
+                BlockFault::Checksum { .. } | BlockFault::Short { .. } | BlockFault::Index(_) => None,
+            },
             Self::Io { source, .. } => Some(source),
             Self::Poisoned { first, .. } => Some(&**first),
             _ => None,

@@ -12,9 +12,12 @@ mod blocks;
 mod check;
 mod compressed;
 mod data;
+mod draft;
+mod draft_blocks;
 mod error;
 mod intent;
 mod log;
+mod new_blocks;
 mod rows;
 mod stage;
 mod update;
@@ -31,6 +34,7 @@ use std::time::Duration;
 pub use array::{Array, ArrayMap};
 pub use check::{Problem, Report, verify, verify_storage};
 pub use compressed::Usage;
+pub use draft::Draft;
 pub use error::{BlockFault, DataFileFault, NotAStore, StoreError};
 pub use stage::NewArray;
 
@@ -38,7 +42,7 @@ pub use crate::format::manifest::{Change, ChangeKind};
 pub use crate::format::{ArrayId, Attrs, Codec, Compression, Dtype, Filter, Generation};
 
 use crate::format::names;
-use crate::sys::{DirStorage, FileAccess, FileStat, FsStat, LockGuard, Storage};
+use crate::sys::{DirStorage, FileAccess, FileStat, FsStat, LockGuard, Storage, StorageFile};
 use data::{DataFiles, lock};
 use log::ManifestLog;
 
@@ -359,6 +363,12 @@ impl Shared {
             self.names_dirty.store(true, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// An empty file that has no name yet.
+    fn new_file(&self) -> Result<Arc<dyn StorageFile>, StoreError> {
+        let file = self.storage.create_unnamed();
+        file.map_err(|source| StoreError::io("create a file in", self.storage.path(), "", source))
     }
 
     /// Keeps a change for `refresh`, and closes the files of versions that are gone.

@@ -8,21 +8,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Shared;
-use super::block_writer::{BlockWriter, Space, WriteError};
-use super::blocks::{ReadError, View};
 use super::data::DataFile;
 use super::error::StoreError;
-use crate::codec;
-use crate::format::block_index::{FileHeader, SLOT_LEN, SLOT_OFFSETS, Slot};
+use super::new_blocks::NewBlocks;
 use crate::format::npy;
-use crate::format::{ArrayId, Blocks, Compression, Dtype, Filter, FormatError, Index, Layout, names};
+use crate::format::{ArrayId, Blocks, Compression, Dtype, FormatError, Layout, names};
 
 /// Bytes copied at once, between two reports of progress, and compressed at once, on all cores.
 const CHUNK_LEN: u64 = 8 << 20;
-
-/// What is looked at to choose a filter: this many pieces, none longer than this.
-const MAX_SAMPLES: usize = 8;
-const SAMPLE_BLOCK_LEN: usize = 64 << 10;
 
 /// Arrays up to this length are written with their header in one call. For longer ones the header comes first: a
 /// file system that gives one write one large piece of memory makes every later small write into it walk the whole.
@@ -67,7 +60,6 @@ pub(super) struct Staged {
 pub(super) struct Stage<'a> {
     shared: &'a Shared,
     staged: Staged,
-    header: Vec<u8>,
     /// Bytes of elements so far.
     done: u64,
     /// Of a compressed array.
@@ -76,9 +68,7 @@ pub(super) struct Stage<'a> {
 
 /// The compressed part of a [`Stage`].
 struct StageBlocks {
-    compression: Compression,
-    /// Made when there are elements to choose a filter by.
-    writer: Option<BlockWriter>,
+    new: NewBlocks,
     /// Elements that do not fill a block yet, or of which there are too few to be worth all cores.
     pending: Vec<u8>,
 }
@@ -102,19 +92,15 @@ impl<'a> Stage<'a> {
             offset: header.len() as u64,
             blocks: None,
         };
-        let mut stage = Self { shared, staged, header, done: 0, blocks: None };
-        match compression {
-            Some(compression) => {
-                compression.codec(Filter::None)?;
-                stage.blocks =
-                    Some(StageBlocks { compression: *compression, writer: None, pending: Vec::new() });
-            }
-            None => {
-                let len = stage.staged.offset + stage.staged.layout.nbytes();
-                let reserved = stage.staged.data.file.reserve(len);
-                reserved.map_err(|e| stage.failed("reserve space for", e))?;
-                stage.write(0, &stage.header)?;
-            }
+        let mut stage = Self { shared, staged, done: 0, blocks: None };
+        let Staged { data, layout, offset, .. } = &stage.staged;
+        if let Some(compression) = compression {
+            let new = NewBlocks::new(Arc::clone(data), header, dtype, layout, compression)?;
+            stage.blocks = Some(StageBlocks { new, pending: Vec::new() });
+        } else {
+            let reserved = data.file.reserve(offset + layout.nbytes());
+            reserved.map_err(|e| stage.failed("reserve space for", e))?;
+            stage.write(0, &header)?;
         }
         Ok(stage)
     }
@@ -131,7 +117,7 @@ impl<'a> Stage<'a> {
             self.put(&mut blocks, at, elements)
         } else {
             blocks.pending.extend_from_slice(elements);
-            if blocks.pending.len() as u64 >= CHUNK_LEN.max(u64::from(blocks.compression.block_len)) {
+            if blocks.pending.len() as u64 >= CHUNK_LEN.max(blocks.new.block_len() as u64) {
                 let pending = std::mem::take(&mut blocks.pending);
                 self.put(&mut blocks, self.done - pending.len() as u64, &pending)
             } else {
@@ -144,35 +130,12 @@ impl<'a> Stage<'a> {
 
     /// Encodes the whole blocks of `elements`, which begin with a block at byte `at`, and keeps what follows them.
     fn put(&self, blocks: &mut StageBlocks, at: u64, elements: &[u8]) -> Result<(), StoreError> {
-        let block_len = blocks.compression.block_len as usize;
-        let writer = match &mut blocks.writer {
-            Some(writer) => writer,
-            None => blocks.writer.insert(self.block_writer(&blocks.compression, elements)?),
-        };
+        let block_len = blocks.new.block_len();
         let full = elements.len() - elements.len() % block_len;
-        let put = writer.put_full(at / block_len as u64, &elements[..full]);
-        put.map_err(|error| self.put_failed(error))?;
-        if writer.wants_flush() {
-            writer.flush_index(at + full as u64).map_err(|error| self.put_failed(error))?;
-        }
+        let put = blocks.new.put_full(at / block_len as u64, &elements[..full]);
+        put.map_err(|error| self.shared.put_failed(&self.staged.name, error))?;
         blocks.pending = elements[full..].to_vec();
         Ok(())
-    }
-
-    fn block_writer(&self, compression: &Compression, elements: &[u8]) -> Result<BlockWriter, StoreError> {
-        let Staged { data, dtype, offset, .. } = &self.staged;
-        let codec = compression.codec(match compression.filter {
-            Some(filter) => filter,
-            // It fails only where zstd finds no memory, as encoding will.
-            None => codec::choose_filter(dtype, &sample(elements, compression), compression.level)
-                .unwrap_or_default(),
-        })?;
-        let blocks = Blocks { codec, index: Index::empty(*offset) };
-        Ok(BlockWriter::new(
-            Arc::clone(data),
-            View::empty(&blocks, dtype.itemsize(), *offset),
-            Space::default(),
-        ))
     }
 
     /// The version with all its elements.
@@ -180,17 +143,9 @@ impl<'a> Stage<'a> {
         if let Some(mut blocks) = self.blocks.take() {
             let pending = std::mem::take(&mut blocks.pending);
             self.put(&mut blocks, self.done - pending.len() as u64, &pending)?;
-            let Some(mut writer) = blocks.writer else { unreachable!("`put` has made it") };
-            let finished = writer.put_tail(&blocks.pending, false).and_then(|()| writer.finish(self.done));
-            let (view, _) = finished.map_err(|error| self.put_failed(error))?;
-            let codec = view.codec;
-            let mut header = FileHeader { npy_len: self.staged.offset, codec }.to_bytes();
-            let slot = Slot { sequence: 0, nbytes: self.done, index: view.index };
-            let at = SLOT_OFFSETS[0] as usize;
-            header[at..at + SLOT_LEN].copy_from_slice(&slot.to_bytes());
-            header.extend_from_slice(&self.header);
-            self.write(0, &header)?;
-            self.staged.blocks = Some(Blocks { codec, index: view.index });
+            let sealed = blocks.new.put_tail(&blocks.pending).and_then(|()| blocks.new.seal());
+            let sealed = sealed.map_err(|error| self.shared.put_failed(&self.staged.name, error))?;
+            self.staged.blocks = Some(sealed);
         }
         Ok(self.staged)
     }
@@ -202,33 +157,10 @@ impl<'a> Stage<'a> {
     fn failed(&self, action: &'static str, source: io::Error) -> StoreError {
         failed(self.shared, &self.staged.name, action, source)
     }
-
-    fn put_failed(&self, error: WriteError) -> StoreError {
-        match error {
-            WriteError::Io(source) => self.failed("write", source),
-            WriteError::Read(_, ReadError::Io(source)) => self.failed("read", source),
-            WriteError::Read(block, ReadError::Fault(offset, what)) => StoreError::Block {
-                store: self.shared.storage.path().to_owned(),
-                array: self.staged.name.to_string(),
-                file: names::data_file(&self.staged.name, ArrayId(0)),
-                block,
-                offset,
-                what,
-            },
-        }
-    }
 }
 
 fn failed(shared: &Shared, name: &str, action: &'static str, source: io::Error) -> StoreError {
     StoreError::io(action, shared.storage.path(), &names::data_file(name, ArrayId(0)), source)
-}
-
-/// A few blocks of `elements`, from all over, to choose a filter by.
-fn sample<'a>(elements: &'a [u8], compression: &Compression) -> Vec<&'a [u8]> {
-    let block_len = (compression.block_len as usize).min(SAMPLE_BLOCK_LEN);
-    let n_blocks = elements.len().div_ceil(block_len);
-    let step = n_blocks.div_ceil(MAX_SAMPLES).max(1);
-    elements.chunks(block_len).step_by(step).collect()
 }
 
 impl Shared {

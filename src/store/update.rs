@@ -6,13 +6,14 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use roaring::RoaringTreemap;
 
 use super::compressed::Part;
 use super::error::StoreError;
 use super::stage::{NewArray, Stage, Staged};
-use super::writer::{Commit, WriteGuard};
+use super::writer::{Commit, WriteGuard, nanos_of};
 use super::{Array, Shared, Store};
 use crate::format::manifest::DeletedRows;
 use crate::format::{Compression, Filter, Layout, Op, Record, npy};
@@ -65,6 +66,30 @@ impl Store {
     /// As [`Store::replace`].
     pub fn replace_range(&self, name: &str, rows: Range<u64>, data: NewArray<'_>) -> Result<(), StoreError> {
         self.replace_runs(name, rows.end.saturating_sub(rows.start), std::iter::once(rows), data)
+    }
+
+    /// Sets the time of the last commit that changed an array, and returns the array as it is then. Waits no longer
+    /// than `wait` for other writers.
+    ///
+    /// # Errors
+    /// `NotFound` if the name leads to another version by now; `ReadOnly`; `Locked`; `Io`.
+    pub fn set_committed(
+        &self,
+        array: &Array,
+        time: SystemTime,
+        wait: Duration,
+    ) -> Result<Array, StoreError> {
+        let _guard = self.shared.lock_writers_within(wait)?;
+        let current = self.record(array.name())?;
+        if current.id() != array.id() {
+            return Err(StoreError::NotFound {
+                store: self.path().to_owned(),
+                array: array.name().to_string(),
+            });
+        }
+        let ops = vec![Op::Written(Arc::clone(array.name()))];
+        self.shared.commit(Commit { ops, time: Some(nanos_of(time)), ..Commit::default() })?;
+        self.record(array.name())
     }
 
     fn replace_runs(

@@ -50,6 +50,8 @@ pub(super) struct Commit {
     pub(super) headers: Vec<(Arc<str>, Arc<DataFile>)>,
     /// Where there is room in the files of compressed arrays, once the commit is made.
     pub(super) spaces: Vec<(Arc<DataFile>, Index, Space)>,
+    /// When the change was made, if that is not now.
+    pub(super) time: Option<i64>,
     /// Rows that are there already move to a new file: the commit is durable, since it removes the old one.
     pub(super) moves_rows: bool,
 }
@@ -216,7 +218,7 @@ impl Shared {
         }
     }
 
-    fn check_free(&self, name: &str, overwrite: bool) -> Result<(), StoreError> {
+    pub(super) fn check_free(&self, name: &str, overwrite: bool) -> Result<(), StoreError> {
         if overwrite || self.manifest().table.get(name).is_none() {
             return Ok(());
         }
@@ -268,7 +270,7 @@ impl Shared {
 
     /// Commits, with the writers' lock held.
     pub(super) fn commit(&self, commit: Commit) -> Result<(), StoreError> {
-        let Commit { staged, mut ops, headers, spaces, moves_rows } = commit;
+        let Commit { staged, mut ops, headers, spaces, time, moves_rows } = commit;
         if staged.is_empty() && ops.is_empty() {
             return Ok(());
         }
@@ -283,7 +285,7 @@ impl Shared {
             // The commit takes earlier ones, that were not durable, to the disk with it: their elements go first.
             self.or_poison(self.sync_dirty())?;
         }
-        let time = now();
+        let time = time.unwrap_or_else(now);
         let (records, superseded) = self.name_files(&staged, &ops, time);
         let is_intended = !(records.is_empty() && superseded.is_empty());
         if is_intended {
@@ -304,15 +306,21 @@ impl Shared {
         } else {
             records.iter().for_each(|record| self.note_dirty(record));
         }
-        let ids: Vec<ArrayId> = records.iter().map(|record| record.id).collect();
+        let placed: Vec<(ArrayId, Arc<str>)> =
+            records.iter().map(|record| (record.id, Arc::clone(&record.file))).collect();
         ops.extend(records.into_iter().map(Op::Put));
         let mut manifest = self.manifest_mut();
         let appended = manifest.append(&*self.storage, time, ops, durable, &mut |change| {
             self.note_change(Change { is_own: true, ..change });
         });
-        self.or_poison(appended)?;
+        if let Err(error) = self.or_poison(appended) {
+            if self.poison.get().is_none() {
+                self.unlink(&staged, &placed);
+            }
+            return Err(error);
+        }
         // Not before: had the commit failed, somebody else's would get these identities.
-        for (id, new) in ids.into_iter().zip(&staged) {
+        for ((id, _), new) in placed.into_iter().zip(&staged) {
             self.files.insert(id, &new.data);
         }
         // The commit is made. What fails from here on is mended by the next writer.
@@ -410,6 +418,16 @@ impl Shared {
             self.storage.link(file, name)
         });
         linked.map_err(|source| StoreError::io("create", self.storage.path(), name, source))
+    }
+
+    /// Takes the names of new versions away that were not committed, so that they can be committed again.
+    fn unlink(&self, staged: &[Staged], placed: &[(ArrayId, Arc<str>)]) {
+        for (new, (_, name)) in staged.iter().zip(placed) {
+            if let Err(error) = self.storage.unlink(&new.data.file, name) {
+                // The intent names the file: the next writer removes it.
+                log::debug!("{}: {error}", self.storage.path().join(&**name).display());
+            }
+        }
     }
 
     /// Lets the headers in the data file follow the record.
@@ -556,6 +574,13 @@ pub(super) fn remove_all(path: &Path, timeout: Duration) -> Result<(), StoreErro
 
 /// The time, in nanoseconds since 1970.
 pub(super) fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+    nanos_of(SystemTime::now())
+}
+
+/// A time in nanoseconds since 1970, or the nearest one that can be said so.
+pub(super) fn nanos_of(time: SystemTime) -> i64 {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |nanos| -nanos),
+    }
 }

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, fstatvfs, linkat, openat,
-    renameat, renameat_with, statat, unlinkat,
+    AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, fstatvfs, linkat, mkdirat,
+    openat, renameat, renameat_with, statat, unlinkat,
 };
 use rustix::io::{Errno, retry_on_intr};
 
@@ -27,6 +27,8 @@ const TEMPORARY_ID_LEN: usize = 16; // hexadecimal digits
 
 /// New files: what the umask leaves of it.
 const NEW_FILE_MODE: u32 = 0o666;
+/// New folders within: files that were never shown to others are in them.
+const NEW_FOLDER_MODE: u32 = 0o700;
 
 /// A [`Storage`] over a directory on disk.
 ///
@@ -86,23 +88,39 @@ impl DirStorage {
         }
     }
 
-    /// Names a temporary file `name`, which must be free.
-    fn rename_new(&self, temporary: &str, name: &str) -> io::Result<()> {
-        match renameat_with(&self.dir, temporary, &self.dir, name, RenameFlags::NOREPLACE) {
+    /// Names a temporary file `name` in the folder `dir`, where it must be free.
+    fn rename_new(&self, temporary: &str, dir: &OwnedFd, name: &str) -> io::Result<()> {
+        match renameat_with(&self.dir, temporary, dir, name, RenameFlags::NOREPLACE) {
             // NFS and 9P know no flags of rename(2), but have hard links.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
             result => return Ok(result?),
         }
-        match linkat(&self.dir, temporary, &self.dir, name, AtFlags::empty()) {
+        match linkat(&self.dir, temporary, dir, name, AtFlags::empty()) {
             Ok(()) => Ok(unlinkat(&self.dir, temporary, AtFlags::empty())?),
             // Neither: a look before the jump must do, and the writers' lock keeps others from jumping.
-            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => match self.stat(name) {
-                Ok(_) => Err(Errno::EXIST.into()),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => self.rename(temporary, name),
-                Err(error) => Err(error),
-            },
+            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => {
+                match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(_) => Err(Errno::EXIST.into()),
+                    Err(Errno::NOENT) => Ok(renameat(&self.dir, temporary, dir, name)?),
+                    Err(error) => Err(error.into()),
+                }
+            }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Gives a file of [`Storage::create_unnamed`] its name in the folder `dir`.
+    fn link_in(&self, file: &Arc<dyn StorageFile>, dir: &OwnedFd, name: &str) -> io::Result<()> {
+        let file = own_file(file)?;
+        let mut temporary = file.temporary();
+        match temporary.as_ref() {
+            Some(named) => self.rename_new(named.name(), dir, name)?,
+            None => link_unnamed(file, dir, name)?,
+        }
+        if let Some(named) = temporary.take() {
+            named.keep();
+        }
+        Ok(())
     }
 
     /// Lets `make` give something a new temporary name, and renames that to `name`.
@@ -170,16 +188,45 @@ impl Storage for DirStorage {
 
     fn link(&self, file: &Arc<dyn StorageFile>, name: &str) -> io::Result<()> {
         check_name(name)?;
+        self.link_in(file, &self.dir, name)
+    }
+
+    fn unlink(&self, file: &Arc<dyn StorageFile>, name: &str) -> io::Result<()> {
+        check_name(name)?;
         let file = own_file(file)?;
-        let mut temporary = file.temporary();
-        match temporary.as_ref() {
-            Some(named) => self.rename_new(named.name(), name)?,
-            None => link_unnamed(file, &self.dir, name)?,
-        }
-        if let Some(named) = temporary.take() {
-            named.keep();
-        }
+        // A file that had a name and lost it can be given none any more (man 2 linkat). It gets a temporary one.
+        lock_whole(file.as_fd(), FlockOperation::LockExclusive)?;
+        let temporary = loop {
+            let candidate = temporary_name()?;
+            match renameat_with(&self.dir, name, &self.dir, &candidate, RenameFlags::NOREPLACE) {
+                Err(Errno::EXIST) => {}
+                Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                    renameat(&self.dir, name, &self.dir, &candidate)?;
+                    break candidate;
+                }
+                result => {
+                    result?;
+                    break candidate;
+                }
+            }
+        };
+        *file.temporary() = Some(Temporary::new(Arc::clone(&self.dir), temporary)?);
         Ok(())
+    }
+
+    fn link_apart(&self, file: &Arc<dyn StorageFile>, folder: &str, name: &str) -> io::Result<()> {
+        check_name(folder)?;
+        check_name(name)?;
+        match mkdirat(&self.dir, folder, Mode::from_raw_mode(NEW_FOLDER_MODE)) {
+            Ok(()) => self.sync_dir()?,
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = retry_on_intr(|| openat(&self.dir, folder, flags, Mode::empty()))?;
+        file.sync_data()?;
+        self.link_in(file, &dir, name)?;
+        sync_folder(&dir)
     }
 
     fn link_existing(&self, from: &str, to: &str) -> io::Result<()> {
@@ -240,11 +287,7 @@ impl Storage for DirStorage {
     }
 
     fn sync_dir(&self) -> io::Result<()> {
-        match retry_on_intr(|| rustix::fs::fsync(&self.dir)) {
-            // The file system has no way to sync a directory (man 2 fsync).
-            Err(Errno::INVAL) => Ok(()),
-            result => Ok(result?),
-        }
+        sync_folder(&self.dir)
     }
 
     fn lock(&self, name: &str, timeout: Duration) -> io::Result<Box<dyn LockGuard>> {
@@ -297,6 +340,14 @@ impl Storage for DirStorage {
 
     fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+fn sync_folder(dir: &OwnedFd) -> io::Result<()> {
+    match retry_on_intr(|| rustix::fs::fsync(dir)) {
+        // The file system has no way to sync a directory (man 2 fsync).
+        Err(Errno::INVAL) => Ok(()),
+        result => Ok(result?),
     }
 }
 
@@ -438,6 +489,45 @@ mod tests {
             assert_eq!(names, ["a", "b"]);
             assert_eq!(storage.stat("a").expect("stat").len, 0);
             assert_eq!(storage.stat("b").expect("stat").len, 3);
+        }
+    }
+
+    #[test]
+    fn a_file_whose_name_is_taken_away_can_be_named_again() {
+        for (_dir, storage) in both_kinds() {
+            let file = storage.create_unnamed().expect("creates");
+            file.write_at(b"abc", 0).expect("writes");
+            for name in ["a", "b", "c"] {
+                storage.link(&file, name).expect("links");
+                storage.unlink(&file, name).expect("takes the name away");
+                assert_eq!(storage.sweep_temporaries().expect("sweeps"), 0);
+            }
+            storage.link(&file, "d").expect("links");
+            assert_eq!(storage.list().expect("lists"), ["d"]);
+            storage.unlink(&file, "d").expect("takes the name away");
+            drop(file);
+            assert!(storage.list().expect("lists").is_empty());
+        }
+    }
+
+    #[test]
+    fn files_are_put_into_a_folder_of_their_own() {
+        for (dir, storage) in both_kinds() {
+            for (contents, free) in [(b"abc", true), (b"def", false)] {
+                let file = storage.create_unnamed().expect("creates");
+                file.write_at(contents, 0).expect("writes");
+                match storage.link_apart(&file, "kept", "a") {
+                    Ok(()) => assert!(free),
+                    Err(error) => assert!(!free && error.kind() == io::ErrorKind::AlreadyExists, "{error}"),
+                }
+            }
+            assert_eq!(storage.list().expect("lists"), ["kept"]);
+            assert_eq!(fs::read(dir.path().join("kept/a")).expect("reads"), b"abc");
+            let mode = fs::metadata(dir.path().join("kept")).expect("metadata").permissions().mode();
+            assert_eq!(mode & 0o777, 0o700);
+            symlink("/tmp", dir.path().join("link")).expect("links");
+            let file = storage.create_unnamed().expect("creates");
+            storage.link_apart(&file, "link", "a").expect_err("a link is not followed");
         }
     }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use rustix::fs::{AtFlags, FallocateFlags, copy_file_range, fallocate, fstat, unlinkat};
+use rustix::fs::{AtFlags, FallocateFlags, Mode, copy_file_range, fallocate, fchmod, fstat, unlinkat};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::fork;
@@ -123,6 +123,10 @@ impl StorageFile for DirFile {
             times = times.set_modified(mtime);
         }
         self.file.set_times(times)
+    }
+
+    fn set_mode(&self, mode: u32) -> io::Result<()> {
+        Ok(fchmod(&self.file, Mode::from_raw_mode(mode))?)
     }
 
     fn map(&self, offset: u64, len: usize) -> io::Result<Map> {

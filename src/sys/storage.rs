@@ -46,6 +46,24 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// `AlreadyExists` if the name is taken; the file then stays unnamed.
     fn link(&self, file: &Arc<dyn StorageFile>, name: &str) -> io::Result<()>;
 
+    /// Takes from a file the name that [`link`](Self::link) gave it, so that it can be given another one.
+    ///
+    /// For a storage whose files can be named again once they have lost their name, removing it is enough.
+    fn unlink(&self, file: &Arc<dyn StorageFile>, name: &str) -> io::Result<()> {
+        let _ = file;
+        self.remove(name)
+    }
+
+    /// As [`link`](Self::link), in the folder `folder` within this directory, which is made, for its owner alone, if
+    /// it is missing. Returns when file and name are on the disk.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if the name is taken; `Unsupported` where there are no folders.
+    fn link_apart(&self, file: &Arc<dyn StorageFile>, folder: &str, name: &str) -> io::Result<()> {
+        let _ = (file, folder, name);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Makes `to` a hard link to the file `from`, replacing what `to` was.
     fn link_existing(&self, from: &str, to: &str) -> io::Result<()>;
 
@@ -129,6 +147,15 @@ pub trait StorageFile: Any + Send + Sync + fmt::Debug {
 
     /// Sets the times that are given and leaves the others alone.
     fn set_times(&self, atime: Option<SystemTime>, mtime: Option<SystemTime>) -> io::Result<()>;
+
+    /// Sets the permission bits.
+    ///
+    /// # Errors
+    /// `Unsupported` where files have none.
+    fn set_mode(&self, mode: u32) -> io::Result<()> {
+        let _ = mode;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Maps `len` bytes from `offset` (any value, aligned or not), shared and read-only.
     ///

@@ -177,6 +177,16 @@ impl Storage for FaultyStorage {
         give_name(file, name, |file| self.inner.link(file, name))
     }
 
+    fn unlink(&self, file: &Arc<dyn StorageFile>, name: &str) -> io::Result<()> {
+        self.count("unlink", name)?;
+        give_name(file, "", |file| self.inner.unlink(file, name))
+    }
+
+    fn link_apart(&self, file: &Arc<dyn StorageFile>, folder: &str, name: &str) -> io::Result<()> {
+        self.count("link_apart", name)?;
+        give_name(file, name, |file| self.inner.link_apart(file, folder, name))
+    }
+
     fn link_existing(&self, from: &str, to: &str) -> io::Result<()> {
         self.count("link_existing", to)?;
         self.inner.link_existing(from, to)
@@ -293,6 +303,11 @@ impl StorageFile for FaultyFile {
     fn set_times(&self, atime: Option<SystemTime>, mtime: Option<SystemTime>) -> io::Result<()> {
         self.faults.count_whole("set_times", &self.name())?;
         self.inner.set_times(atime, mtime)
+    }
+
+    fn set_mode(&self, mode: u32) -> io::Result<()> {
+        self.faults.count_whole("set_mode", &self.name())?;
+        self.inner.set_mode(mode)
     }
 
     fn map(&self, offset: u64, len: usize) -> io::Result<Map> {

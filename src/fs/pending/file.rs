@@ -1,0 +1,282 @@
+//! Pending files that are open: reading, writing, lengths and times.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
+
+use log::warn;
+
+use super::{Body, PendingFile, State};
+use crate::fs::attr::FILE_PERM;
+use crate::fs::file::OpenFlags;
+use crate::fs::{Attr, Caller, Fh, Fs, FsError, Ino, SetAttr, write};
+use crate::store::{Draft, StoreError};
+
+/// How a file is made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NewFile {
+    /// Open for writing, or for both.
+    pub write: bool,
+    /// To be emptied, should it be there.
+    pub truncate: bool,
+    /// An error, should it be there.
+    pub exclusive: bool,
+}
+
+/// A pending file that is open.
+#[derive(Debug)]
+pub(in crate::fs) struct OpenPending {
+    pub(super) file: Arc<PendingFile>,
+    pub(super) write: bool,
+    /// Whether a failure was logged: a program may try again for ever.
+    logged: AtomicBool,
+}
+
+impl OpenPending {
+    fn log(&self, action: &str, error: &StoreError) {
+        if !self.logged.swap(true, Ordering::Relaxed) {
+            warn!("cannot {action}: {error}");
+        }
+    }
+}
+
+impl Fs {
+    /// Makes a file and opens it. Counts a lookup.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `NameTooLong`; `BadName` for names that are not UTF-8, and for names of arrays that none is shown
+    /// under; `Exists`; `Stale` if the folder is gone, or the name is there by now and may be: it must be looked up
+    /// again; `Store` if there is no room for a file.
+    pub fn create(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        new: NewFile,
+        caller: Caller,
+    ) -> Result<(Attr, Fh), FsError> {
+        self.sync()?;
+        match self.child(parent, name) {
+            Err(FsError::NoEntry) => {}
+            Err(error) => return Err(error),
+            Ok(_) if new.exclusive => return Err(FsError::Exists),
+            Ok(child) => {
+                if new.truncate && !self.read_only {
+                    self.reserve_for(caller, parent, name, child.ino())?;
+                }
+                return Err(FsError::Stale { ino: child.ino() });
+            }
+        }
+        if self.read_only {
+            return Err(FsError::ReadOnly);
+        }
+        let (spot, array) = self.new_spot(parent, name)?;
+        let mut state = State::new(self.new_draft(array.as_deref())?, spot.clone(), array);
+        state.n_open = 1;
+        state.n_writers = u32::from(new.write);
+        state.named = true;
+        let mut tree = write(&self.tree);
+        if tree.child(parent, &spot.name).is_some() {
+            return Err(if new.exclusive { FsError::Exists } else { FsError::Stale { ino: parent } });
+        }
+        let file = self.pending.insert(state, 1);
+        if tree.add_pending(parent, &spot.name, file.ino, SystemTime::now()).is_err() {
+            drop(tree);
+            file.state().named = false;
+            file.state().n_open = 0;
+            self.pending.forget(file.ino, 1);
+            return Err(FsError::Stale { ino: parent });
+        }
+        drop(tree);
+        let attr = self.pending_attr(&file)?;
+        Ok((attr, self.open_handle(file, new.write)))
+    }
+
+    /// Opens a pending file.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `Stale` if the name leads elsewhere by now, or if the file is open and to be emptied: the name must
+    /// be looked up again; `Store` if it cannot be emptied.
+    pub fn open_pending(&self, ino: Ino, flags: OpenFlags, caller: Caller) -> Result<Fh, FsError> {
+        if (flags.write || flags.truncate) && self.read_only {
+            return Err(FsError::ReadOnly);
+        }
+        let is_second = self.again.came(caller);
+        let stale = || {
+            self.again.expect(caller);
+            FsError::Stale { ino }
+        };
+        let file = self.pending.get(ino).ok_or_else(stale)?;
+        if self.pending.claim(caller, ino) {
+            self.show(&file)?;
+        }
+        let mut guard = file.state();
+        let state = &mut *guard;
+        if !state.named && !is_second {
+            return Err(stale());
+        }
+        if flags.truncate {
+            if state.n_open > 0 && !is_second {
+                // Whoever has it open makes a version of his own of it, and this will be another.
+                let (spot, array) = (state.spot.clone(), state.array.clone());
+                drop(guard);
+                self.reserve(caller, spot, array)?;
+                return Err(stale());
+            }
+            match &mut state.body {
+                Body::Draft(draft) => draft.set_len(0)?,
+                body => *body = Body::Draft(self.new_draft(state.array.as_deref())?),
+            }
+            state.written = 0;
+            state.changed();
+        }
+        state.n_open += 1;
+        state.n_writers += u32::from(flags.write);
+        drop(guard);
+        Ok(self.open_handle(file, flags.write))
+    }
+
+    /// A draft of an array of this name, to be compressed as the mount says, or else the store, or else as the array
+    /// that has the name.
+    pub(super) fn new_draft(&self, array: Option<&str>) -> Result<Draft, FsError> {
+        let compression = self.compression.unwrap_or_else(|| {
+            let present = || self.store.record(array?).ok()?.compression();
+            self.store.default_compression().or_else(present)
+        });
+        Ok(self.store.begin_draft(compression.as_ref())?)
+    }
+
+    fn open_handle(&self, file: Arc<PendingFile>, write: bool) -> Fh {
+        self.making.insert(OpenPending { file, write, logged: AtomicBool::new(false) })
+    }
+
+    pub(in crate::fs) fn read_pending<T>(
+        &self,
+        fh: Fh,
+        offset: u64,
+        size: u32,
+        reply: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, FsError> {
+        let open = self.making.get(fh)?;
+        let mut bytes = Vec::new();
+        let read = {
+            let state = open.file.state();
+            let len = match &state.body {
+                Body::Draft(draft) => draft.len(),
+                Body::Array(array) => array.npy_len(),
+            };
+            bytes.resize(len.saturating_sub(offset).min(u64::from(size)) as usize, 0);
+            match &state.body {
+                Body::Draft(draft) => draft.read_at(offset, &mut bytes),
+                Body::Array(array) => array.read_npy_at(offset, &mut bytes),
+            }
+        };
+        bytes.truncate(read.inspect_err(|error| open.log("read", error))?);
+        Ok(reply(&bytes))
+    }
+
+    pub(in crate::fs) fn write_pending(
+        &self,
+        fh: Fh,
+        offset: u64,
+        data: &[u8],
+        from_cache: bool,
+    ) -> Result<(), FsError> {
+        let open = self.making.get(fh)?;
+        // Writeback may come through any handle of the inode that was open for writing.
+        if !open.write && !from_cache {
+            return Err(FsError::BadHandle { fh });
+        }
+        let mut guard = open.file.state();
+        let state = &mut *guard;
+        let Body::Draft(draft) = &mut state.body else {
+            return Err(FsError::Finished { ino: open.file.ino });
+        };
+        let mut data = data;
+        if from_cache {
+            // What a page holds beyond the end is no part of the file.
+            let len = usize::try_from(draft.len().saturating_sub(offset)).unwrap_or(usize::MAX);
+            data = data.get(..len).unwrap_or(data);
+            state.mapped = true;
+        }
+        draft.write_at(offset, data).inspect_err(|error| open.log("write", error))?;
+        if !from_cache && offset <= state.written {
+            state.written = state.written.max(offset.saturating_add(data.len() as u64));
+        }
+        state.changed();
+        Ok(())
+    }
+
+    /// Reserves disk space for a pending file that is open, and with `extend` makes it as long. For files of which
+    /// the space is not known yet this does nothing else.
+    ///
+    /// # Errors
+    /// `BadHandle`; `Unsupported` for arrays; `Finished` if the file became an array: [`Fs::detach`] it first;
+    /// `Store` if the disk has less.
+    pub fn fallocate(&self, fh: Fh, offset: u64, len: u64, extend: bool) -> Result<(), FsError> {
+        if !fh.is_pending() {
+            return Err(FsError::Unsupported { what: "reserving space for an array" });
+        }
+        let open = self.making.get(fh)?;
+        if !open.write {
+            return Err(FsError::BadHandle { fh });
+        }
+        let end = offset.saturating_add(len);
+        let mut guard = open.file.state();
+        let state = &mut *guard;
+        match &mut state.body {
+            Body::Draft(draft) => {
+                draft.reserve(end)?;
+                if extend && end > draft.len() {
+                    draft.set_len(end)?;
+                    state.changed();
+                }
+                Ok(())
+            }
+            Body::Array(array) if !extend || end <= array.npy_len() => Ok(()),
+            Body::Array(_) => Err(FsError::Finished { ino: open.file.ino }),
+        }
+    }
+
+    pub(in crate::fs) fn set_pending_attr(&self, ino: Ino, set: SetAttr) -> Result<Attr, FsError> {
+        let file = self.pending.get(ino).ok_or(FsError::Stale { ino })?;
+        if self.read_only {
+            return Err(FsError::ReadOnly);
+        }
+        // A program that gets a mode from elsewhere may ask for execute bits, which no file here has.
+        self.pending_attr(&file)?.allows(set, 0o777)?;
+        {
+            let mut guard = file.state();
+            let state = &mut *guard;
+            match (&mut state.body, set.size) {
+                (Body::Draft(draft), Some(size)) => {
+                    draft.set_len(size)?;
+                    state.written = state.written.min(size);
+                    state.changed();
+                }
+                (Body::Array(array), Some(size)) if size != array.npy_len() => {
+                    return Err(FsError::Finished { ino });
+                }
+                _ => {}
+            }
+            if let Some(perm) = set.perm {
+                let mode = u32::from(perm & FILE_PERM);
+                match &mut state.body {
+                    Body::Draft(draft) => draft.set_mode(mode)?,
+                    Body::Array(array) => array.set_mode(mode)?,
+                }
+            }
+            if set.atime.is_some() || set.mtime.is_some() {
+                match &mut state.body {
+                    Body::Draft(draft) => draft.set_times(set.atime, set.mtime)?,
+                    Body::Array(array) => {
+                        let times = || array.set_times(set.atime, set.mtime);
+                        let now = self.set_array_times(array, set, times)?;
+                        *array = now;
+                    }
+                }
+            }
+        }
+        self.pending_attr(&file)
+    }
+}

@@ -1,0 +1,319 @@
+//! Pending files: those that are being made, and are no arrays, or not yet.
+//!
+//! A pending file has a name in the mount and its bytes in a [`Draft`], which nobody sees elsewhere. Once it is named
+//! `*.npy`, whole and closed, one commit makes an array of it ([`finish`]), and the name leads to that. Files that are
+//! open go on with the pending file: it shows the array that it became, and is a file of its own again when somebody
+//! changes it ([`Fs::detach`]). So to finish early is never wrong, only wasteful.
+//!
+//! Opening an array to be emptied is answered with `ESTALE`, by which the kernel looks the name up anew: for that
+//! caller, and nobody else, a new pending file is [reserved](Pendings::reserve), which takes the name when it is opened.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
+use log::warn;
+
+use super::attr::FILE_PERM;
+use super::handle::AGAIN_WITHIN;
+use super::{Attr, Caller, FileKind, Fs, FsError, Ino, lock};
+use crate::store::{Array, Draft};
+
+mod file;
+mod finish;
+mod names;
+
+pub use file::NewFile;
+pub use finish::Closed;
+
+pub(super) use file::OpenPending;
+
+/// A name in a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Spot {
+    parent: Ino,
+    name: Arc<str>,
+}
+
+/// A pending file.
+#[derive(Debug)]
+pub(super) struct PendingFile {
+    pub(super) ino: Ino,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    body: Body,
+    /// The name that shows the file, or did so last.
+    spot: Spot,
+    /// Whether the name still does. Changed only with the tree locked.
+    named: bool,
+    /// The array that it becomes when it is closed: none for names without `.npy`, and for files that were removed.
+    array: Option<Arc<str>>,
+    n_open: u32,
+    /// How many of these are for writing.
+    n_writers: u32,
+    /// So many bytes at the beginning were written by `write`, and are not the zeros of a hole.
+    written: u64,
+    /// Whether pages of a mapping were written back: then only its end tells that all of them were.
+    mapped: bool,
+    /// Whether somebody closed the file after its last change.
+    flushed: bool,
+    /// Why no array was made of it, as far as the log tells.
+    refusal: Option<String>,
+}
+
+/// The bytes of a pending file.
+#[derive(Debug)]
+enum Body {
+    /// Its own.
+    Draft(Draft),
+    /// Those of the array that it became.
+    Array(Array),
+}
+
+impl PendingFile {
+    /// Whether it became an array.
+    pub(super) fn is_array(&self) -> bool {
+        matches!(self.state().body, Body::Array(_))
+    }
+
+    fn spot(&self) -> Spot {
+        self.state().spot.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl State {
+    fn new(draft: Draft, spot: Spot, array: Option<Arc<str>>) -> Self {
+        Self {
+            body: Body::Draft(draft),
+            spot,
+            named: false,
+            array,
+            n_open: 0,
+            n_writers: 0,
+            written: 0,
+            mapped: false,
+            flushed: false,
+            refusal: None,
+        }
+    }
+
+    /// Whether nothing is to be expected of those who have the file open: they closed it, or wrote all of it.
+    fn is_at_rest(&self, draft: &Draft) -> bool {
+        self.n_writers == 0 || !self.mapped && self.written >= draft.len()
+    }
+
+    /// Whether whoever wrote to the file is done.
+    fn is_closed(&self) -> bool {
+        match &self.body {
+            Body::Draft(draft) => self.n_writers == 0 || self.flushed && self.is_at_rest(draft),
+            Body::Array(_) => true,
+        }
+    }
+
+    /// Notes that the contents are different now.
+    fn changed(&mut self) {
+        self.flushed = false;
+        self.refusal = None;
+    }
+
+    /// Gives the name up, and with it the claim to an array's.
+    fn remove(&mut self) {
+        self.named = false;
+        self.array = None;
+    }
+}
+
+/// The pending files of a mount.
+#[derive(Debug, Default)]
+pub(super) struct Pendings {
+    next: AtomicU64,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    known: HashMap<Ino, Known>,
+    /// The files that are made for those who come again.
+    reserved: HashMap<Caller, (Instant, Ino)>,
+}
+
+#[derive(Debug)]
+struct Known {
+    file: Arc<PendingFile>,
+    /// Lookups that the kernel has not forgotten.
+    nlookup: u64,
+}
+
+/// As many files as are reserved at a time before those are dropped for which nobody came.
+const MAX_RESERVED: usize = 64;
+
+impl Table {
+    /// Drops a file that nobody can reach any more.
+    fn prune(&mut self, ino: Ino) {
+        let Some(known) = self.known.get(&ino) else { return };
+        if known.nlookup > 0 || self.reserved.values().any(|(_, reserved)| *reserved == ino) {
+            return;
+        }
+        let state = known.file.state();
+        if state.n_open == 0 && !state.named {
+            drop(state);
+            self.known.remove(&ino);
+        }
+    }
+}
+
+impl Pendings {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        lock(&self.table)
+    }
+
+    pub(super) fn get(&self, ino: Ino) -> Option<Arc<PendingFile>> {
+        self.table().known.get(&ino).map(|known| Arc::clone(&known.file))
+    }
+
+    /// All of them.
+    fn all(&self) -> Vec<Arc<PendingFile>> {
+        self.table().known.values().map(|known| Arc::clone(&known.file)).collect()
+    }
+
+    /// Takes in a new file; `nlookup` lookups of it are counted.
+    fn insert(&self, state: State, nlookup: u64) -> Arc<PendingFile> {
+        let ino = Ino::of_pending(self.next.fetch_add(1, Ordering::Relaxed));
+        let file = Arc::new(PendingFile { ino, state: Mutex::new(state) });
+        self.table().known.insert(ino, Known { file: Arc::clone(&file), nlookup });
+        file
+    }
+
+    /// Counts a lookup.
+    pub(super) fn look_up(&self, ino: Ino) -> Option<Arc<PendingFile>> {
+        let mut table = self.table();
+        let known = table.known.get_mut(&ino)?;
+        known.nlookup += 1;
+        Some(Arc::clone(&known.file))
+    }
+
+    /// Uncounts lookups.
+    pub(super) fn forget(&self, ino: Ino, nlookup: u64) {
+        let mut table = self.table();
+        if let Some(known) = table.known.get_mut(&ino) {
+            known.nlookup = known.nlookup.saturating_sub(nlookup);
+            table.prune(ino);
+        }
+    }
+
+    /// Drops a file, if nobody can reach it any more.
+    fn prune(&self, ino: Ino) {
+        self.table().prune(ino);
+    }
+
+    /// Keeps a file for the second attempt of `caller`.
+    fn reserve(&self, caller: Caller, file: &PendingFile) {
+        let mut table = self.table();
+        let Table { reserved, .. } = &mut *table;
+        let mut dropped: Vec<Ino> =
+            reserved.insert(caller, (Instant::now(), file.ino)).map(|(_, ino)| ino).into_iter().collect();
+        if reserved.len() > MAX_RESERVED {
+            reserved.retain(|_, (since, ino)| {
+                let keep = since.elapsed() < AGAIN_WITHIN;
+                if !keep {
+                    dropped.push(*ino);
+                }
+                keep
+            });
+        }
+        dropped.into_iter().for_each(|ino| table.prune(ino));
+    }
+
+    /// The file that is reserved for `caller` under a name. Counts a lookup.
+    pub(super) fn look_up_reserved(
+        &self,
+        caller: Caller,
+        parent: Ino,
+        name: &str,
+    ) -> Option<Arc<PendingFile>> {
+        let mut table = self.table();
+        let (since, ino) = *table.reserved.get(&caller)?;
+        if since.elapsed() >= AGAIN_WITHIN {
+            table.reserved.remove(&caller);
+            table.prune(ino);
+            return None;
+        }
+        let known = table.known.get_mut(&ino)?;
+        {
+            let state = known.file.state();
+            if state.spot.parent != parent || *state.spot.name != *name {
+                return None;
+            }
+        }
+        known.nlookup += 1;
+        Some(Arc::clone(&known.file))
+    }
+
+    /// Ends a reservation. Returns whether `ino` was reserved for `caller`.
+    fn claim(&self, caller: Caller, ino: Ino) -> bool {
+        let mut table = self.table();
+        match table.reserved.get(&caller) {
+            Some((_, reserved)) if *reserved == ino => table.reserved.remove(&caller).is_some(),
+            _ => false,
+        }
+    }
+}
+
+impl Fs {
+    /// The attributes of a pending file.
+    pub(super) fn pending_attr(&self, file: &PendingFile) -> Result<Attr, FsError> {
+        let state = file.state();
+        let (size, stat, mtime) = match &state.body {
+            Body::Draft(draft) => {
+                let stat = draft.stat()?;
+                (draft.len(), stat, stat.mtime)
+            }
+            Body::Array(array) => {
+                let stat = array.stat()?;
+                (array.npy_len(), stat, stat.mtime.max(array.committed()))
+            }
+        };
+        Ok(Attr {
+            ino: file.ino,
+            kind: FileKind::File,
+            size,
+            blocks: stat.allocated / 512,
+            atime: stat.atime,
+            mtime,
+            ctime: stat.ctime.max(mtime),
+            perm: self.perm(stat.mode, FILE_PERM.into()),
+            nlink: u32::from(state.named),
+            uid: stat.uid,
+            gid: stat.gid,
+        })
+    }
+
+    /// The path of a pending file in the mount, for messages.
+    fn path_of(&self, spot: &Spot) -> String {
+        let tree = super::read(&self.tree);
+        let prefix = tree.directory(spot.parent).map_or("", |directory| &*directory.prefix);
+        format!("{prefix}{}", spot.name)
+    }
+
+    /// Says once why no array is made of a file.
+    fn log_refusal(&self, file: &PendingFile, error: &FsError) {
+        let text = error.to_string();
+        let spot = {
+            let mut state = file.state();
+            if state.refusal.as_ref() == Some(&text) {
+                return;
+            }
+            state.refusal = Some(text);
+            state.spot.clone()
+        };
+        warn!("{}: no array is made of this file: {error}", self.path_of(&spot));
+    }
+}
