@@ -18,13 +18,7 @@ pub fn shuffle(itemsize: usize, raw: &[u8], out: &mut [u8]) {
 
 fn shuffle_at(level: Level, itemsize: usize, raw: &[u8], out: &mut [u8]) {
     assert_eq!(raw.len(), out.len(), "a filter keeps the length");
-    let done = match itemsize {
-        2 => dispatch!(level, simd => to_planes::<_, 2>(simd, raw, out)),
-        4 => dispatch!(level, simd => to_planes::<_, 4>(simd, raw, out)),
-        8 => dispatch!(level, simd => to_planes::<_, 8>(simd, raw, out)),
-        16 => dispatch!(level, simd => to_planes::<_, 16>(simd, raw, out)),
-        _ => 0,
-    };
+    let done = dispatch!(level, simd => to_planes(simd, itemsize, raw, out));
     shuffle_from(done, itemsize, raw, out);
 }
 
@@ -38,13 +32,7 @@ pub fn unshuffle(itemsize: usize, planes: &[u8], out: &mut [u8]) {
 
 fn unshuffle_at(level: Level, itemsize: usize, planes: &[u8], out: &mut [u8]) {
     assert_eq!(planes.len(), out.len(), "a filter keeps the length");
-    let done = match itemsize {
-        2 => dispatch!(level, simd => from_planes::<_, 2>(simd, planes, out)),
-        4 => dispatch!(level, simd => from_planes::<_, 4>(simd, planes, out)),
-        8 => dispatch!(level, simd => from_planes::<_, 8>(simd, planes, out)),
-        16 => dispatch!(level, simd => from_planes::<_, 16>(simd, planes, out)),
-        _ => 0,
-    };
+    let done = dispatch!(level, simd => from_planes(simd, itemsize, planes, out));
     unshuffle_from(done, itemsize, planes, out);
 }
 
@@ -162,59 +150,116 @@ fn accumulate<const N: usize>(items: &mut [u8], add: impl Fn([u8; N], [u8; N]) -
     }
 }
 
-/// [`shuffle`] with the widest vectors, for items of `W` bytes, a power of two. Returns how many items are done.
-///
-/// Taking the even and the odd bytes apart moves the lowest bit of each byte's index to the top; log2(W) times
-/// this, and the place within the item has become the number of the plane.
+/// Items that the longest vector holds one byte of each.
+const MAX_LANES: usize = 64;
+
+/// [`shuffle`] with the longest vectors, for as many items as fill them. Returns how many are done.
 #[inline(always)]
-fn to_planes<S: Simd, const W: usize>(simd: S, raw: &[u8], out: &mut [u8]) -> usize {
-    let len = S::u8s::LEN;
-    let n_items = raw.len() / W;
-    if n_items < len {
-        return 0;
+fn to_planes<S: Simd>(simd: S, itemsize: usize, raw: &[u8], out: &mut [u8]) -> usize {
+    let mut place = 0;
+    while place < itemsize {
+        place += match itemsize - place {
+            8.. => piece_to_planes::<S, 8>(simd, itemsize, place, raw, out),
+            4.. => piece_to_planes::<S, 4>(simd, itemsize, place, raw, out),
+            2.. => piece_to_planes::<S, 2>(simd, itemsize, place, raw, out),
+            _ => piece_to_planes::<S, 1>(simd, itemsize, place, raw, out),
+        };
     }
-    let mut planes = out.chunks_exact_mut(n_items);
-    let mut planes: [_; W] =
-        std::array::from_fn(|_| planes.next().expect("W planes of n_items bytes fit").chunks_exact_mut(len));
-    for raw in raw.chunks_exact(len * W) {
+    let n_items = raw.len() / itemsize;
+    n_items - n_items % S::u8s::LEN
+}
+
+/// Does the `W` bytes of each item that begin at `place`; `W` is a power of two, and returned.
+///
+/// Taking the even and the odd bytes of vectors apart moves the lowest bit of each byte's index to the top; log2(W)
+/// times this, and the place within the piece has become the number of the plane.
+#[inline(always)]
+fn piece_to_planes<S: Simd, const W: usize>(
+    simd: S,
+    itemsize: usize,
+    place: usize,
+    raw: &[u8],
+    out: &mut [u8],
+) -> usize {
+    let len = S::u8s::LEN;
+    let n_items = raw.len() / itemsize;
+    let mut pieces = [[0; W]; MAX_LANES];
+    for (nth, items) in raw.chunks_exact(len * itemsize).enumerate() {
+        let pieces = if itemsize == W {
+            items
+        } else {
+            for (piece, item) in pieces[..len].iter_mut().zip(items.chunks_exact(itemsize)) {
+                piece.copy_from_slice(&item[place..place + W]);
+            }
+            pieces[..len].as_flattened()
+        };
         let mut v: [S::u8s; W] =
-            std::array::from_fn(|k| S::u8s::from_slice(simd, &raw[k * len..(k + 1) * len]));
+            std::array::from_fn(|k| S::u8s::from_slice(simd, &pieces[k * len..(k + 1) * len]));
         for _ in 0..W.trailing_zeros() {
             let pairs = v;
             for k in 0..W / 2 {
                 (v[k], v[k + W / 2]) = pairs[2 * k].deinterleave(pairs[2 * k + 1]);
             }
         }
-        for (plane, v) in planes.iter_mut().zip(v) {
-            v.store_slice(plane.next().expect("each plane has as many vectors"));
+        for (k, v) in v.iter().enumerate() {
+            v.store_slice(&mut out[(place + k) * n_items + nth * len..][..len]);
         }
     }
-    n_items / len * len
+    W
 }
 
-/// [`unshuffle`] with the widest vectors: [`to_planes`] backwards.
+/// [`unshuffle`] with the longest vectors: [`to_planes`] backwards.
 #[inline(always)]
-fn from_planes<S: Simd, const W: usize>(simd: S, planes: &[u8], out: &mut [u8]) -> usize {
-    let len = S::u8s::LEN;
-    let n_items = out.len() / W;
-    if n_items < len {
-        return 0;
+fn from_planes<S: Simd>(simd: S, itemsize: usize, planes: &[u8], out: &mut [u8]) -> usize {
+    let mut place = 0;
+    while place < itemsize {
+        place += match itemsize - place {
+            8.. => piece_from_planes::<S, 8>(simd, itemsize, place, planes, out),
+            4.. => piece_from_planes::<S, 4>(simd, itemsize, place, planes, out),
+            2.. => piece_from_planes::<S, 2>(simd, itemsize, place, planes, out),
+            _ => piece_from_planes::<S, 1>(simd, itemsize, place, planes, out),
+        };
     }
-    let planes: [&[u8]; W] = std::array::from_fn(|k| &planes[k * n_items..(k + 1) * n_items]);
-    for (i, out) in out.chunks_exact_mut(len * W).enumerate() {
-        let mut v: [S::u8s; W] =
-            std::array::from_fn(|k| S::u8s::from_slice(simd, &planes[k][i * len..(i + 1) * len]));
+    let n_items = out.len() / itemsize;
+    n_items - n_items % S::u8s::LEN
+}
+
+/// [`piece_to_planes`] backwards.
+#[inline(always)]
+fn piece_from_planes<S: Simd, const W: usize>(
+    simd: S,
+    itemsize: usize,
+    place: usize,
+    planes: &[u8],
+    out: &mut [u8],
+) -> usize {
+    let len = S::u8s::LEN;
+    let n_items = out.len() / itemsize;
+    let mut pieces = [[0; W]; MAX_LANES];
+    for (nth, items) in out.chunks_exact_mut(len * itemsize).enumerate() {
+        let mut v: [S::u8s; W] = std::array::from_fn(|k| {
+            S::u8s::from_slice(simd, &planes[(place + k) * n_items + nth * len..][..len])
+        });
         for _ in 0..W.trailing_zeros() {
             let halves = v;
             for k in 0..W / 2 {
                 (v[2 * k], v[2 * k + 1]) = halves[k].interleave(halves[k + W / 2]);
             }
         }
-        for (out, v) in out.chunks_exact_mut(len).zip(v) {
-            v.store_slice(out);
+        if itemsize == W {
+            for (out, v) in items.chunks_exact_mut(len).zip(v) {
+                v.store_slice(out);
+            }
+        } else {
+            for (out, v) in pieces[..len].as_flattened_mut().chunks_exact_mut(len).zip(v) {
+                v.store_slice(out);
+            }
+            for (item, piece) in items.chunks_exact_mut(itemsize).zip(&pieces) {
+                item[place..place + W].copy_from_slice(piece);
+            }
         }
     }
-    n_items / len * len
+    W
 }
 
 /// [`undelta`] with vectors of 16 bytes, whose lanes are the items. Returns how many bytes are done.
