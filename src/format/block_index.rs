@@ -230,9 +230,13 @@ pub fn check_pointer(
                 && stored_len.is_multiple_of(POINTER_LEN as u64)
         }
         BlockKind::Raw => level == 0 && stored_len == raw_len,
-        BlockKind::Zstd | BlockKind::ZstdShuffle | BlockKind::ZstdDelta => {
-            level == 0 && stored_len > 0 && stored_len < raw_len
-        }
+        BlockKind::Zstd
+        | BlockKind::ZstdShuffle
+        | BlockKind::ZstdDelta
+        | BlockKind::ZstdZigzag
+        | BlockKind::ZstdZigzag2
+        | BlockKind::ZstdZigzag3
+        | BlockKind::ZstdZigzag4 => level == 0 && stored_len > 0 && stored_len < raw_len,
         BlockKind::OpenTail => false,
     };
     if !fits {

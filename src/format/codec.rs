@@ -42,11 +42,29 @@ pub enum Filter {
     Shuffle,
     /// Each item less the one before it, as integers that wrap around; then [`Filter::Shuffle`].
     Delta,
+    /// As [`Filter::Delta`], folded: small differences of either sign become small numbers.
+    Zigzag,
+    /// As [`Filter::Zigzag`], with the item two before it: pairs of numbers.
+    Zigzag2,
+    /// As [`Filter::Zigzag`], with the item three before it: colours, vectors in space.
+    Zigzag3,
+    /// As [`Filter::Zigzag`], with the item four before it: colours with transparency.
+    Zigzag4,
+}
+
+/// Which differences a filter makes of items.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Differences {
+    /// How many items before it the one is that is taken from an item: 1 to 4.
+    pub step: usize,
+    /// Whether 0, -1, 1, -2, 2 ... are written as 0, 1, 2, 3, 4 ...
+    pub is_folded: bool,
 }
 
 impl Filter {
     /// All filters.
-    pub const ALL: [Self; 3] = [Self::None, Self::Shuffle, Self::Delta];
+    pub const ALL: [Self; 7] =
+        [Self::None, Self::Shuffle, Self::Delta, Self::Zigzag, Self::Zigzag2, Self::Zigzag3, Self::Zigzag4];
 
     /// The name, as it stands on disk and as a user writes it.
     pub fn name(self) -> &'static str {
@@ -54,15 +72,45 @@ impl Filter {
             Self::None => "none",
             Self::Shuffle => "shuffle",
             Self::Delta => "delta",
+            Self::Zigzag => "zigzag",
+            Self::Zigzag2 => "zigzag2",
+            Self::Zigzag3 => "zigzag3",
+            Self::Zigzag4 => "zigzag4",
         }
     }
 
-    /// The filter that is applied to items of `itemsize` bytes where this one is asked for: [`Filter::Delta`] is
-    /// made for integers of 1, 2, 4 and 8 bytes, [`Filter::Shuffle`] for items of 2 to 255 bytes.
+    /// The kind of the blocks that are compressed after this filter.
+    pub fn kind(self) -> BlockKind {
+        match self {
+            Self::None => BlockKind::Zstd,
+            Self::Shuffle => BlockKind::ZstdShuffle,
+            Self::Delta => BlockKind::ZstdDelta,
+            Self::Zigzag => BlockKind::ZstdZigzag,
+            Self::Zigzag2 => BlockKind::ZstdZigzag2,
+            Self::Zigzag3 => BlockKind::ZstdZigzag3,
+            Self::Zigzag4 => BlockKind::ZstdZigzag4,
+        }
+    }
+
+    /// The differences that the filter begins with, if it is one that does.
+    pub fn differences(self) -> Option<Differences> {
+        let (step, is_folded) = match self {
+            Self::None | Self::Shuffle => return None,
+            Self::Delta => (1, false),
+            Self::Zigzag => (1, true),
+            Self::Zigzag2 => (2, true),
+            Self::Zigzag3 => (3, true),
+            Self::Zigzag4 => (4, true),
+        };
+        Some(Differences { step, is_folded })
+    }
+
+    /// The filter that is applied to items of `itemsize` bytes where this one is asked for: differences are made of
+    /// integers of 1, 2, 4 and 8 bytes, [`Filter::Shuffle`] is for items of 2 to 255 bytes.
     pub fn for_itemsize(self, itemsize: u64) -> Self {
-        match (self, itemsize) {
-            (Self::Delta, 1 | 2 | 4 | 8) => Self::Delta,
-            (Self::Shuffle | Self::Delta, 2..=255) => Self::Shuffle,
+        match (self.differences(), itemsize) {
+            (Some(_), 1 | 2 | 4 | 8) => self,
+            (_, 2..=255) if self != Self::None => Self::Shuffle,
             _ => Self::None,
         }
     }
@@ -266,12 +314,31 @@ pub enum BlockKind {
     OpenTail = 5,
     /// No block, but a page of the block index.
     Page = 6,
+    /// A zstd frame of shuffled differences: [`Filter::Zigzag`].
+    ZstdZigzag = 7,
+    /// The same after [`Filter::Zigzag2`].
+    ZstdZigzag2 = 8,
+    /// The same after [`Filter::Zigzag3`].
+    ZstdZigzag3 = 9,
+    /// The same after [`Filter::Zigzag4`].
+    ZstdZigzag4 = 10,
 }
 
 impl BlockKind {
     /// All kinds, each at the index that is its number.
-    const ALL: [Self; 7] =
-        [Self::Absent, Self::Raw, Self::Zstd, Self::ZstdShuffle, Self::ZstdDelta, Self::OpenTail, Self::Page];
+    const ALL: [Self; 11] = [
+        Self::Absent,
+        Self::Raw,
+        Self::Zstd,
+        Self::ZstdShuffle,
+        Self::ZstdDelta,
+        Self::OpenTail,
+        Self::Page,
+        Self::ZstdZigzag,
+        Self::ZstdZigzag2,
+        Self::ZstdZigzag3,
+        Self::ZstdZigzag4,
+    ];
 
     /// The kind with this number on disk, `None` where this release knows none.
     pub fn from_u8(number: u8) -> Option<Self> {
@@ -281,6 +348,11 @@ impl BlockKind {
     /// The number on disk.
     pub fn to_u8(self) -> u8 {
         self as u8
+    }
+
+    /// The filter of a block that is a zstd frame, `None` for every other kind.
+    pub fn filter(self) -> Option<Filter> {
+        Filter::ALL.into_iter().find(|filter| filter.kind() == self)
     }
 
     /// Whether the stored bytes are the raw bytes.
@@ -366,16 +438,21 @@ mod tests {
         for number in 0..=u8::MAX {
             match BlockKind::from_u8(number) {
                 Some(kind) => assert_eq!(kind.to_u8(), number),
-                None => assert!(number > 6),
+                None => assert!(number > 10),
             }
         }
         assert_eq!(BlockKind::from_u8(6), Some(BlockKind::Page));
+        assert_eq!(BlockKind::from_u8(10), Some(BlockKind::ZstdZigzag4));
+        for filter in Filter::ALL {
+            assert_eq!(filter.kind().filter(), Some(filter));
+        }
     }
 
     #[test]
     fn filters_are_for_items_that_they_can_take_apart() {
         assert_eq!(Filter::Delta.for_itemsize(1), Filter::Delta);
         assert_eq!(Filter::Delta.for_itemsize(12), Filter::Shuffle);
+        assert_eq!(Filter::Zigzag3.for_itemsize(1), Filter::Zigzag3);
         assert_eq!(Filter::Shuffle.for_itemsize(1), Filter::None);
         assert_eq!(Filter::Shuffle.for_itemsize(255), Filter::Shuffle);
         assert_eq!(Filter::Delta.for_itemsize(256), Filter::None);
