@@ -552,7 +552,7 @@ fn a_file_reads_as_the_header_and_the_elements() {
     let f = Fixture::new();
     let source = f.path.join("../source.npy");
     let bytes = write_npy(&source, &[500, 2], &numbers(0..1000));
-    f.other.import_npy("a", &source, false, &mut |_| {}).unwrap();
+    f.other.import_npy("a", &source, false, None, &mut |_| {}).unwrap();
     assert_eq!(f.read_path("a.npy"), bytes);
 
     let opened = f.open("a.npy", READ).unwrap();
@@ -629,7 +629,7 @@ fn the_header_cannot_be_written() {
     let f = Fixture::new();
     let source = f.path.join("../source.npy");
     let bytes = write_npy(&source, &[500, 2], &numbers(0..1000));
-    f.other.import_npy("a", &source, false, &mut |_| {}).unwrap();
+    f.other.import_npy("a", &source, false, None, &mut |_| {}).unwrap();
     let fh = f.open("a.npy", WRITE).unwrap().fh;
     assert_errno(f.fs.write(fh, 0, &[0; 8], false), libc::EPERM);
     assert_errno(f.fs.write(fh, 120, &[0; 16], false), libc::EPERM);

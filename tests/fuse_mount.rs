@@ -392,7 +392,7 @@ fn a_mapping_that_shares_a_page_with_the_header_is_written_back() {
         npy.extend_from_slice(&numbers(0..1000));
         let source = m.dir.path().join("a.npy");
         fs::write(&source, &npy).unwrap();
-        m.other.import_npy("a", &source, false, &mut |_| {}).unwrap();
+        m.other.import_npy("a", &source, false, None, &mut |_| {}).unwrap();
         assert_eq!(fs::read(m.path("a.npy")).unwrap(), npy);
 
         let mut mapper = Mapper::new(&m.path("a.npy"), "r+b");

@@ -142,7 +142,7 @@ fn write_the_golden_store() {
     let dir = tempfile::tempdir().unwrap();
     let npy = dir.path().join("imported.npy");
     std::fs::write(&npy, imported_npy()).unwrap();
-    store.import_npy("imported", &npy, false, &mut |_| ()).unwrap();
+    store.import_npy("imported", &npy, false, None, &mut |_| ()).unwrap();
     store.set_attrs(Some("uint16"), attrs(), &[]).unwrap();
     store.set_attrs(None, attrs(), &[]).unwrap();
 }

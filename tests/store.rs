@@ -333,22 +333,22 @@ fn npy_files_are_imported_byte_for_byte() {
     bytes.extend(b"what follows the array is not part of it");
     std::fs::write(&npy, &bytes).unwrap();
     let mut copied = 0;
-    store.import_npy("x", &npy, false, &mut |n| copied = n).unwrap();
+    store.import_npy("x", &npy, false, None, &mut |n| copied = n).unwrap();
     assert_eq!(copied, 140);
     assert_eq!(std::fs::read(path.join("data_x.npkd")).unwrap(), bytes[..140]);
-    assert!(matches!(store.import_npy("x", &npy, false, &mut |_| ()), Err(StoreError::Exists { .. })));
+    assert!(matches!(store.import_npy("x", &npy, false, None, &mut |_| ()), Err(StoreError::Exists { .. })));
     store.append(&[("x", array(&[2], &numbers(&[2], 43)))]).unwrap();
     let x = store.array("x").unwrap();
     assert_eq!((elements(&x), x.header_len()), ((40..45).collect(), 128));
     assert!(x.backing().unwrap().is_some());
     // Refused, by the file's name.
     std::fs::write(&npy, &bytes[..139]).unwrap();
-    let error = store.import_npy("y", &npy, false, &mut |_| ()).unwrap_err().to_string();
+    let error = store.import_npy("y", &npy, false, None, &mut |_| ()).unwrap_err().to_string();
     assert!(error.contains("x.npy") && error.contains("139"), "{error}");
     std::fs::write(&npy, b"PK\x03\x04").unwrap();
-    let error = store.import_npy("y", &npy, false, &mut |_| ()).unwrap_err().to_string();
+    let error = store.import_npy("y", &npy, false, None, &mut |_| ()).unwrap_err().to_string();
     assert!(error.contains("x.npy") && error.contains(".npy file"), "{error}");
-    assert!(store.import_npy("y", dir.path(), false, &mut |_| ()).is_err());
+    assert!(store.import_npy("y", dir.path(), false, None, &mut |_| ()).is_err());
     assert_eq!(data_files(&path).len(), 1);
 }
 
@@ -363,7 +363,7 @@ fn an_append_that_outgrows_the_header_moves_the_array() {
     bytes.extend(text.as_bytes());
     bytes.extend(numbers(&[9], 0));
     std::fs::write(&npy, &bytes).unwrap();
-    store.import_npy("x", &npy, false, &mut |_| ()).unwrap();
+    store.import_npy("x", &npy, false, None, &mut |_| ()).unwrap();
     let before = store.array("x").unwrap();
     store.append(&[("x", array(&[1], &numbers(&[1], 9)))]).unwrap();
     let x = store.array("x").unwrap();

@@ -23,6 +23,12 @@ pub const MIN_LEVEL: i32 = -7;
 /// Highest level of zstd: the smallest.
 pub const MAX_LEVEL: i32 = 22;
 
+/// The level where none is asked for.
+pub const DEFAULT_LEVEL: i32 = 1;
+
+/// The raw length of a block where none is asked for.
+pub const DEFAULT_BLOCK_LEN: u32 = 64 << 10;
+
 /// The name of the only codec, as it stands on disk.
 const ZSTD: &str = "zstd";
 
@@ -36,11 +42,29 @@ pub enum Filter {
     Shuffle,
     /// Each item less the one before it, as integers that wrap around; then [`Filter::Shuffle`].
     Delta,
+    /// As [`Filter::Delta`], folded: small differences of either sign become small numbers.
+    Zigzag,
+    /// As [`Filter::Zigzag`], with the item two before it: pairs of numbers.
+    Zigzag2,
+    /// As [`Filter::Zigzag`], with the item three before it: colours, vectors in space.
+    Zigzag3,
+    /// As [`Filter::Zigzag`], with the item four before it: colours with transparency.
+    Zigzag4,
+}
+
+/// Which differences a filter makes of items.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Differences {
+    /// How many items before it the one is that is taken from an item: 1 to 4.
+    pub step: usize,
+    /// Whether 0, -1, 1, -2, 2 ... are written as 0, 1, 2, 3, 4 ...
+    pub is_folded: bool,
 }
 
 impl Filter {
     /// All filters.
-    pub const ALL: [Self; 3] = [Self::None, Self::Shuffle, Self::Delta];
+    pub const ALL: [Self; 7] =
+        [Self::None, Self::Shuffle, Self::Delta, Self::Zigzag, Self::Zigzag2, Self::Zigzag3, Self::Zigzag4];
 
     /// The name, as it stands on disk and as a user writes it.
     pub fn name(self) -> &'static str {
@@ -48,15 +72,45 @@ impl Filter {
             Self::None => "none",
             Self::Shuffle => "shuffle",
             Self::Delta => "delta",
+            Self::Zigzag => "zigzag",
+            Self::Zigzag2 => "zigzag2",
+            Self::Zigzag3 => "zigzag3",
+            Self::Zigzag4 => "zigzag4",
         }
     }
 
-    /// The filter that is applied to items of `itemsize` bytes where this one is asked for: [`Filter::Delta`] is
-    /// made for integers of 1, 2, 4 and 8 bytes, [`Filter::Shuffle`] for items of 2 to 255 bytes.
+    /// The kind of the blocks that are compressed after this filter.
+    pub fn kind(self) -> BlockKind {
+        match self {
+            Self::None => BlockKind::Zstd,
+            Self::Shuffle => BlockKind::ZstdShuffle,
+            Self::Delta => BlockKind::ZstdDelta,
+            Self::Zigzag => BlockKind::ZstdZigzag,
+            Self::Zigzag2 => BlockKind::ZstdZigzag2,
+            Self::Zigzag3 => BlockKind::ZstdZigzag3,
+            Self::Zigzag4 => BlockKind::ZstdZigzag4,
+        }
+    }
+
+    /// The differences that the filter begins with, if it is one that does.
+    pub fn differences(self) -> Option<Differences> {
+        let (step, is_folded) = match self {
+            Self::None | Self::Shuffle => return None,
+            Self::Delta => (1, false),
+            Self::Zigzag => (1, true),
+            Self::Zigzag2 => (2, true),
+            Self::Zigzag3 => (3, true),
+            Self::Zigzag4 => (4, true),
+        };
+        Some(Differences { step, is_folded })
+    }
+
+    /// The filter that is applied to items of `itemsize` bytes where this one is asked for: differences are made of
+    /// integers of 1, 2, 4 and 8 bytes, [`Filter::Shuffle`] is for items of 2 to 255 bytes.
     pub fn for_itemsize(self, itemsize: u64) -> Self {
-        match (self, itemsize) {
-            (Self::Delta, 1 | 2 | 4 | 8) => Self::Delta,
-            (Self::Shuffle | Self::Delta, 2..=255) => Self::Shuffle,
+        match (self.differences(), itemsize) {
+            (Some(_), 1 | 2 | 4 | 8) => self,
+            (_, 2..=255) if self != Self::None => Self::Shuffle,
             _ => Self::None,
         }
     }
@@ -141,6 +195,61 @@ impl Codec {
     }
 }
 
+/// How a new array is to be compressed.
+///
+/// On disk, as a store's default: a map with `name`, `level`, `block`, and `filter` if it is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compression {
+    /// As [`Codec::level`].
+    pub level: i32,
+    /// As [`Codec::block_len`].
+    pub block_len: u32,
+    /// As [`Codec::filter`]; `None`: the one that makes a sample of the array smallest.
+    pub filter: Option<Filter>,
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        Self { level: DEFAULT_LEVEL, block_len: DEFAULT_BLOCK_LEN, filter: None }
+    }
+}
+
+impl Compression {
+    /// The codec, with `filter` where none is asked for.
+    ///
+    /// # Errors
+    /// As [`Codec::new`].
+    pub fn codec(&self, filter: Filter) -> Result<Codec, FormatError> {
+        Codec::new(self.level, self.block_len, self.filter.unwrap_or(filter))
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredCompression {
+    name: CodecName,
+    level: i32,
+    block: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    filter: Option<Filter>,
+}
+
+impl Serialize for Compression {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { level, block_len, filter } = *self;
+        StoredCompression { name: CodecName, level, block: block_len, filter }.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Compression {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let stored = StoredCompression::deserialize(deserializer)?;
+        let compression = Self { level: stored.level, block_len: stored.block, filter: stored.filter };
+        compression.codec(Filter::None).map_err(D::Error::custom)?;
+        Ok(compression)
+    }
+}
+
 /// A codec as it stands on disk. The name comes first, so that an unknown one is refused by its name and not for
 /// the parameters that it has.
 #[derive(Serialize, Deserialize)]
@@ -203,12 +312,33 @@ pub enum BlockKind {
     ZstdDelta = 4,
     /// The raw bytes of a last, partial block, behind which rows are appended in place.
     OpenTail = 5,
+    /// No block, but a page of the block index.
+    Page = 6,
+    /// A zstd frame of shuffled differences: [`Filter::Zigzag`].
+    ZstdZigzag = 7,
+    /// The same after [`Filter::Zigzag2`].
+    ZstdZigzag2 = 8,
+    /// The same after [`Filter::Zigzag3`].
+    ZstdZigzag3 = 9,
+    /// The same after [`Filter::Zigzag4`].
+    ZstdZigzag4 = 10,
 }
 
 impl BlockKind {
     /// All kinds, each at the index that is its number.
-    const ALL: [Self; 6] =
-        [Self::Absent, Self::Raw, Self::Zstd, Self::ZstdShuffle, Self::ZstdDelta, Self::OpenTail];
+    const ALL: [Self; 11] = [
+        Self::Absent,
+        Self::Raw,
+        Self::Zstd,
+        Self::ZstdShuffle,
+        Self::ZstdDelta,
+        Self::OpenTail,
+        Self::Page,
+        Self::ZstdZigzag,
+        Self::ZstdZigzag2,
+        Self::ZstdZigzag3,
+        Self::ZstdZigzag4,
+    ];
 
     /// The kind with this number on disk, `None` where this release knows none.
     pub fn from_u8(number: u8) -> Option<Self> {
@@ -218,6 +348,11 @@ impl BlockKind {
     /// The number on disk.
     pub fn to_u8(self) -> u8 {
         self as u8
+    }
+
+    /// The filter of a block that is a zstd frame, `None` for every other kind.
+    pub fn filter(self) -> Option<Filter> {
+        Filter::ALL.into_iter().find(|filter| filter.kind() == self)
     }
 
     /// Whether the stored bytes are the raw bytes.
@@ -303,16 +438,21 @@ mod tests {
         for number in 0..=u8::MAX {
             match BlockKind::from_u8(number) {
                 Some(kind) => assert_eq!(kind.to_u8(), number),
-                None => assert!(number > 5),
+                None => assert!(number > 10),
             }
         }
-        assert_eq!(BlockKind::from_u8(5), Some(BlockKind::OpenTail));
+        assert_eq!(BlockKind::from_u8(6), Some(BlockKind::Page));
+        assert_eq!(BlockKind::from_u8(10), Some(BlockKind::ZstdZigzag4));
+        for filter in Filter::ALL {
+            assert_eq!(filter.kind().filter(), Some(filter));
+        }
     }
 
     #[test]
     fn filters_are_for_items_that_they_can_take_apart() {
         assert_eq!(Filter::Delta.for_itemsize(1), Filter::Delta);
         assert_eq!(Filter::Delta.for_itemsize(12), Filter::Shuffle);
+        assert_eq!(Filter::Zigzag3.for_itemsize(1), Filter::Zigzag3);
         assert_eq!(Filter::Shuffle.for_itemsize(1), Filter::None);
         assert_eq!(Filter::Shuffle.for_itemsize(255), Filter::Shuffle);
         assert_eq!(Filter::Delta.for_itemsize(256), Filter::None);

@@ -104,6 +104,13 @@ pub enum FormatError {
         /// Its name.
         name: String,
     },
+    /// An index of blocks that does not fit its array.
+    Index {
+        /// The array.
+        array: String,
+        /// What is wrong with it.
+        what: String,
+    },
     /// An attribute that no array and no store can have.
     Attr {
         /// The attribute's name.
@@ -156,6 +163,7 @@ impl fmt::Display for FormatError {
             Self::UnknownCodec { part, name } => {
                 write!(f, "{part} {name:?} is not known to this release; install a newer one")
             }
+            Self::Index { array, what } => write!(f, "array {array:?}: the block index {what}"),
             Self::Attr { name, what } => write!(f, "attribute {name:?}: {what}"),
             Self::Name { name, what } => write!(f, "array name {name:?}: {what}"),
         }

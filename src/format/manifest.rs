@@ -4,24 +4,20 @@
 //! commit: its operations apply in order, all or none.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fmt;
 use std::sync::Arc;
 
 use roaring::RoaringTreemap;
-use serde::de::{Error as _, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
-use super::npy::MAX_HEADER_LEN;
-use super::{Descr, Dtype, FormatError, Layout, names};
+use super::block_index::{FILE_HEADER_LEN, Index};
+use super::stored::{Snapshot, decode_record, encode_record, from_bytes, to_bytes};
+use super::{Codec, Compression, Dtype, FormatError, Layout, names};
 
 /// User attributes: names and MessagePack values.
 pub type Attrs = BTreeMap<String, rmpv::Value>;
 
 /// Deepest nesting of arrays and maps in the value of an attribute. What decodes it calls itself for each level.
-const MAX_ATTR_DEPTH: usize = 64;
-
-/// Deepest nesting in a payload: attributes or a structured dtype within an edit or a snapshot.
-const MAX_PAYLOAD_DEPTH: usize = 2 * MAX_ATTR_DEPTH;
+pub(super) const MAX_ATTR_DEPTH: usize = 64;
 
 /// Generations and ids are below this: no count of them comes to its end.
 const MAX_COUNT: u64 = 1 << 63;
@@ -64,6 +60,15 @@ pub struct Generation(pub u64);
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct DeletedRows(pub Arc<RoaringTreemap>);
 
+/// How the elements of an array are compressed, and where their blocks are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blocks {
+    /// How they are encoded.
+    pub codec: Codec,
+    /// Where they are.
+    pub index: Index,
+}
+
 /// What the store knows of one version of an array. Checked when it was made: no field contradicts another.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
@@ -77,8 +82,11 @@ pub struct Record {
     pub dtype: Dtype,
     /// The stored elements: with the rows that are deleted.
     pub layout: Layout,
-    /// Offset of the first element in the data file, in bytes.
+    /// Length of the `.npy` header, in bytes: the offset of the first element in the virtual file, and in the data
+    /// file if that is not compressed.
     pub offset: u64,
+    /// How the elements are compressed, if they are, and where their blocks are.
+    pub blocks: Option<Blocks>,
     /// Stored rows that are deleted.
     pub deleted: DeletedRows,
     /// Time of the last commit that changed the array, in nanoseconds since 1970.
@@ -104,44 +112,17 @@ impl Record {
 
     /// Length of the data file, in bytes, as far as it is committed.
     pub fn data_end(&self) -> u64 {
-        self.offset.saturating_add(self.layout.nbytes())
+        match &self.blocks {
+            None => self.offset.saturating_add(self.layout.nbytes()),
+            // What follows may be reserved, and not written yet.
+            Some(_) => self.header_offset().saturating_add(self.offset),
+        }
     }
-}
 
-/// A record as it stands on disk, without its name.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StoredRecord {
-    id: ArrayId,
-    file: Arc<str>,
-    descr: Descr,
-    shape: Vec<u64>,
-    fortran_order: bool,
-    offset: u64,
-    #[serde(default, skip_serializing_if = "DeletedRows::is_empty")]
-    deleted: DeletedRows,
-    mtime: i64,
-    #[serde(default, skip_serializing_if = "no_attrs")]
-    attrs: Arc<Attrs>,
-}
-
-fn no_attrs(attrs: &Arc<Attrs>) -> bool {
-    attrs.is_empty()
-}
-
-/// A name and its record: the record is a byte string of its own, so that a reader may leave it undecoded.
-#[derive(Serialize, Deserialize)]
-struct StoredEntry(Arc<str>, Blob);
-
-/// The first frame of a manifest.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Snapshot {
-    generation: Generation,
-    next_id: ArrayId,
-    #[serde(default)]
-    attrs: Attrs,
-    arrays: Vec<StoredEntry>,
+    /// Offset of the `.npy` header in the data file, in bytes.
+    pub fn header_offset(&self) -> u64 {
+        if self.blocks.is_some() { FILE_HEADER_LEN } else { 0 }
+    }
 }
 
 /// One commit: what it changes, in order.
@@ -170,27 +151,11 @@ pub enum Op {
     DropRows(Arc<str>, DeletedRows),
     /// Tells that elements were written in place.
     Written(Arc<str>),
+    /// Sets the number of stored rows and the index of a compressed array: rows were appended, or written in place.
+    Blocks(Arc<str>, u64, Index),
+    /// Sets how new arrays are compressed where nobody says.
+    Codec(Option<Compression>),
     /// Sets and removes user attributes of an array, or of the store.
-    Attrs(Option<Arc<str>>, Attrs, Vec<String>),
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StoredEdit {
-    generation: Generation,
-    time: i64,
-    ops: Vec<StoredOp>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum StoredOp {
-    Put(StoredEntry),
-    Delete(Arc<str>),
-    Rename(Arc<str>, Arc<str>),
-    Rows(Arc<str>, u64),
-    DropRows(Arc<str>, DeletedRows),
-    Written(Arc<str>),
     Attrs(Option<Arc<str>>, Attrs, Vec<String>),
 }
 
@@ -233,6 +198,7 @@ pub struct Table {
     generation: Generation,
     next_id: ArrayId,
     attrs: Arc<Attrs>,
+    compression: Option<Compression>,
     records: BTreeMap<u64, Arc<Record>>,
     places: HashMap<Arc<str>, u64>,
 }
@@ -243,6 +209,7 @@ impl Default for Table {
             generation: Generation(0),
             next_id: ArrayId(1),
             attrs: Arc::default(),
+            compression: None,
             records: BTreeMap::new(),
             places: HashMap::new(),
         }
@@ -263,6 +230,11 @@ impl Table {
     /// The store's own attributes.
     pub fn attrs(&self) -> &Arc<Attrs> {
         &self.attrs
+    }
+
+    /// How new arrays are compressed where nobody says.
+    pub fn compression(&self) -> Option<Compression> {
+        self.compression
     }
 
     /// Number of arrays.
@@ -295,6 +267,7 @@ impl Table {
             generation: snapshot.generation,
             next_id: snapshot.next_id,
             attrs: Arc::new(snapshot.attrs),
+            compression: snapshot.codec,
             records: BTreeMap::new(),
             places: HashMap::with_capacity(snapshot.arrays.len()),
         };
@@ -326,6 +299,7 @@ impl Table {
             generation: self.generation,
             next_id: self.next_id,
             attrs: Attrs::clone(&self.attrs),
+            codec: self.compression,
             arrays: self.records.values().map(|record| encode_record(record)).collect(),
         })
     }
@@ -385,7 +359,13 @@ impl Table {
                     let record = self.get(name).ok_or_else(|| missing(edit, name))?;
                     let mut shape = record.layout.shape().to_vec();
                     match shape.first_mut() {
-                        Some(rows) if *rows <= *n_rows && !record.layout.fortran_order() => *rows = *n_rows,
+                        Some(rows)
+                            if *rows <= *n_rows
+                                && !record.layout.fortran_order()
+                                && record.blocks.is_none() =>
+                        {
+                            *rows = *n_rows;
+                        }
                         _ => return Err(refused(format!("gives {name:?} {n_rows} rows"))),
                     }
                     let layout = Layout::new(&record.dtype, &shape, false)?;
@@ -404,6 +384,31 @@ impl Table {
                     })?;
                     tell(&record, ChangeKind::Resized);
                 }
+                Op::Blocks(name, n_rows, index) => {
+                    let record = self.get(name).ok_or_else(|| missing(edit, name))?;
+                    let before = record.layout.n_rows();
+                    let mut shape = record.layout.shape().to_vec();
+                    match shape.first_mut() {
+                        Some(rows) if *rows < *n_rows && !record.layout.fortran_order() => *rows = *n_rows,
+                        _ if before == *n_rows => {}
+                        _ => return Err(refused(format!("gives {name:?} {n_rows} rows"))),
+                    }
+                    let layout = Layout::new(&record.dtype, &shape, record.layout.fortran_order())?;
+                    let Some(Blocks { codec, .. }) = record.blocks else {
+                        return Err(refused(format!("gives {name:?} blocks, and it is not compressed")));
+                    };
+                    index
+                        .check(layout.nbytes(), record.offset, &codec)
+                        .map_err(|what| refused(format!("gives {name:?} an index that {what}")))?;
+                    let record = self.change(name, edit, |record| {
+                        record.layout = layout;
+                        record.blocks = Some(Blocks { codec, index: *index });
+                        record.mtime = edit.time;
+                    })?;
+                    let is_longer = before != *n_rows;
+                    tell(&record, if is_longer { ChangeKind::Resized } else { ChangeKind::Written });
+                }
+                Op::Codec(compression) => self.compression = *compression,
                 Op::Written(name) => {
                     let record = self.change(name, edit, |record| record.mtime = edit.time)?;
                     tell(&record, ChangeKind::Written);
@@ -447,7 +452,7 @@ fn change_attrs(attrs: &mut Arc<Attrs>, set: &Attrs, remove: &[String]) {
     attrs.extend(set.iter().map(|(name, value)| (name.clone(), value.clone())));
 }
 
-fn check_deleted(deleted: &DeletedRows, layout: &Layout) -> Result<(), String> {
+pub(super) fn check_deleted(deleted: &DeletedRows, layout: &Layout) -> Result<(), String> {
     match deleted.0.max() {
         Some(_) if layout.fortran_order() || layout.shape().is_empty() => {
             Err("rows are deleted of an array that cannot have deleted rows".into())
@@ -457,154 +462,10 @@ fn check_deleted(deleted: &DeletedRows, layout: &Layout) -> Result<(), String> {
     }
 }
 
-fn encode_record(record: &Record) -> StoredEntry {
-    let stored = StoredRecord {
-        id: record.id,
-        file: Arc::clone(&record.file),
-        descr: record.dtype.descr().clone(),
-        shape: record.layout.shape().to_vec(),
-        fortran_order: record.layout.fortran_order(),
-        offset: record.offset,
-        deleted: record.deleted.clone(),
-        mtime: record.mtime,
-        attrs: Arc::clone(&record.attrs),
-    };
-    StoredEntry(Arc::clone(&record.name), Blob(to_bytes(&stored)))
-}
-
-fn decode_record(StoredEntry(name, blob): StoredEntry, offset: u64) -> Result<Record, FormatError> {
-    let stored: StoredRecord = from_bytes(&blob.0, offset)?;
-    names::check(&name)?;
-    if !names::is_data_file(&stored.file) {
-        return Err(FormatError::Name {
-            name: stored.file.to_string(),
-            what: "is not the name of a data file within the store",
-        });
-    }
-    let dtype = Dtype::from_descr(stored.descr)?;
-    let layout = Layout::new(&dtype, &stored.shape, stored.fortran_order)?;
-    let fits = stored.offset <= MAX_HEADER_LEN as u64
-        && layout.nbytes() <= (i64::MAX as u64).saturating_sub(MAX_HEADER_LEN as u64);
-    let wrong = |what| FormatError::Shape { shape: stored.shape.clone(), what };
-    if !fits {
-        return Err(wrong("does not fit a file"));
-    }
-    if check_deleted(&stored.deleted, &layout).is_err() {
-        return Err(wrong("does not have the rows that are deleted"));
-    }
-    Ok(Record {
-        name,
-        id: stored.id,
-        file: stored.file,
-        dtype,
-        layout,
-        offset: stored.offset,
-        deleted: stored.deleted,
-        mtime: stored.mtime,
-        attrs: stored.attrs,
-    })
-}
-
-impl Edit {
-    /// The payload of an edit's frame.
-    pub fn encode(&self) -> Vec<u8> {
-        let ops = self.ops.iter().map(|op| match op {
-            Op::Put(record) => StoredOp::Put(encode_record(record)),
-            Op::Delete(name) => StoredOp::Delete(Arc::clone(name)),
-            Op::Rename(from, to) => StoredOp::Rename(Arc::clone(from), Arc::clone(to)),
-            Op::Rows(name, n_rows) => StoredOp::Rows(Arc::clone(name), *n_rows),
-            Op::DropRows(name, rows) => StoredOp::DropRows(Arc::clone(name), rows.clone()),
-            Op::Written(name) => StoredOp::Written(Arc::clone(name)),
-            Op::Attrs(name, set, remove) => StoredOp::Attrs(name.clone(), set.clone(), remove.clone()),
-        });
-        to_bytes(&StoredEdit { generation: self.generation, time: self.time, ops: ops.collect() })
-    }
-
-    /// Reads an edit's payload. `offset` is where its frame starts.
-    ///
-    /// # Errors
-    /// `Payload` if it does not decode, or what is wrong with a record.
-    pub fn decode(payload: &[u8], offset: u64) -> Result<Self, FormatError> {
-        let stored: StoredEdit = from_bytes(payload, offset)?;
-        let ops = stored.ops.into_iter().map(|op| {
-            Ok(match op {
-                StoredOp::Put(entry) => Op::Put(decode_record(entry, offset)?),
-                StoredOp::Delete(name) => Op::Delete(name),
-                StoredOp::Rename(from, to) => Op::Rename(from, to),
-                StoredOp::Rows(name, n_rows) => Op::Rows(name, n_rows),
-                StoredOp::DropRows(name, rows) => Op::DropRows(name, rows),
-                StoredOp::Written(name) => Op::Written(name),
-                StoredOp::Attrs(name, set, remove) => Op::Attrs(name, set, remove),
-            })
-        });
-        Ok(Self {
-            generation: stored.generation,
-            time: stored.time,
-            ops: ops.collect::<Result<_, FormatError>>()?,
-        })
-    }
-}
-
-fn to_bytes<T: Serialize>(value: &T) -> Vec<u8> {
-    rmp_serde::to_vec_named(value)
-        .expect("writing MessagePack to memory fails only for types that these are not")
-}
-
-fn from_bytes<'a, T: Deserialize<'a>>(bytes: &'a [u8], offset: u64) -> Result<T, FormatError> {
-    let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
-    deserializer.set_max_depth(MAX_PAYLOAD_DEPTH);
-    T::deserialize(&mut deserializer).map_err(|source| FormatError::Payload { offset, source })
-}
-
-/// Bytes that MessagePack writes as a byte string.
-struct Blob(Vec<u8>);
-
-impl Serialize for Blob {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for Blob {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct BlobVisitor;
-        impl Visitor<'_> for BlobVisitor {
-            type Value = Blob;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a byte string")
-            }
-            fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Blob, E> {
-                Ok(Blob(bytes.to_vec()))
-            }
-        }
-        deserializer.deserialize_bytes(BlobVisitor)
-    }
-}
-
 impl DeletedRows {
     /// Whether no row is deleted.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
-    }
-}
-
-impl Serialize for DeletedRows {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut bytes = Vec::with_capacity(self.0.serialized_size());
-        self.0.serialize_into(&mut bytes).map_err(serde::ser::Error::custom)?;
-        serializer.serialize_bytes(&bytes)
-    }
-}
-
-impl<'de> Deserialize<'de> for DeletedRows {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Blob(bytes) = Blob::deserialize(deserializer)?;
-        let mut rest = bytes.as_slice();
-        let rows = RoaringTreemap::deserialize_from(&mut rest).map_err(D::Error::custom)?;
-        if !rest.is_empty() {
-            return Err(D::Error::custom("bytes after the bitmap of deleted rows"));
-        }
-        Ok(Self(Arc::new(rows)))
     }
 }
 
@@ -621,6 +482,7 @@ mod tests {
             layout: Layout::new(&dtype, &[rows, 2], false).unwrap(),
             dtype,
             offset: 4096,
+            blocks: None,
             deleted: DeletedRows::default(),
             mtime: 17,
             attrs: Arc::default(),

@@ -19,6 +19,7 @@
     )
 )]
 
+pub mod block_index;
 mod codec;
 mod dtype;
 mod error;
@@ -28,9 +29,13 @@ mod literal;
 pub mod manifest;
 pub mod names;
 pub mod npy;
+mod stored;
 
-pub use codec::{BLOCK_ALIGN, BlockKind, Codec, Filter, MAX_BLOCK_LEN, MAX_LEVEL, MIN_LEVEL};
+pub use block_index::Index;
+pub use codec::{
+    BLOCK_ALIGN, BlockKind, Codec, Compression, Differences, Filter, MAX_BLOCK_LEN, MAX_LEVEL, MIN_LEVEL,
+};
 pub use dtype::{Descr, Dtype, Field};
 pub use error::FormatError;
 pub use layout::{Layout, MAX_NDIM};
-pub use manifest::{ArrayId, Attrs, DeletedRows, Edit, Generation, Op, Record, Table};
+pub use manifest::{ArrayId, Attrs, Blocks, DeletedRows, Edit, Generation, Op, Record, Table};

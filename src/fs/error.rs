@@ -94,7 +94,7 @@ fn store_errno(error: &StoreError) -> c_int {
         StoreError::ReadOnly { .. } => libc::EROFS,
         // The store was there when it was mounted, so its loss is a failure of the medium.
         StoreError::NotAStore { .. } => libc::EIO,
-        StoreError::Format { .. } | StoreError::DataFile { .. } => libc::EIO,
+        StoreError::Format { .. } | StoreError::DataFile { .. } | StoreError::Block { .. } => libc::EIO,
         // Another writer is at work: "try again" in the words that unlink(2) and rename(2) have for it.
         StoreError::Locked { .. } => libc::EBUSY,
         StoreError::ShapeMismatch { .. }

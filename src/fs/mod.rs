@@ -16,10 +16,11 @@ use std::time::SystemTime;
 
 use log::info;
 
-use crate::store::{Access, Store};
+use crate::store::{Access, Compression, Store};
 use crate::sys::{FsStat, LockGuard};
 
 mod attr;
+mod blocks;
 mod changes;
 mod dir;
 mod entry;
@@ -39,6 +40,7 @@ pub use handle::{Caller, DirEntry, Fh};
 pub use inode::{Ino, LastByte};
 pub use pending::{Closed, NewFile};
 
+use blocks::DecodedBlocks;
 use dir::{Child, Tree};
 use file::OpenFile;
 use handle::{Again, Handles, OpenDirectory};
@@ -52,6 +54,8 @@ const MAX_ATTEMPTS: u32 = 8;
 pub struct Fs {
     store: Store,
     read_only: bool,
+    /// How new arrays are compressed; `None`: as the store says.
+    compression: Option<Option<Compression>>,
     /// Held while the store's changes are taken over, so that they are in order.
     syncing: Mutex<()>,
     /// Whether the store could not be read when it was last asked for changes.
@@ -60,6 +64,7 @@ pub struct Fs {
     inodes: Inodes,
     pending: Pendings,
     files: Handles<OpenFile>,
+    blocks: DecodedBlocks,
     /// Pending files that are open.
     making: Handles<OpenPending>,
     directories: Handles<OpenDirectory>,
@@ -109,12 +114,14 @@ impl Fs {
         Ok(Self {
             store,
             read_only,
+            compression: None,
             syncing: Mutex::new(()),
             failing: AtomicBool::new(false),
             tree: RwLock::new(tree),
             inodes: Inodes::default(),
             pending: Pendings::default(),
             files: Handles::new(),
+            blocks: DecodedBlocks::default(),
             making: Handles::of_pending(),
             directories: Handles::new(),
             again: Again::default(),
@@ -122,6 +129,11 @@ impl Fs {
             watch: Mutex::new(None),
             invalidate: Box::new(invalidate),
         })
+    }
+
+    /// Sets how new arrays are compressed, or that they are not, whatever the store's default is.
+    pub fn set_compression(&mut self, compression: Option<Compression>) {
+        self.compression = Some(compression);
     }
 
     /// The store.

@@ -9,14 +9,14 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::{self, JoinHandle};
 
 use fuser::{Session, SessionACL};
 use log::{info, warn};
 
 use crate::fs::{Fs, FsError};
-use crate::store::Store;
+use crate::store::{Compression, Store};
 
 mod adapter;
 mod convert;
@@ -45,8 +45,13 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// Whether the kernel may serve files by itself.
     pub passthrough: PassthroughMode,
+    /// How new arrays are compressed, or that they are not; `None`: as the store says.
+    pub compression: Option<Option<Compression>>,
     /// Threads that answer requests; 0 for the default of 2.
     pub threads: usize,
+    /// Bytes that decoded copies of compressed arrays may take, for the kernel to serve them by itself; 0: there are
+    /// none. `None`: a share of the memory.
+    pub decoded: Option<u64>,
     /// Further options for the kernel as mount(8) has them: `nodev`, `noatime` and so on.
     pub kernel: Vec<String>,
     /// What the mount table shows as the source; the store's path if empty.
@@ -171,8 +176,11 @@ impl Error for MountError {
 pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<Mounted, MountError> {
     let (jobs, queue) = mpsc::channel();
     let manifest = store.manifest_path();
-    let fs = Fs::new(store, options.read_only, notify::queue(jobs.clone()))
+    let mut fs = Fs::new(store, options.read_only, notify::queue(jobs.clone()))
         .map_err(|source| MountError::Store { source })?;
+    if let Some(compression) = options.compression {
+        fs.set_compression(compression);
+    }
     let fs = Arc::new(fs);
     let passthrough = Arc::new(Passthrough::new(options.passthrough == PassthroughMode::Auto));
     let notifier = Arc::new(OnceLock::new());
@@ -219,6 +227,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
         Session::from_fd(adapter, device, acl, config).map_err(|source| MountError::Handshake { source })?;
     let kernel = session.notifier();
     let _ = notifier.set(kernel.clone());
+    let counted = Arc::downgrade(&fs);
     let notice = Notice { fs, passthrough, kernel, tasks, poll };
     threads.notifier = Some(notify::start(notice, queue).map_err(thread)?);
     let session = thread::Builder::new()
@@ -238,7 +247,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
         .map_err(thread)?;
     mount.keep();
     info!("mounted at {}", mountpoint.display());
-    Ok(Mounted { session })
+    Ok(Mounted { session, fs: counted })
 }
 
 /// A store that is mounted, and the threads that serve it. Dropping it leaves both as they are: a mount ends when
@@ -246,6 +255,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
 #[derive(Debug)]
 pub struct Mounted {
     session: JoinHandle<io::Result<()>>,
+    fs: Weak<Fs>,
 }
 
 impl Mounted {
@@ -258,6 +268,11 @@ impl Mounted {
         self.session
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("a thread that serves the mount panicked")))
+    }
+
+    /// How many blocks of compressed arrays were decoded so far, for those who read them; 0 once the mount is gone.
+    pub fn n_decoded_blocks(&self) -> u64 {
+        self.fs.upgrade().map_or(0, |fs| fs.n_decoded_blocks())
     }
 
     /// Whether the mount is gone.

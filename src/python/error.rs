@@ -133,10 +133,11 @@ fn exception(error: &StoreError, message: String) -> PyErr {
             | FormatError::Dtype { .. }
             | FormatError::Shape { .. }
             | FormatError::Codec { .. }
+            | FormatError::Index { .. }
             | FormatError::Attr { .. }
             | FormatError::Name { .. } => Exception::CorruptStore.err(message),
         },
-        StoreError::DataFile { .. } => Exception::CorruptStore.err(message),
+        StoreError::DataFile { .. } | StoreError::Block { .. } => Exception::CorruptStore.err(message),
         StoreError::DtypeMismatch { .. } => PyTypeError::new_err(message),
         StoreError::IndexOutOfRange { .. } | StoreError::NoRows { .. } => Exception::RowIndex.err(message),
         StoreError::ShapeMismatch { .. }
@@ -151,6 +152,7 @@ fn exception(error: &StoreError, message: String) -> PyErr {
             | FormatError::Shape { .. }
             | FormatError::Codec { .. }
             | FormatError::UnknownCodec { .. }
+            | FormatError::Index { .. }
             | FormatError::Attr { .. }
             | FormatError::TooLong { .. }
             | FormatError::Magic { .. }

@@ -2,20 +2,27 @@
 
 use std::ops::{Deref, Range};
 use std::os::fd::BorrowedFd;
+use std::sync::Mutex;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Shared;
-use super::data::{DataFile, fault};
+use super::blocks::Cursor;
+use super::compressed::{self, Part};
+use super::data::{DataFile, fault, lock};
 use super::error::{DataFileFault, StoreError};
 use super::writer::WriteGuard;
 use crate::format::npy::{self, NpyHeader};
-use crate::format::{ArrayId, Attrs, Dtype, Layout, Record};
+use crate::format::{ArrayId, Attrs, Codec, Compression, Dtype, Layout, Record};
 use crate::sys::{FileStat, Map};
 
 /// Reads of at least this many bytes are split among threads: one core does not reach the memory's speed.
 const PARALLEL_LEN: usize = 8 << 20;
+/// The same where they have to be decoded.
+const PARALLEL_DECODED_LEN: usize = 512 << 10;
+/// Decoded bytes that a thread takes at once.
+const DECODED_CHUNK_LEN: usize = 1 << 20;
 /// More threads than this gain nothing on the way from the page cache.
 const MAX_THREADS: usize = 8;
 
@@ -59,6 +66,10 @@ impl Array {
         &self.record
     }
 
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// The name.
     pub fn name(&self) -> &Arc<str> {
         &self.record.name
@@ -99,6 +110,22 @@ impl Array {
         self.n_rows() * self.row_len()
     }
 
+    /// Bytes that the elements take in the data file, deleted rows and, where they are compressed, the index included.
+    /// Reads nothing.
+    pub fn stored_len(&self) -> u64 {
+        self.record.blocks.as_ref().map_or_else(|| self.record.layout.nbytes(), |blocks| blocks.index.live)
+    }
+
+    /// Bytes in the data file of a compressed array that are in use no more. Reads nothing.
+    pub fn dead_len(&self) -> u64 {
+        self.record.blocks.as_ref().map_or(0, |blocks| blocks.index.dead(self.record.offset))
+    }
+
+    /// Bytes of the elements before they are compressed, deleted rows included.
+    pub fn raw_len(&self) -> u64 {
+        self.record.layout.nbytes()
+    }
+
     /// Rows that are deleted but still stored; `Store::compact` gives their space back.
     pub fn n_deleted(&self) -> u64 {
         self.record.deleted.0.len()
@@ -107,6 +134,20 @@ impl Array {
     /// The data file's name in the store's folder.
     pub fn file_name(&self) -> &str {
         &self.record.file
+    }
+
+    /// How the elements are compressed; `None` if they are not.
+    pub fn codec(&self) -> Option<&Codec> {
+        self.record.blocks.as_ref().map(|blocks| &blocks.codec)
+    }
+
+    /// What a new version is to be compressed as, to be like this one.
+    pub fn compression(&self) -> Option<Compression> {
+        self.codec().map(|codec| Compression {
+            level: codec.level,
+            block_len: codec.block_len,
+            filter: Some(codec.filter),
+        })
     }
 
     /// The user's attributes.
@@ -179,20 +220,17 @@ impl Array {
     /// `BufferLen`; `DataFile`; `Io`.
     pub fn read_into(&self, out: &mut [u8]) -> Result<(), StoreError> {
         self.check_len(out.len(), self.nbytes())?;
-        let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-        if out.len() < PARALLEL_LEN || threads < 2 {
-            return self.read_bytes(0, out);
-        }
-        self.pin()?;
-        let part_len = out.len().div_ceil(threads).next_multiple_of(4096);
-        thread::scope(|scope| {
-            let parts: Vec<_> = (0_u64..)
-                .zip(out.chunks_mut(part_len))
-                .map(|(i, part)| scope.spawn(move || self.read_bytes(i * part_len as u64, part)))
-                .collect();
-            // All are joined; the first error is reported.
-            parts.into_iter().try_for_each(|part| part.join().expect("reading does not panic"))
-        })
+        self.read_part(0, out)
+    }
+
+    /// As [`Array::read_into`], from byte `offset` of the elements on and as much as `out` takes.
+    ///
+    /// # Errors
+    /// `BufferLen` if `out` takes more than there is; `DataFile`; `Block`; `Io`.
+    pub fn read_elements_at(&self, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
+        let rest = self.nbytes().saturating_sub(offset);
+        self.check_len(out.len(), rest.min(out.len() as u64))?;
+        self.read_part(offset, out)
     }
 
     /// Reads the rows `rows`, in C-order.
@@ -209,7 +247,7 @@ impl Array {
         if self.fortran_order() {
             return self.gather_fortran(rows, out);
         }
-        self.read_bytes(rows.start * self.row_len(), out)
+        self.read_part(rows.start * self.row_len(), out)
     }
 
     /// Reads the rows with the numbers `rows`, in that order, each in C-order.
@@ -230,9 +268,16 @@ impl Array {
         if self.fortran_order() {
             return self.gather_fortran(rows.iter().copied(), out);
         }
+        let row_len = self.row_len() as usize;
+        if self.codec().is_some() {
+            let live = self.live_rows()?;
+            let stored = |row| live.as_ref().map_or(row, |live| live.stored(row));
+            let rows = rows.iter().zip(out.chunks_exact_mut(row_len));
+            let rows = rows.map(|(row, out)| (stored(*row) * row_len as u64, out)).collect();
+            return compressed::gather(&self.shared, &self.record, self.data()?, rows);
+        }
         // From the page cache without a system call per row.
         let map = self.map_file()?;
-        let row_len = self.row_len() as usize;
         let elements = &map[self.record.offset as usize..];
         let live = self.live_rows()?;
         for (row, out) in rows.iter().zip(out.chunks_exact_mut(row_len)) {
@@ -336,16 +381,18 @@ impl Array {
             return Ok(None);
         }
         let guard = self.shared.lock_writers_within(wait)?;
-        self.write_bytes(offset + header_part as u64 - self.header_len(), elements)?;
+        let parts = self.parts(offset + header_part as u64 - self.header_len(), elements)?;
+        self.write_elements(&guard, parts)?;
         Ok(Some(guard))
     }
 
-    /// The elements as one shared mapping, without reading any. `None` where deleted rows lie between them.
+    /// The elements as one shared mapping, without reading any. `None` where deleted rows lie between them, and where
+    /// they are compressed.
     ///
     /// # Errors
     /// `DataFile`; `Io`.
     pub fn map(&self) -> Result<Option<ArrayMap>, StoreError> {
-        if !self.record.deleted.is_empty() {
+        if !self.record.deleted.is_empty() || self.codec().is_some() {
             return Ok(None);
         }
         let map = self.map_file()?;
@@ -364,13 +411,13 @@ impl Array {
         Ok(Some(ArrayMap { map: self.map_file()?, range: 0..self.npy_len() as usize }))
     }
 
-    /// The data file's descriptor, if its bytes are those of the virtual `.npy` file: nothing is deleted, the
-    /// header in the file describes this state of the array, and nothing follows the elements.
+    /// The data file's descriptor, if its bytes are those of the virtual `.npy` file: nothing is deleted or compressed,
+    /// the header in the file describes this state of the array, and nothing follows the elements.
     ///
     /// # Errors
     /// `DataFile`; `Io`.
     pub fn backing(&self) -> Result<Option<BorrowedFd<'_>>, StoreError> {
-        if !self.record.deleted.is_empty() {
+        if !self.record.deleted.is_empty() || self.codec().is_some() {
             return Ok(None);
         }
         let described = self.stored_header()?.1.is_ok_and(|header| self.is_described_by(&header));
@@ -391,6 +438,10 @@ impl Array {
             return Ok(false);
         };
         let data = self.data()?;
+        if self.codec().is_some() {
+            // Taking the lock has mended it.
+            return Ok(false);
+        }
         let is_longer = self.stat()?.len > record.data_end();
         if is_longer {
             // Nobody has what follows mapped: it was never committed.
@@ -429,12 +480,58 @@ impl Array {
         self.data()?.file.set_mode(mode).map_err(|source| self.io("change the permissions of", source))
     }
 
+    /// As [`Array::read_into`], from byte `offset` on and as much as `out` takes.
+    pub(super) fn read_part(&self, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+        let (parallel_len, chunk_len) = match self.codec() {
+            None => (PARALLEL_LEN, out.len().div_ceil(threads).next_multiple_of(4096)),
+            Some(codec) => {
+                let block_len = codec.block_len as usize;
+                (PARALLEL_DECODED_LEN, (DECODED_CHUNK_LEN / block_len).max(1) * block_len)
+            }
+        };
+        if out.len() < parallel_len || threads < 2 {
+            return self.read_bytes(offset, out);
+        }
+        self.pin()?;
+        // The first chunk ends where a block does, so that no block is decoded for two of them.
+        let first_len = match self.codec() {
+            Some(_) => chunk_len - (offset % chunk_len as u64) as usize,
+            None => chunk_len,
+        };
+        let (first, rest) = out.split_at_mut(first_len.min(out.len()));
+        let rest = (0_u64..).zip(rest.chunks_mut(chunk_len));
+        let rest = rest.map(|(i, chunk)| (offset + first_len as u64 + i * chunk_len as u64, chunk));
+        let chunks = Mutex::new(std::iter::once((offset, first)).chain(rest));
+        let work = || {
+            loop {
+                let Some((offset, chunk)) = lock(&chunks).next() else { return Ok(()) };
+                self.read_bytes(offset, chunk)?;
+            }
+        };
+        thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let own = work();
+            // All are joined; the first error is reported.
+            others
+                .into_iter()
+                .fold(own, |result, other| result.and(other.join().expect("reading does not panic")))
+        })
+    }
+
     /// Reads elements from byte `offset` of the live rows on, in stored order.
     fn read_bytes(&self, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
-        let file = &self.data()?.file;
+        let data = self.data()?;
+        let shared = &*self.shared;
+        if let Some(view) = shared.newest_view(&self.record, data, false) {
+            let mut cursor = Cursor::new(shared, &self.record, data, view);
+            return self.for_each_extent(offset, out.len() as u64, |position, range| {
+                cursor.read(position, &mut out[range])
+            });
+        }
         self.for_each_extent(offset, out.len() as u64, |position, range| {
-            let out = &mut out[range];
-            let read = file.read_at(out, position).map_err(|source| self.io("read", source))?;
+            let (out, position) = (&mut out[range], self.record.offset + position);
+            let read = data.file.read_at(out, position).map_err(|source| self.io("read", source))?;
             if read == out.len() {
                 return Ok(());
             }
@@ -447,26 +544,45 @@ impl Array {
         })
     }
 
-    /// Writes elements from byte `offset` of the live rows on. The writers' lock is held.
-    pub(super) fn write_bytes(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-        let file = &self.data()?.file;
-        self.shared.note_dirty(&self.record);
+    /// What `data`, written from byte `offset` of the live rows on, changes of the stored elements.
+    pub(super) fn parts<'a>(&self, offset: u64, data: &'a [u8]) -> Result<Vec<Part<'a>>, StoreError> {
+        let mut parts = Vec::new();
         self.for_each_extent(offset, data.len() as u64, |position, range| {
-            file.write_at(&data[range], position).map_err(|source| self.io("write", source))
-        })
+            parts.push((position, data[range].into()));
+            Ok(())
+        })?;
+        Ok(parts)
     }
 
-    /// Calls `f` with the position in the data file and the range in the buffer of each contiguous part of the
+    /// Writes parts of the stored elements in place. The writers' lock is held. Those of an array that is not compressed
+    /// are not told to anybody.
+    pub(super) fn write_elements(
+        &self,
+        guard: &WriteGuard<'_>,
+        parts: Vec<Part<'_>>,
+    ) -> Result<(), StoreError> {
+        if self.codec().is_some() {
+            return self.write_parts(guard, parts, false);
+        }
+        let file = &self.data()?.file;
+        self.shared.note_dirty(&self.record);
+        for (position, bytes) in parts {
+            let position = self.record.offset + position;
+            file.write_at(&bytes, position).map_err(|source| self.io("write", source))?;
+        }
+        Ok(())
+    }
+
+    /// Calls `f` with the position in the stored elements and the range in the buffer of each contiguous part of the
     /// `len` bytes from `offset` of the live rows on.
-    fn for_each_extent(
+    pub(super) fn for_each_extent(
         &self,
         offset: u64,
         len: u64,
         mut f: impl FnMut(u64, Range<usize>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let base = self.record.offset;
         let Some(live) = self.live_rows()? else {
-            return f(base + offset, 0..len as usize);
+            return f(offset, 0..len as usize);
         };
         let row_len = self.row_len();
         if row_len == 0 || len == 0 {
@@ -477,7 +593,7 @@ impl Array {
         for run in live.stored_runs(offset / row_len..end.div_ceil(row_len)) {
             let skip = if done == 0 { offset % row_len } else { 0 };
             let run_len = ((run.end - run.start) * row_len - skip).min(len - done);
-            f(base + run.start * row_len + skip, done as usize..(done + run_len) as usize)?;
+            f(run.start * row_len + skip, done as usize..(done + run_len) as usize)?;
             done += run_len;
         }
         Ok(())
@@ -485,8 +601,6 @@ impl Array {
 
     /// Reads rows of a Fortran-ordered array, which has no deleted rows.
     fn gather_fortran(&self, rows: impl IntoIterator<Item = u64>, out: &mut [u8]) -> Result<(), StoreError> {
-        let map = self.map_file()?;
-        let elements = &map[self.record.offset as usize..];
         let layout = &self.record.layout;
         let itemsize = layout.itemsize() as usize;
         if self.row_len() == 0 {
@@ -494,7 +608,20 @@ impl Array {
         }
         // The elements of one row lie at the same distances from its first element as those of row 0.
         let offsets: Vec<usize> = layout.fortran_row_offsets(0).map(|offset| offset as usize).collect();
-        for (row, out) in rows.into_iter().zip(out.chunks_exact_mut(self.row_len() as usize)) {
+        let rows = rows.into_iter().zip(out.chunks_exact_mut(self.row_len() as usize));
+        if self.codec().is_some() {
+            let items = rows.flat_map(|(row, out)| {
+                let first = row as usize * itemsize;
+                offsets
+                    .iter()
+                    .zip(out.chunks_exact_mut(itemsize))
+                    .map(move |(offset, out)| ((first + offset) as u64, out))
+            });
+            return compressed::gather(&self.shared, &self.record, self.data()?, items.collect());
+        }
+        let map = self.map_file()?;
+        let elements = &map[self.record.offset as usize..];
+        for (row, out) in rows {
             let first = row as usize * itemsize;
             for (offset, out) in offsets.iter().zip(out.chunks_exact_mut(itemsize)) {
                 out.copy_from_slice(&elements[first + offset..][..itemsize]);
@@ -523,7 +650,7 @@ impl Array {
 
     /// The header that is in the file, and what it says.
     fn stored_header(&self) -> Result<(Vec<u8>, Result<NpyHeader, crate::format::FormatError>), StoreError> {
-        self.data()?.header(self.record.offset).map_err(|source| self.io("read", source))
+        self.data()?.header(&self.record).map_err(|source| self.io("read", source))
     }
 
     /// Checks that the header in the file is one of this array, maybe of an earlier number of rows.

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use roaring::RoaringTreemap;
 
+use super::block_writer::Space;
+use super::blocks::BlockCache;
 use super::error::{DataFileFault, StoreError};
 use super::rows::LiveRows;
 use crate::format::npy::{self, NpyHeader};
@@ -23,11 +25,21 @@ pub(super) struct DataFile {
     map: Mutex<Option<Map>>,
     /// Which stored rows are live, for the bitmap that it was computed from.
     live: Mutex<Option<(Arc<RoaringTreemap>, Arc<LiveRows>)>>,
+    /// Of a compressed array: what was read of it.
+    pub(super) blocks: BlockCache,
+    /// Of a compressed array: where there is room in it.
+    pub(super) space: Mutex<Space>,
 }
 
 impl DataFile {
     pub(super) fn new(file: Arc<dyn StorageFile>) -> Self {
-        Self { file, map: Mutex::new(None), live: Mutex::new(None) }
+        Self {
+            file,
+            map: Mutex::new(None),
+            live: Mutex::new(None),
+            blocks: BlockCache::default(),
+            space: Mutex::default(),
+        }
     }
 
     /// Opens the data file of `record` and checks that it holds what is committed.
@@ -46,11 +58,11 @@ impl DataFile {
         Ok(Self::new(file))
     }
 
-    /// The first `len` bytes, and what they say as a header.
-    pub(super) fn header(&self, len: u64) -> io::Result<(Vec<u8>, Result<NpyHeader, FormatError>)> {
+    /// The `.npy` header that is in the file, and what it says.
+    pub(super) fn header(&self, record: &Record) -> io::Result<(Vec<u8>, Result<NpyHeader, FormatError>)> {
         // At most 1 MiB: records with longer headers are refused.
-        let mut bytes = vec![0; len as usize];
-        let read = self.file.read_at(&mut bytes, 0)?;
+        let mut bytes = vec![0; record.offset as usize];
+        let read = self.file.read_at(&mut bytes, record.header_offset())?;
         bytes.truncate(read);
         let header = npy::parse(&bytes);
         Ok((bytes, header))

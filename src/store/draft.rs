@@ -6,11 +6,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use super::block_writer::WriteError;
+use super::blocks::ReadError;
+use super::data::DataFile;
+use super::draft_blocks::DraftBlocks;
 use super::error::StoreError;
-use super::writer::{Commit, Staged, nanos_of, now};
+use super::stage::{Stage, Staged};
+use super::writer::{Commit, nanos_of, now};
 use super::{Array, Shared, Store};
 use crate::format::npy::{self, NpyHeader};
-use crate::format::{FormatError, Layout, names};
+use crate::format::{Compression, Filter, FormatError, Layout, names};
 use crate::sys::{FileStat, StorageFile};
 
 /// Bytes copied at once.
@@ -24,29 +29,54 @@ const MAX_NUMBERS: u32 = 100_000;
 /// Dropping it gives its space back to the disk.
 pub struct Draft {
     shared: Arc<Shared>,
-    /// Holds the bytes at the offsets that they have in the `.npy` file.
+    /// Holds the bytes, at the offsets that they have in the `.npy` file or, in `blocks`, compressed.
     file: Arc<dyn StorageFile>,
     len: u64,
+    /// How the array is to be compressed.
+    compression: Option<Compression>,
+    /// Whether the elements are compressed while they come, as soon as the header is known.
+    at_once: bool,
+    blocks: Option<Compressed>,
+    /// The time of change that was set since the last write.
+    mtime: Option<SystemTime>,
+}
+
+/// The compressed bytes of a [`Draft`] whose header is known.
+struct Compressed {
+    header: Vec<u8>,
+    /// Length of the whole `.npy` file.
+    npy_len: u64,
+    elements: DraftBlocks,
 }
 
 impl Store {
-    /// Begins an array. Nobody sees it before [`Store::finish_draft`].
+    /// Begins an array that is to be compressed as `compression` says: while it is written, in bounded memory, if it
+    /// comes as a `.npy` file does, its header first. Nobody sees it before [`Store::finish_draft`].
     ///
     /// # Errors
-    /// `ReadOnly`; `Io`.
-    pub fn begin_draft(&self) -> Result<Draft, StoreError> {
+    /// `ReadOnly`; `Refused` for a level or block length outside of its limits; `Io`.
+    pub fn begin_draft(&self, compression: Option<&Compression>) -> Result<Draft, StoreError> {
         self.shared.check_writable()?;
-        let file = self.shared.storage.create_unnamed();
-        let file = file.map_err(|source| StoreError::io("create a file in", self.path(), "", source))?;
-        Ok(Draft { shared: Arc::clone(&self.shared), file, len: 0 })
+        if let Some(compression) = compression {
+            compression.codec(Filter::None)?;
+        }
+        Ok(Draft {
+            shared: Arc::clone(&self.shared),
+            file: self.shared.new_file()?,
+            len: 0,
+            compression: compression.copied(),
+            at_once: true,
+            blocks: None,
+            mtime: None,
+        })
     }
 
-    /// Begins an array with a copy of another one.
+    /// Begins an array with a copy of another one, compressed like that.
     ///
     /// # Errors
     /// As [`Store::begin_draft`]; `DataFile`.
     pub fn begin_draft_of(&self, array: &Array) -> Result<Draft, StoreError> {
-        let mut draft = self.begin_draft()?;
+        let mut draft = self.begin_draft(array.compression().as_ref())?;
         let len = array.npy_len();
         draft.reserve(len)?;
         let backing = array.backing()?;
@@ -91,14 +121,14 @@ impl Store {
             needed: draft.len.saturating_add(missing),
             found: draft.len,
         })?;
-        let time = nanos_of(draft.stat()?.mtime).min(now());
-        let staged = Staged {
-            name: name.into(),
-            file: Arc::clone(&draft.file),
-            dtype: header.dtype,
-            layout,
-            offset: header.header_len,
-        };
+        let mtime = draft.stat()?.mtime;
+        let staged = draft.staged(name, header, layout)?;
+        // Compressing the rest was none of the writer's doing.
+        if draft.compression.is_some() {
+            let restored = staged.data.file.set_times(None, Some(mtime));
+            restored.map_err(|source| draft.io("set the times of", source))?;
+        }
+        let time = nanos_of(mtime).min(now());
         let _guard = self.shared.lock_writers_within(wait)?;
         self.shared.check_free(name, overwrite)?;
         self.shared.commit(Commit { staged: vec![staged], time: Some(time), ..Commit::default() })?;
@@ -112,7 +142,7 @@ impl Store {
     /// `Io`.
     pub fn keep_draft(&self, path: &str, draft: &Draft) -> Result<PathBuf, StoreError> {
         let folder = self.path().join(names::LOST_AND_FOUND);
-        let mut file = Arc::clone(&draft.file);
+        let mut file = if draft.blocks.is_some() { draft.copied()? } else { Arc::clone(&draft.file) };
         let mut number = 0;
         loop {
             let name = names::lost_file(path, number);
@@ -150,7 +180,18 @@ impl Draft {
     /// `Io`.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize, StoreError> {
         let len = self.len.saturating_sub(offset).min(buf.len() as u64) as usize;
-        self.file.read_at(&mut buf[..len], offset).map_err(|source| self.io("read", source))
+        let buf = &mut buf[..len];
+        let Some(Compressed { header, elements, .. }) = &self.blocks else {
+            return self.file.read_at(buf, offset).map_err(|source| self.io("read", source));
+        };
+        let in_header = (header.len() as u64).saturating_sub(offset).min(len as u64) as usize;
+        let (head, rest) = buf.split_at_mut(in_header);
+        if in_header > 0 {
+            head.copy_from_slice(&header[offset as usize..][..in_header]);
+        }
+        let at = (offset + in_header as u64).saturating_sub(header.len() as u64);
+        elements.read_at(at, rest).map_err(|(block, error)| self.read_failed(block, error))?;
+        Ok(len)
     }
 
     /// Writes bytes. What lies between the end and `offset` reads as zeros.
@@ -161,13 +202,29 @@ impl Draft {
         if data.is_empty() {
             return Ok(());
         }
+        self.mtime = None;
+        let end = offset.saturating_add(data.len() as u64);
+        if let Some(Compressed { header, npy_len, elements }) = &mut self.blocks {
+            let in_header = (header.len() as u64).saturating_sub(offset).min(data.len() as u64) as usize;
+            let (head, rest) = data.split_at(in_header);
+            let is_same = head.is_empty() || header[offset as usize..][..in_header] == *head;
+            if is_same && end <= *npy_len {
+                let at = (offset + in_header as u64).saturating_sub(header.len() as u64);
+                let written = elements.write_at(at, rest);
+                written.map_err(|error| self.shared.put_failed("", error))?;
+                self.len = self.len.max(end);
+                return Ok(());
+            }
+            // Another header, or more than it promises: no array, or not yet.
+            self.decompress()?;
+        }
         if let Err(source) = self.file.write_at(data, offset) {
             // A part may have been written.
             let _ = self.file.set_len(self.len);
             return Err(self.io("write", source));
         }
-        self.len = self.len.max(offset.saturating_add(data.len() as u64));
-        Ok(())
+        self.len = self.len.max(end);
+        if self.compression.is_some() && self.at_once { self.compress() } else { Ok(()) }
     }
 
     /// Cuts off what is beyond `len`, or adds zeros up to there.
@@ -175,6 +232,21 @@ impl Draft {
     /// # Errors
     /// `Io`.
     pub fn set_len(&mut self, len: u64) -> Result<(), StoreError> {
+        self.mtime = None;
+        if let Some(Compressed { npy_len, .. }) = &self.blocks {
+            if self.len <= len && len <= *npy_len {
+                self.len = len;
+                return Ok(());
+            }
+            if len == 0 {
+                self.move_to(self.shared.new_file()?)?;
+            } else {
+                self.decompress()?;
+            }
+        }
+        if len == 0 {
+            self.at_once = true;
+        }
         self.file.set_len(len).map_err(|source| self.io("change the length of", source))?;
         self.len = len;
         Ok(())
@@ -185,6 +257,10 @@ impl Draft {
     /// # Errors
     /// `Io`, if the disk has less.
     pub fn reserve(&mut self, len: u64) -> Result<(), StoreError> {
+        if self.compression.is_some() {
+            // What it will take is not known.
+            return Ok(());
+        }
         self.file.reserve(len).map_err(|source| self.io("reserve space for", source))
     }
 
@@ -201,7 +277,8 @@ impl Draft {
     /// # Errors
     /// `Io`.
     pub fn stat(&self) -> Result<FileStat, StoreError> {
-        self.file.stat().map_err(|source| self.io("stat", source))
+        let stat = self.file.stat().map_err(|source| self.io("stat", source))?;
+        Ok(FileStat { mtime: self.mtime.unwrap_or(stat.mtime), ..stat })
     }
 
     /// Sets the times that [`Draft::stat`] shows, until the next write.
@@ -213,6 +290,7 @@ impl Draft {
         atime: Option<SystemTime>,
         mtime: Option<SystemTime>,
     ) -> Result<(), StoreError> {
+        self.mtime = mtime.or(self.mtime);
         self.file.set_times(atime, mtime).map_err(|source| self.io("set the times of", source))
     }
 
@@ -221,7 +299,7 @@ impl Draft {
     /// # Errors
     /// `Io`.
     pub fn set_mode(&mut self, mode: u32) -> Result<(), StoreError> {
-        self.file.set_mode(mode).map_err(|source| self.io("change the permissions of", source))
+        self.file.set_mode(mode & 0o7777).map_err(|source| self.io("change the permissions of", source))
     }
 
     /// How many bytes are missing at the end, as far as those that are there tell: 0 when the file is whole.
@@ -265,20 +343,128 @@ impl Draft {
         Ok(Ok((header, layout)))
     }
 
-    /// The bytes in a file of their own.
-    fn copied(&self) -> Result<Arc<dyn StorageFile>, StoreError> {
-        let storage = &self.shared.storage;
-        let failed = |action, source| StoreError::io(action, storage.path(), "", source);
-        let file = storage.create_unnamed().map_err(|e| failed("create a file in", e))?;
+    /// The array as it is to be committed; the draft has all its bytes.
+    fn staged(&mut self, name: &str, header: NpyHeader, layout: Layout) -> Result<Staged, StoreError> {
+        let name: Arc<str> = name.into();
+        let offset = header.header_len;
+        if let Some(Compressed { elements, .. }) = &mut self.blocks {
+            let blocks = elements.seal().map_err(|error| self.shared.put_failed(&name, error))?;
+            let data = Arc::clone(elements.data());
+            return Ok(Staged { name, data, dtype: header.dtype, layout, offset, blocks: Some(blocks) });
+        }
+        let Some(compression) = &self.compression else {
+            let data = Arc::new(DataFile::new(Arc::clone(&self.file)));
+            return Ok(Staged { name, data, dtype: header.dtype, layout, offset, blocks: None });
+        };
+        // It did not come in an order in which it could be compressed at once.
+        let mut bytes = vec![0; offset as usize];
+        self.read_at(0, &mut bytes)?;
+        let mut stage = Stage::begin(&self.shared, &name, &header.dtype, layout, bytes, Some(compression))?;
+        self.for_each_piece(offset, |_, piece| stage.push(piece))?;
+        let staged = stage.finish()?;
+        let mode = self.stat()?.mode;
+        staged
+            .data
+            .file
+            .set_mode(mode & 0o7777)
+            .map_err(|source| self.io("change the permissions of", source))?;
+        Ok(staged)
+    }
+
+    /// Goes on with compressed elements, if the header is known by now.
+    fn compress(&mut self) -> Result<(), StoreError> {
+        let Some(compression) = self.compression else { return Ok(()) };
+        let mut bytes = vec![0; npy::PREFIX_LEN];
+        if self.read_at(0, &mut bytes)? < npy::PREFIX_LEN {
+            return Ok(());
+        }
+        let Ok(header_len) = npy::header_len(&bytes) else {
+            self.at_once = false;
+            return Ok(());
+        };
+        if self.len < header_len as u64 {
+            return Ok(());
+        }
+        bytes.resize(header_len, 0);
+        self.read_at(0, &mut bytes)?;
+        let known = npy::parse(&bytes).and_then(|header| {
+            let layout = Layout::new(&header.dtype, &header.shape, header.fortran_order)?;
+            Ok((header, layout))
+        });
+        let Ok((header, layout)) = known else {
+            self.at_once = false;
+            return Ok(());
+        };
+        let npy_len = header.header_len.saturating_add(layout.nbytes());
+        if self.len > npy_len {
+            self.at_once = false;
+            return Ok(());
+        }
+        let file = self.shared.new_file()?;
+        let mut elements = DraftBlocks::begin(&file, bytes.clone(), &header, &layout, &compression)?;
+        self.for_each_piece(header.header_len, |offset, piece| {
+            let at = offset - header.header_len;
+            elements.write_at(at, piece).map_err(|error| self.shared.put_failed("", error))
+        })?;
+        let len = self.len;
+        self.move_to(file)?;
+        self.len = len;
+        self.blocks = Some(Compressed { header: bytes, npy_len, elements });
+        Ok(())
+    }
+
+    /// Goes on with the bytes as they are.
+    fn decompress(&mut self) -> Result<(), StoreError> {
+        let file = self.copied()?;
+        let len = self.len;
+        self.move_to(file)?;
+        self.len = len;
+        self.at_once = false;
+        Ok(())
+    }
+
+    /// Goes on with another file, and with nothing in it.
+    fn move_to(&mut self, file: Arc<dyn StorageFile>) -> Result<(), StoreError> {
+        let mode = self.file.stat().map_err(|source| self.io("stat", source))?.mode;
+        file.set_mode(mode & 0o7777).map_err(|source| self.io("change the permissions of", source))?;
+        self.file = file;
+        self.blocks = None;
+        self.len = 0;
+        Ok(())
+    }
+
+    /// Calls `f` with the bytes from `offset` on, piece by piece.
+    fn for_each_piece(
+        &self,
+        offset: u64,
+        mut f: impl FnMut(u64, &[u8]) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let mut bytes = Vec::new();
-        let mut done = 0;
+        let mut done = offset;
         while done < self.len {
             bytes.resize(COPY_LEN.min(self.len - done) as usize, 0);
             self.read_at(done, &mut bytes)?;
-            file.write_at(&bytes, done).map_err(|e| failed("write to a new file in", e))?;
+            f(done, &bytes)?;
             done += bytes.len() as u64;
         }
+        Ok(())
+    }
+
+    /// The bytes in a file of their own. Zeros take no space in it.
+    fn copied(&self) -> Result<Arc<dyn StorageFile>, StoreError> {
+        let file = self.shared.new_file()?;
+        file.set_len(self.len).map_err(|source| self.io("change the length of", source))?;
+        self.for_each_piece(0, |offset, piece| {
+            if piece.iter().all(|byte| *byte == 0) {
+                return Ok(());
+            }
+            file.write_at(piece, offset).map_err(|source| self.io("write", source))
+        })?;
         Ok(file)
+    }
+
+    fn read_failed(&self, block: u64, error: ReadError) -> StoreError {
+        self.shared.put_failed("", WriteError::Read(block, error))
     }
 
     fn io(&self, action: &'static str, source: std::io::Error) -> StoreError {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::codec::CodecError;
 use crate::format::{Dtype, FormatError};
 
 /// An error of [`Store`](super::Store) or [`Array`](super::Array).
@@ -73,6 +74,21 @@ pub enum StoreError {
         file: String,
         /// What is wrong with it.
         what: DataFileFault,
+    },
+    /// A block of a compressed array, or a page of its index, is damaged.
+    Block {
+        /// The store.
+        store: PathBuf,
+        /// The array.
+        array: String,
+        /// The data file.
+        file: String,
+        /// The number of the block, or of one that the page leads to.
+        block: u64,
+        /// Offset of the block or page in the data file, in bytes.
+        offset: u64,
+        /// What is wrong with it. Boxed, so that results stay small.
+        what: Box<BlockFault>,
     },
     /// The rows given do not have the shape of the array's rows.
     ShapeMismatch {
@@ -200,6 +216,45 @@ pub enum DataFileFault {
     Header(Option<FormatError>),
 }
 
+/// What is wrong with a block, or with a page of the index that leads to it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum BlockFault {
+    /// Its bytes do not have the checksum that the index or the manifest has.
+    Checksum {
+        /// The checksum of the bytes.
+        found: u32,
+        /// The checksum that they should have.
+        expected: u32,
+    },
+    /// The file ends within it.
+    Short {
+        /// Bytes that are there.
+        found: u64,
+        /// Bytes that should be.
+        expected: u64,
+    },
+    /// It cannot be decoded.
+    Codec(CodecError),
+    /// The index is wrong, although it has the right checksum.
+    Index(&'static str),
+}
+
+impl fmt::Display for BlockFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Checksum { found, expected } => {
+                write!(f, "has crc32 {found:#010x}, expected {expected:#010x}")
+            }
+            Self::Short { found, expected } => {
+                write!(f, "has {found} bytes before the end of the file, expected {expected}")
+            }
+            Self::Codec(source) => write!(f, "cannot be decoded: {source}"),
+            Self::Index(what) => write!(f, "is behind an index that {what}"),
+        }
+    }
+}
+
 impl StoreError {
     /// Makes an `Io` error of a file within a directory.
     pub(super) fn io(action: &'static str, dir: &Path, file: &str, source: io::Error) -> Self {
@@ -281,6 +336,12 @@ impl fmt::Display for StoreError {
                 }
                 write!(f, "; run \"npkfs verify {}\"", store.display())
             }
+            Self::Block { store, array, file, block, offset, what } => write!(
+                f,
+                "{}: array {array:?}: block {block} at byte {offset} of {file} {what}; run \"npkfs verify {}\"",
+                store.display(),
+                store.display()
+            ),
             Self::ShapeMismatch { array, found, expected } => {
                 write!(
                     f,
@@ -335,6 +396,10 @@ impl Error for StoreError {
         match self {
             Self::Format { source, .. } | Self::Refused { source } => Some(source),
             Self::DataFile { what: DataFileFault::Header(Some(source)), .. } => Some(source),
+            Self::Block { what, .. } => match &**what {
+                BlockFault::Codec(source) => Some(source),
+                BlockFault::Checksum { .. } | BlockFault::Short { .. } | BlockFault::Index(_) => None,
+            },
             Self::Io { source, .. } => Some(source),
             Self::Poisoned { first, .. } => Some(&**first),
             _ => None,

@@ -39,7 +39,7 @@ pub(super) struct ManifestLog {
     snapshot_end: u64,
     /// Length of the manifest that is known to be on the disk.
     synced_len: u64,
-    /// Arrays that the last frame of somebody else appended rows to: should he have died before he wrote their
+    /// Arrays that the last frame of somebody else gave rows or blocks: should he have died before he wrote their
     /// headers, the next writer does.
     pub(super) lagging: Vec<Arc<str>>,
     pub(super) table: Table,
@@ -167,7 +167,7 @@ impl ManifestLog {
             self.table.apply(&edit, changed)?;
             self.lagging.clear();
             self.lagging.extend(edit.ops.into_iter().filter_map(|op| match op {
-                Op::Rows(name, _) => Some(name),
+                Op::Rows(name, _) | Op::Blocks(name, ..) => Some(name),
                 _ => None,
             }));
             self.end = frame.end;
@@ -303,7 +303,7 @@ fn difference(old: &Table, new: &Table, changed: &mut dyn FnMut(Change)) {
         let kind = match by_id.get(&now.id) {
             None => ChangeKind::Added,
             Some(was) if was.layout != now.layout || was.deleted != now.deleted => ChangeKind::Resized,
-            Some(was) if was.mtime != now.mtime => ChangeKind::Written,
+            Some(was) if was.mtime != now.mtime || was.blocks != now.blocks => ChangeKind::Written,
             Some(was) if was.attrs != now.attrs => ChangeKind::Attrs,
             Some(_) => continue,
         };

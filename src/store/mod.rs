@@ -7,12 +7,19 @@
 //! `DataFiles`, `Shared::dirty` and `Shared::changes` are leaves.
 
 mod array;
+mod block_writer;
+mod blocks;
 mod check;
+mod compressed;
 mod data;
 mod draft;
+mod draft_blocks;
 mod error;
+mod intent;
 mod log;
+mod new_blocks;
 mod rows;
+mod stage;
 mod update;
 mod writer;
 
@@ -25,16 +32,17 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLo
 use std::time::Duration;
 
 pub use array::{Array, ArrayMap};
-pub use check::{Problem, Report, verify, verify_storage};
+pub use check::{Depth, Problem, Report, verify, verify_storage, verify_storage_with, verify_with};
+pub use compressed::Usage;
 pub use draft::Draft;
-pub use error::{DataFileFault, NotAStore, StoreError};
-pub use writer::NewArray;
+pub use error::{BlockFault, DataFileFault, NotAStore, StoreError};
+pub use stage::NewArray;
 
 pub use crate::format::manifest::{Change, ChangeKind};
-pub use crate::format::{ArrayId, Attrs, Dtype, Generation};
+pub use crate::format::{ArrayId, Attrs, Codec, Compression, Dtype, Filter, Generation};
 
 use crate::format::names;
-use crate::sys::{DirStorage, FileAccess, FileStat, FsStat, LockGuard, Storage};
+use crate::sys::{DirStorage, FileAccess, FileStat, FsStat, LockGuard, Storage, StorageFile};
 use data::{DataFiles, lock};
 use log::ManifestLog;
 
@@ -266,6 +274,11 @@ impl Store {
         Attrs::clone(self.shared.manifest().table.attrs())
     }
 
+    /// How arrays are compressed that are made where nobody says how, as through a mount; as of the last refresh.
+    pub fn default_compression(&self) -> Option<Compression> {
+        self.shared.manifest().table.compression()
+    }
+
     /// Picks up the commits of others; costs next to nothing when there are none.
     ///
     /// # Errors
@@ -350,6 +363,12 @@ impl Shared {
             self.names_dirty.store(true, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// An empty file that has no name yet.
+    fn new_file(&self) -> Result<Arc<dyn StorageFile>, StoreError> {
+        let file = self.storage.create_unnamed();
+        file.map_err(|source| StoreError::io("create a file in", self.storage.path(), "", source))
     }
 
     /// Keeps a change for `refresh`, and closes the files of versions that are gone.

@@ -10,11 +10,13 @@ use std::time::{Duration, SystemTime};
 
 use roaring::RoaringTreemap;
 
+use super::compressed::Part;
 use super::error::StoreError;
-use super::writer::{Commit, NewArray, Staged, WriteGuard, nanos_of};
+use super::stage::{NewArray, Stage, Staged};
+use super::writer::{Commit, WriteGuard, nanos_of};
 use super::{Array, Shared, Store};
 use crate::format::manifest::DeletedRows;
-use crate::format::{Layout, Op, Record, npy};
+use crate::format::{Compression, Filter, Layout, Op, Record, npy};
 
 /// Bytes that are copied at once when an array is rewritten.
 const COPY_LEN: u64 = 8 << 20;
@@ -115,16 +117,18 @@ impl Store {
         }
         let row_len = array.row_len() as usize;
         let mut rest = data.data;
+        let mut parts = Vec::new();
         for run in runs {
             let len = (run.end - run.start) as usize * row_len;
             let Some((rows, after)) = rest.split_at_checked(len) else { break };
             rest = after;
             if array.fortran_order() {
-                write_fortran_rows(&array, run, rows)?;
+                push_fortran_rows(&array, run, rows, &mut parts);
             } else {
-                array.write_bytes(run.start * array.row_len(), rows)?;
+                parts.extend(array.parts(run.start * array.row_len(), rows)?);
             }
         }
+        array.write_elements(&guard, parts)?;
         if self.shared.is_durable() {
             self.shared.or_poison(self.shared.sync_all())?;
         }
@@ -163,7 +167,8 @@ impl Store {
         self.shared.commit(commit)
     }
 
-    /// Gives back the space of dropped rows, and returns when that is on the disk. Returns whether there were any.
+    /// Gives back the space of dropped rows, and of blocks that were written anew, and returns when that is on the disk.
+    /// Returns whether there were any.
     ///
     /// What others write in place while this runs, other than through a store, may be lost.
     ///
@@ -172,10 +177,48 @@ impl Store {
     pub fn compact(&self, name: &str) -> Result<bool, StoreError> {
         let _guard = self.shared.lock_writers()?;
         let array = self.record(name)?;
-        if array.n_deleted() == 0 {
+        let is_dead = array.record().blocks.is_some_and(|blocks| blocks.index.dead(array.header_len()) > 0);
+        if array.n_deleted() == 0 && !is_dead {
             return Ok(false);
         }
-        let staged = self.shared.stage_copy(&array)?;
+        if array.n_deleted() == 0 && self.punch(&array)? {
+            return Ok(true);
+        }
+        let staged = self.shared.stage_copy(&array, array.compression().as_ref(), &mut |_| ())?;
+        self.shared.commit(Commit { staged: vec![staged], moves_rows: true, ..Commit::default() })?;
+        Ok(true)
+    }
+}
+
+impl Store {
+    /// Stores an array anew, compressed as `to` says, or uncompressed; nothing of its elements changes. Returns, when
+    /// it is on the disk, whether anything had to be done. `progress` is told the number of bytes of elements so far.
+    ///
+    /// What others write in place while this runs, other than through a store, may be lost.
+    ///
+    /// # Errors
+    /// `NotFound`; `Refused` for a level or block length outside of its limits; `ReadOnly`; `Locked`; `Block`;
+    /// `DataFile`; `Io`.
+    pub fn recompress(
+        &self,
+        name: &str,
+        to: Option<&Compression>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<bool, StoreError> {
+        if let Some(to) = to {
+            to.codec(Filter::None)?;
+        }
+        let _guard = self.shared.lock_writers()?;
+        let array = self.record(name)?;
+        let is_so = match (array.codec(), to) {
+            (None, None) => true,
+            (Some(codec), Some(to)) => to.filter.is_some() && to.codec(Filter::None)? == *codec,
+            _ => false,
+        };
+        if is_so {
+            return Ok(false);
+        }
+        let staged = self.shared.stage_copy(&array, to, progress)?;
         self.shared.commit(Commit { staged: vec![staged], moves_rows: true, ..Commit::default() })?;
         Ok(true)
     }
@@ -195,24 +238,25 @@ impl Shared {
         let has_header = npy::encode_within(&record.dtype, &layout, record.offset).is_some();
         if record.layout.fortran_order() || !has_header {
             // No room for the rows or for the header: the array moves to a new file.
-            let mut staged = self.stage_copy(array)?;
-            let mut shape = staged.layout.shape().to_vec();
-            shape[0] += new.shape[0];
-            let end = staged.offset + staged.layout.nbytes();
-            staged.layout = Layout::new(&staged.dtype, &shape, false)?;
-            let failed = |e| StoreError::io("write", self.storage.path(), &record.file, e);
-            staged.file.write_at(new.data, end).map_err(failed)?;
-            let header = npy::encode_within(&staged.dtype, &staged.layout, staged.offset);
-            staged.file.write_at(&header.unwrap_or_default(), 0).map_err(failed)?;
-            commit.staged.push(staged);
+            let n_rows = array.n_rows() + new.shape[0];
+            let mut stage = self.stage_header(array, n_rows, array.compression().as_ref())?;
+            copy_rows(array, &mut stage, &mut |_| ())?;
+            stage.push(new.data)?;
+            commit.staged.push(stage.finish()?);
             commit.moves_rows = true;
             return Ok(());
         }
         let data = array.data()?;
         self.note_dirty(record);
-        let failed = |action, e| StoreError::io(action, self.storage.path(), &record.file, e);
-        data.file.write_at(new.data, record.data_end()).map_err(|e| failed("write", e))?;
-        commit.ops.push(Op::Rows(Arc::clone(array.name()), shape[0]));
+        if record.blocks.is_some() {
+            let (index, space) = self.append_blocks(record, data, new.data)?;
+            commit.ops.push(Op::Blocks(Arc::clone(array.name()), shape[0], index));
+            commit.spaces.push((Arc::clone(data), index, space));
+        } else {
+            let failed = |action, e| StoreError::io(action, self.storage.path(), &record.file, e);
+            data.file.write_at(new.data, record.data_end()).map_err(|e| failed("write", e))?;
+            commit.ops.push(Op::Rows(Arc::clone(array.name()), shape[0]));
+        }
         commit.headers.push((Arc::clone(array.name()), Arc::clone(data)));
         Ok(())
     }
@@ -220,52 +264,67 @@ impl Shared {
     /// Tells those who watch that elements of `array` were written in place.
     pub(super) fn tell_written(&self, guard: &WriteGuard<'_>, array: &Array) -> Result<(), StoreError> {
         let is_current = |record: &Arc<Record>| record.id == array.id();
-        if !guard.is_watched() || !self.manifest().table.get(array.name()).is_some_and(is_current) {
+        // Of blocks, the commit itself tells.
+        if array.codec().is_some()
+            || !guard.is_watched()
+            || !self.manifest().table.get(array.name()).is_some_and(is_current)
+        {
             return Ok(());
         }
         self.commit(Commit { ops: vec![Op::Written(Arc::clone(array.name()))], ..Commit::default() })
     }
 
-    /// Copies the rows that are not deleted into a new version, in C-order.
-    fn stage_copy(&self, array: &Array) -> Result<Staged, StoreError> {
-        let staged = self.stage_header(array, array.n_rows())?;
-        let row_len = array.row_len();
-        if row_len == 0 {
-            return Ok(staged);
+    /// Copies the rows that are not deleted into a new version, as they are: byte for byte, header included, if nothing
+    /// is deleted.
+    fn stage_copy(
+        &self,
+        array: &Array,
+        compression: Option<&Compression>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Staged, StoreError> {
+        if array.n_deleted() > 0 {
+            let mut stage = self.stage_header(array, array.n_rows(), compression)?;
+            copy_rows(array, &mut stage, progress)?;
+            return stage.finish();
         }
-        let rows_at_once = (COPY_LEN / row_len).max(1);
+        let record = array.record();
+        let (header, layout) = (array.npy_header()?, record.layout.clone());
+        let mut stage = Stage::begin(self, &record.name, &record.dtype, layout, header, compression)?;
         let mut buf = Vec::new();
-        let mut row = 0;
-        while row < array.n_rows() {
-            let end = array.n_rows().min(row + rows_at_once);
-            buf.resize(((end - row) * row_len) as usize, 0);
-            array.read_rows_into(row..end, &mut buf)?;
-            self.write_staged(&staged, row * row_len, &buf)?;
-            row = end;
+        let mut offset = 0;
+        while offset < array.nbytes() {
+            buf.resize(COPY_LEN.min(array.nbytes() - offset) as usize, 0);
+            array.read_part(offset, &mut buf)?;
+            stage.push(&buf)?;
+            offset += buf.len() as u64;
+            progress(offset);
         }
-        Ok(staged)
+        stage.finish()
     }
 
     /// Copies the rows with the numbers `rows` into a new version, in C-order.
     fn stage_rows(&self, array: &Array, rows: &[u64]) -> Result<Staged, StoreError> {
-        let staged = self.stage_header(array, rows.len() as u64)?;
+        let mut stage = self.stage_header(array, rows.len() as u64, array.compression().as_ref())?;
         let row_len = array.row_len();
         if row_len == 0 {
-            return Ok(staged);
+            return stage.finish();
         }
-        let mut offset = 0;
         let mut buf = Vec::new();
         for rows in rows.chunks((COPY_LEN / row_len).max(1) as usize) {
             buf.resize(rows.len() * row_len as usize, 0);
             array.gather_into(rows, &mut buf)?;
-            self.write_staged(&staged, offset, &buf)?;
-            offset += buf.len() as u64;
+            stage.push(&buf)?;
         }
-        Ok(staged)
+        stage.finish()
     }
 
-    /// Starts a new version of `array` with `n_rows` rows that are still to be written.
-    fn stage_header(&self, array: &Array, n_rows: u64) -> Result<Staged, StoreError> {
+    /// Starts a new version of `array` with `n_rows` rows in C-order that are still to be written.
+    fn stage_header(
+        &self,
+        array: &Array,
+        n_rows: u64,
+        compression: Option<&Compression>,
+    ) -> Result<Stage<'_>, StoreError> {
         let record = array.record();
         let mut shape = record.layout.shape().to_vec();
         if let Some(rows) = shape.first_mut() {
@@ -273,19 +332,28 @@ impl Shared {
         }
         let layout = Layout::new(&record.dtype, &shape, false)?;
         let header = npy::encode(&record.dtype, &layout)?;
-        let failed = |action, e| StoreError::io(action, self.storage.path(), &record.file, e);
-        let file = self.storage.create_unnamed().map_err(|e| failed("create a new version of", e))?;
-        let offset = header.len() as u64;
-        file.reserve(offset + layout.nbytes()).map_err(|e| failed("reserve space for", e))?;
-        file.write_at(&header, 0).map_err(|e| failed("write a new version of", e))?;
-        let name = Arc::clone(&record.name);
-        Ok(Staged { name, file, dtype: record.dtype.clone(), layout, offset })
+        Stage::begin(self, &record.name, &record.dtype, layout, header, compression)
     }
+}
 
-    fn write_staged(&self, staged: &Staged, offset: u64, rows: &[u8]) -> Result<(), StoreError> {
-        let failed = |e| StoreError::io("write a new version in", self.storage.path(), "", e);
-        staged.file.write_at(rows, staged.offset + offset).map_err(failed)
+/// Copies the rows of `array` that are not deleted, in C-order.
+fn copy_rows(array: &Array, stage: &mut Stage<'_>, progress: &mut dyn FnMut(u64)) -> Result<(), StoreError> {
+    let row_len = array.row_len();
+    if row_len == 0 {
+        return Ok(());
     }
+    let rows_at_once = (COPY_LEN / row_len).max(1);
+    let mut buf = Vec::new();
+    let mut row = 0;
+    while row < array.n_rows() {
+        let end = array.n_rows().min(row + rows_at_once);
+        buf.resize(((end - row) * row_len) as usize, 0);
+        array.read_rows_into(row..end, &mut buf)?;
+        stage.push(&buf)?;
+        row = end;
+        progress(row * row_len);
+    }
+    Ok(())
 }
 
 /// Checks that `new` has the dtype and the row shape of `array`, in C-order.
@@ -332,22 +400,20 @@ fn consecutive_runs(rows: &[u64]) -> impl Iterator<Item = Range<u64>> + Clone {
         .map(|run| run[0]..run[0].saturating_add(run.len() as u64))
 }
 
-/// Writes consecutive rows of a Fortran-ordered array: each column is contiguous.
-fn write_fortran_rows(array: &Array, rows: Range<u64>, data: &[u8]) -> Result<(), StoreError> {
+/// Adds consecutive rows of a Fortran-ordered array, each of whose columns is contiguous, to `parts`.
+fn push_fortran_rows(array: &Array, rows: Range<u64>, data: &[u8], parts: &mut Vec<Part<'_>>) {
     let layout = &array.record().layout;
     let itemsize = layout.itemsize() as usize;
     if itemsize == 0 {
-        return Ok(());
+        return;
     }
-    let mut column = Vec::with_capacity((rows.end - rows.start) as usize * itemsize);
     for (item, offset) in layout.fortran_row_offsets(rows.start).enumerate() {
-        column.clear();
+        let mut column = Vec::with_capacity((rows.end - rows.start) as usize * itemsize);
         for row in data.chunks_exact(array.row_len() as usize) {
             column.extend_from_slice(&row[item * itemsize..][..itemsize]);
         }
-        array.write_bytes(offset, &column)?;
+        parts.push((offset, column.into()));
     }
-    Ok(())
 }
 
 #[cfg(test)]

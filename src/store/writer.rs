@@ -11,62 +11,21 @@ use std::collections::hash_map::{Entry, HashMap};
 use std::fs;
 use std::io;
 use std::iter;
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::block_writer::Space;
 use super::data::{DataFile, fault, lock};
 use super::error::{DataFileFault, StoreError};
 use super::log::ManifestLog;
+use super::stage::{NewArray, Staged};
 use super::{Access, Change, Shared, Store};
-use crate::bytes::u32_at;
 use crate::format::manifest::{Attrs, DeletedRows, check_attrs};
 use crate::format::npy;
-use crate::format::{ArrayId, Dtype, FormatError, Layout, Op, Record, names};
+use crate::format::{ArrayId, Compression, Filter, Index, Op, Record, names};
 use crate::sys::{FileAccess, LockGuard, Storage, StorageFile};
-
-/// Bytes copied at once, between two reports of progress.
-const CHUNK_LEN: u64 = 8 << 20;
-
-/// Arrays up to this length are written with their header in one call. For longer ones the header comes first: a
-/// file system that gives one write one large piece of memory makes every later small write into it walk the whole.
-const SMALL_LEN: usize = 16 << 10;
-
-/// Elements to be stored: contiguous bytes in the order that `fortran_order` says.
-#[derive(Debug, Clone)]
-pub struct NewArray<'a> {
-    /// The dtype.
-    pub dtype: Dtype,
-    /// The shape.
-    pub shape: Vec<u64>,
-    /// Whether the first axis varies fastest in `data`.
-    pub fortran_order: bool,
-    /// The elements.
-    pub data: &'a [u8],
-}
-
-impl NewArray<'_> {
-    /// The layout of the elements, after checking that `data` holds them.
-    pub(super) fn layout(&self, name: &str) -> Result<Layout, StoreError> {
-        let layout = Layout::new(&self.dtype, &self.shape, self.fortran_order)?;
-        if self.data.len() as u64 == layout.nbytes() {
-            return Ok(layout);
-        }
-        let (found, expected) = (self.data.len() as u64, layout.nbytes());
-        Err(StoreError::BufferLen { array: name.to_owned(), found, expected })
-    }
-}
-
-/// A new version of an array, complete in a file that has no name yet.
-pub(super) struct Staged {
-    pub(super) name: Arc<str>,
-    pub(super) file: Arc<dyn StorageFile>,
-    pub(super) dtype: Dtype,
-    pub(super) layout: Layout,
-    pub(super) offset: u64,
-}
 
 /// The writers' lock, in this process and among processes.
 pub(super) struct WriteGuard<'a> {
@@ -87,8 +46,10 @@ pub(super) struct Commit {
     pub(super) staged: Vec<Staged>,
     /// Operations that come before the new versions.
     pub(super) ops: Vec<Op>,
-    /// Arrays whose header is to be written after the commit.
+    /// Arrays whose headers are to be written after the commit.
     pub(super) headers: Vec<(Arc<str>, Arc<DataFile>)>,
+    /// Where there is room in the files of compressed arrays, once the commit is made.
+    pub(super) spaces: Vec<(Arc<DataFile>, Index, Space)>,
     /// When the change was made, if that is not now.
     pub(super) time: Option<i64>,
     /// Rows that are there already move to a new file: the commit is durable, since it removes the old one.
@@ -102,11 +63,23 @@ impl Store {
     /// # Errors
     /// `ReadOnly`; `Refused` for a name, dtype or shape that cannot be; `BufferLen`; `Locked`; `Io`.
     pub fn save(&self, arrays: &[(&str, NewArray<'_>)]) -> Result<(), StoreError> {
+        self.save_as(arrays, None)
+    }
+
+    /// As [`Store::save`], compressed as `compression` says.
+    ///
+    /// # Errors
+    /// As [`Store::save`]; `Refused` for a level or block length outside of its limits.
+    pub fn save_as(
+        &self,
+        arrays: &[(&str, NewArray<'_>)],
+        compression: Option<&Compression>,
+    ) -> Result<(), StoreError> {
         self.shared.check_writable()?;
         let mut staged = Vec::with_capacity(arrays.len());
         let mut places = HashMap::with_capacity(arrays.len());
         for (name, array) in arrays {
-            let new = self.shared.stage(name, array)?;
+            let new = self.shared.stage(name, array, compression)?;
             match places.entry(*name) {
                 Entry::Vacant(place) => {
                     place.insert(staged.len());
@@ -122,8 +95,8 @@ impl Store {
         self.shared.commit(Commit { staged, ..Commit::default() })
     }
 
-    /// Stores a `.npy` file under `name`, byte for byte, header included. `progress` is told the number of bytes
-    /// copied so far.
+    /// Stores a `.npy` file under `name`, compressed as `compression` says: it reads byte for byte as it was, header
+    /// included. `progress` is told the number of bytes copied so far.
     ///
     /// # Errors
     /// `Exists` unless `overwrite`; `Format` if the file is no `.npy` file that NumPy reads without pickle, or is
@@ -133,13 +106,14 @@ impl Store {
         name: &str,
         file: &Path,
         overwrite: bool,
+        compression: Option<&Compression>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), StoreError> {
         self.shared.check_writable()?;
         names::check(name)?;
         self.refresh_quietly()?;
         self.shared.check_free(name, overwrite)?;
-        let staged = self.shared.stage_npy(name, file, progress)?;
+        let staged = self.shared.stage_npy(name, file, compression, progress)?;
         let _guard = self.shared.lock_writers()?;
         self.shared.check_free(name, overwrite)?;
         self.shared.commit(Commit { staged: vec![staged], ..Commit::default() })
@@ -206,6 +180,18 @@ impl Store {
         let name = name.map(|name| self.record(name)).transpose()?.map(|array| Arc::clone(array.name()));
         let remove = remove.iter().map(|&key| key.to_owned()).collect();
         self.shared.commit(Commit { ops: vec![Op::Attrs(name, set, remove)], ..Commit::default() })
+    }
+
+    /// Sets how arrays are compressed that are made where nobody says how, as through a mount; `None`: not at all.
+    ///
+    /// # Errors
+    /// `Refused` for a level or block length outside of its limits; `ReadOnly`; `Locked`; `Io`.
+    pub fn set_default_compression(&self, compression: Option<&Compression>) -> Result<(), StoreError> {
+        if let Some(compression) = compression {
+            compression.codec(Filter::None)?;
+        }
+        let _guard = self.shared.lock_writers()?;
+        self.shared.commit(Commit { ops: vec![Op::Codec(compression.copied())], ..Commit::default() })
     }
 
     /// Returns when everything that was written through this handle is on the disk: data, directory, manifest.
@@ -282,75 +268,9 @@ impl Shared {
         Ok(WriteGuard { file, _thread: thread })
     }
 
-    /// Writes a new version of an array into a file without a name.
-    pub(super) fn stage(&self, name: &str, array: &NewArray<'_>) -> Result<Staged, StoreError> {
-        names::check(name)?;
-        let layout = array.layout(name)?;
-        let header = npy::encode(&array.dtype, &layout)?;
-        let offset = header.len() as u64;
-        let failed = |action, source| {
-            StoreError::io(action, self.storage.path(), &names::data_file(name, ArrayId(0)), source)
-        };
-        let file = self.storage.create_unnamed().map_err(|e| failed("create", e))?;
-        if array.data.len() <= SMALL_LEN {
-            // One write for a small array; the copy costs less than a second call.
-            let bytes = [&header, array.data].concat();
-            file.write_at(&bytes, 0).map_err(|e| failed("write", e))?;
-        } else {
-            file.reserve(offset + layout.nbytes()).map_err(|e| failed("reserve space for", e))?;
-            file.write_at(&header, 0).map_err(|e| failed("write", e))?;
-            file.write_at(array.data, offset).map_err(|e| failed("write", e))?;
-        }
-        let dtype = array.dtype.clone();
-        Ok(Staged { name: name.into(), file, dtype, layout, offset })
-    }
-
-    /// Copies a `.npy` file as it is.
-    fn stage_npy(
-        &self,
-        name: &str,
-        path: &Path,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<Staged, StoreError> {
-        let read = |action, source| StoreError::Io { action, path: path.to_owned(), source };
-        let source = fs::File::open(path).map_err(|e| read("open", e))?;
-        let metadata = source.metadata().map_err(|e| read("stat", e))?;
-        if !metadata.is_file() {
-            return Err(read("import", io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
-        }
-        let malformed = |source| StoreError::Format { path: path.to_owned(), source };
-        let header = read_npy_header(&source).map_err(|e| read("read", e))?.map_err(malformed)?;
-        let layout = Layout::new(&header.dtype, &header.shape, header.fortran_order).map_err(malformed)?;
-        let needed = header.header_len + layout.nbytes();
-        if metadata.len() < needed {
-            return Err(malformed(FormatError::Truncated {
-                part: "the array",
-                needed,
-                found: metadata.len(),
-            }));
-        }
-        let failed = |action, source| {
-            StoreError::io(action, self.storage.path(), &names::data_file(name, ArrayId(0)), source)
-        };
-        let file = self.storage.create_unnamed().map_err(|e| failed("create", e))?;
-        file.reserve(needed).map_err(|e| failed("reserve space for", e))?;
-        let mut done = 0;
-        while done < needed {
-            let len = CHUNK_LEN.min(needed - done);
-            let copied = file.copy_from(source.as_fd(), done, done, len).map_err(|e| failed("write", e))?;
-            if copied < len {
-                let found = done + copied;
-                return Err(malformed(FormatError::Truncated { part: "the array", needed, found }));
-            }
-            done += copied;
-            progress(done);
-        }
-        Ok(Staged { name: name.into(), file, dtype: header.dtype, layout, offset: header.header_len })
-    }
-
     /// Commits, with the writers' lock held.
     pub(super) fn commit(&self, commit: Commit) -> Result<(), StoreError> {
-        let Commit { staged, mut ops, headers, time, moves_rows } = commit;
+        let Commit { staged, mut ops, headers, spaces, time, moves_rows } = commit;
         if staged.is_empty() && ops.is_empty() {
             return Ok(());
         }
@@ -360,7 +280,7 @@ impl Shared {
                 let failed = |e| {
                     StoreError::io("sync", self.storage.path(), &names::data_file(&new.name, ArrayId(0)), e)
                 };
-                self.or_poison(new.file.sync_data().map_err(failed))?;
+                self.or_poison(new.data.file.sync_data().map_err(failed))?;
             }
             // The commit takes earlier ones, that were not durable, to the disk with it: their elements go first.
             self.or_poison(self.sync_dirty())?;
@@ -376,7 +296,7 @@ impl Shared {
             self.write_intent(&files.collect::<Vec<_>>().join("\n"))?;
         }
         for (record, new) in records.iter().zip(&staged) {
-            self.link(&new.file, &record.file)?;
+            self.link(&new.data.file, &record.file)?;
         }
         if !records.is_empty() {
             self.names_dirty.store(true, Ordering::Relaxed);
@@ -401,9 +321,12 @@ impl Shared {
         }
         // Not before: had the commit failed, somebody else's would get these identities.
         for ((id, _), new) in placed.into_iter().zip(&staged) {
-            self.files.insert(id, &Arc::new(DataFile::new(Arc::clone(&new.file))));
+            self.files.insert(id, &new.data);
         }
         // The commit is made. What fails from here on is mended by the next writer.
+        for (data, index, space) in spaces {
+            space.keep(&data, &index);
+        }
         for (name, data) in &headers {
             let Some(record) = manifest.table.get(name).cloned() else { continue };
             if let Err(error) = self.write_header(&record, data) {
@@ -475,6 +398,7 @@ impl Shared {
                 dtype: new.dtype.clone(),
                 layout: new.layout.clone(),
                 offset: new.offset,
+                blocks: new.blocks,
                 deleted: DeletedRows::default(),
                 mtime: time,
                 // Attributes belong to the name: a new version keeps them.
@@ -499,19 +423,26 @@ impl Shared {
     /// Takes the names of new versions away that were not committed, so that they can be committed again.
     fn unlink(&self, staged: &[Staged], placed: &[(ArrayId, Arc<str>)]) {
         for (new, (_, name)) in staged.iter().zip(placed) {
-            if let Err(error) = self.storage.unlink(&new.file, name) {
+            if let Err(error) = self.storage.unlink(&new.data.file, name) {
                 // The intent names the file: the next writer removes it.
                 log::debug!("{}: {error}", self.storage.path().join(&**name).display());
             }
         }
     }
 
-    /// Lets the header in the data file follow the record.
+    /// Lets the headers in the data file follow the record.
     pub(super) fn write_header(&self, record: &Record, data: &DataFile) -> Result<(), StoreError> {
+        if let Some(blocks) = &record.blocks {
+            self.write_slot(record, data, record.layout.nbytes(), &blocks.index)?;
+            // Elements that were written in place change no `.npy` header.
+            if is_described(record, data) {
+                return Ok(());
+            }
+        }
         let header = npy::encode_within(&record.dtype, &record.layout, record.offset)
             .ok_or_else(|| fault(&*self.storage, record, DataFileFault::Header(None)))?;
         data.file
-            .write_at(&header, 0)
+            .write_at(&header, record.header_offset())
             .map_err(|e| StoreError::io("write", self.storage.path(), &record.file, e))
     }
 
@@ -520,10 +451,7 @@ impl Shared {
         for name in std::mem::take(&mut manifest.lagging) {
             let Some(record) = manifest.table.get(&name) else { continue };
             let mended = self.files.get(&*self.storage, record).and_then(|data| {
-                let header = data.header(record.offset);
-                let (_, header) =
-                    header.map_err(|e| StoreError::io("read", self.storage.path(), &record.file, e))?;
-                if header.is_ok_and(|header| header.describes(&record.dtype, &record.layout)) {
+                if is_described(record, &data) && self.is_slot_current(record, &data) {
                     return Ok(());
                 }
                 self.note_dirty(record);
@@ -591,90 +519,12 @@ impl Shared {
         let _ = self.poison.set(Arc::new(first)); // the first failure stays
         Err(error)
     }
-
-    /// Says in the lock file which data files come and go, or that the manifest is replaced, so that a crash leaves
-    /// nothing that nobody knows of.
-    fn write_intent(&self, files: &str) -> Result<(), StoreError> {
-        let failed = |action, source| StoreError::io(action, self.storage.path(), names::LOCK, source);
-        let bytes = encode_intent(files);
-        let file = self.storage.open(names::LOCK, FileAccess::Write).map_err(|e| failed("open", e))?;
-        file.write_at(&bytes, 0).map_err(|e| failed("write", e))
-    }
-
-    /// Finishes what a writer that died had begun: removes the files of its intent that no record refers to.
-    fn finish_intent(&self, manifest: &ManifestLog) {
-        let files = self.storage.open(names::LOCK, FileAccess::Read).and_then(|file| {
-            let len = usize::try_from(file.stat()?.len).unwrap_or(0).min(MAX_INTENT_LEN);
-            let mut bytes = vec![0; len];
-            let read = file.read_at(&mut bytes, 0)?;
-            Ok(decode_intent(bytes.get(..read).unwrap_or(&[])))
-        });
-        let files = match files {
-            Ok(Some(files)) => files,
-            Ok(None) => return,
-            Err(error) => return log::warn!("{}: {error}", self.storage.path().join(names::LOCK).display()),
-        };
-        let live: HashSet<&str> = manifest.table.records().map(|record| &*record.file).collect();
-        if let Err(error) = self.storage.sweep_temporaries() {
-            log::warn!("{}: {error}", self.storage.path().display());
-        }
-        self.end_intent(files.iter().map(String::as_str).filter(|file| !live.contains(file)));
-    }
-
-    /// Removes the files that nobody needs any more, and then the intent that names them.
-    fn end_intent<'a>(&self, files: impl Iterator<Item = &'a str>) {
-        let mut all_gone = true;
-        for file in files {
-            match self.storage.remove(file) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    log::warn!("cannot remove {}: {error}", self.storage.path().join(file).display());
-                    all_gone = false;
-                }
-                _ => {}
-            }
-        }
-        // What could not be removed stays in the intent, and is tried again with the next write.
-        self.swept.store(all_gone, Ordering::Relaxed);
-        if all_gone && let Err(error) = self.write_intent("") {
-            log::warn!("{error}");
-        }
-    }
 }
 
-const MAX_INTENT_LEN: usize = 64 << 20;
-const INTENT_HEADER_LEN: usize = 2 * size_of::<u32>();
-
-/// An intent on disk: length, crc32, and the files' names, one a line.
-fn encode_intent(files: &str) -> Vec<u8> {
-    let files = if files.len() > MAX_INTENT_LEN - INTENT_HEADER_LEN { "" } else { files };
-    let mut bytes = Vec::with_capacity(INTENT_HEADER_LEN + files.len());
-    bytes.extend_from_slice(&(files.len() as u32).to_le_bytes());
-    bytes.extend_from_slice(&crc32fast::hash(files.as_bytes()).to_le_bytes());
-    bytes.extend_from_slice(files.as_bytes());
-    bytes
-}
-
-/// The data files that an intent names; `None` if there is no intent, or it is torn, and so was never acted upon.
-fn decode_intent(bytes: &[u8]) -> Option<Vec<String>> {
-    let len = usize::try_from(u32_at(bytes, 0)?).ok()?;
-    let files = bytes.get(INTENT_HEADER_LEN..INTENT_HEADER_LEN.checked_add(len)?)?;
-    if crc32fast::hash(files) != u32_at(bytes, size_of::<u32>())? {
-        return None;
-    }
-    let files = std::str::from_utf8(files).ok().filter(|files| !files.is_empty())?;
-    Some(files.lines().filter(|file| names::is_data_file(file)).map(str::to_owned).collect())
-}
-
-/// Reads and parses the header of a `.npy` file.
-fn read_npy_header(file: &fs::File) -> io::Result<Result<npy::NpyHeader, FormatError>> {
-    use std::io::Read as _;
-    let mut bytes = Vec::new();
-    file.take(npy::PREFIX_LEN as u64).read_to_end(&mut bytes)?;
-    match npy::header_len(&bytes) {
-        Ok(len) => file.take((len - bytes.len().min(len)) as u64).read_to_end(&mut bytes)?,
-        Err(error) => return Ok(Err(error)),
-    };
-    Ok(npy::parse(&bytes))
+/// Whether the `.npy` header in the data file is that of `record`.
+pub(super) fn is_described(record: &Record, data: &DataFile) -> bool {
+    data.header(record)
+        .is_ok_and(|(_, header)| header.is_ok_and(|header| header.describes(&record.dtype, &record.layout)))
 }
 
 /// See [`Store::remove_all`].
@@ -732,21 +582,5 @@ pub(super) fn nanos_of(time: SystemTime) -> i64 {
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
         Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |nanos| -nanos),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn intents_survive_and_torn_ones_do_not_count() {
-        let bytes = encode_intent("data_a.npkd\ndata_b~7.npkd");
-        assert_eq!(decode_intent(&bytes).unwrap(), ["data_a.npkd", "data_b~7.npkd"]);
-        for len in 0..bytes.len() {
-            assert_eq!(decode_intent(&bytes[..len]), None);
-        }
-        assert_eq!(decode_intent(&encode_intent("")), None);
-        assert_eq!(decode_intent(&encode_intent("../x\nmetadata.npkm")).unwrap(), Vec::<String>::new());
     }
 }

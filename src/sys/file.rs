@@ -95,6 +95,17 @@ impl StorageFile for DirFile {
         }
     }
 
+    fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
+        if len == 0 {
+            return Ok(true);
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match retry_on_intr(|| fallocate(&self.file, flags, offset, len)) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+            result => Ok(result.map(|()| true)?),
+        }
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         self.file.sync_data()
     }

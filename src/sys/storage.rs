@@ -132,6 +132,13 @@ pub trait StorageFile: Any + Send + Sync + fmt::Debug {
     /// A file system that cannot do this is not an error.
     fn reserve(&self, len: u64) -> io::Result<()>;
 
+    /// Gives the disk space of `len` bytes from `offset` on back, as far as it is whole blocks of the file system; the
+    /// bytes read as zeros from then on. Returns `false`, and changes nothing, where the file system cannot do this.
+    fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
+        let _ = (offset, len);
+        Ok(false)
+    }
+
     /// Returns when the file's contents and length are on the disk.
     fn sync_data(&self) -> io::Result<()>;
 

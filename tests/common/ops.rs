@@ -170,7 +170,7 @@ impl Op {
             Op::Import { name, npy, overwrite, .. } => {
                 let mut file = tempfile::NamedTempFile::new().expect("temporary file");
                 file.write_all(npy).expect("temporary file");
-                store.import_npy(name, file.path(), *overwrite, &mut |_| ())
+                store.import_npy(name, file.path(), *overwrite, None, &mut |_| ())
             }
             Op::Append(rows) => with_arrays(rows, |rows| store.append(rows)),
             Op::Replace { name, rows, data } => {

@@ -154,6 +154,7 @@ fn record(name: &str, id: u64, file: &str, shape: &[u64]) -> Record {
         file: file.into(),
         layout: Layout::new(&dtype, shape, false).expect("NumPy could have it"),
         dtype,
+        blocks: None,
         offset: 128,
         deleted: DeletedRows::default(),
         mtime: 0,

@@ -30,7 +30,7 @@ fn regression_rows_dropped_of_an_array_with_a_tight_header() {
     npy.extend(0..9);
     let file = dir.path().join("x.npy");
     std::fs::write(&file, npy).expect("writes");
-    store.import_npy("x", &file, false, &mut |_| ()).expect("imports");
+    store.import_npy("x", &file, false, None, &mut |_| ()).expect("imports");
     store.drop_rows(&["x"], &[0, 3]).expect("drops");
     let x = store.array("x").expect("is there");
     let mut npy = vec![0; x.npy_len() as usize];

@@ -11,7 +11,7 @@ use super::{Body, PendingFile, State};
 use crate::fs::attr::FILE_PERM;
 use crate::fs::file::OpenFlags;
 use crate::fs::{Attr, Caller, Fh, Fs, FsError, Ino, SetAttr, write};
-use crate::store::StoreError;
+use crate::store::{Draft, StoreError};
 
 /// How a file is made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl Fs {
             return Err(FsError::ReadOnly);
         }
         let (spot, array) = self.new_spot(parent, name)?;
-        let mut state = State::new(self.store.begin_draft()?, spot.clone(), array);
+        let mut state = State::new(self.new_draft(array.as_deref())?, spot.clone(), array);
         state.n_open = 1;
         state.n_writers = u32::from(new.write);
         state.named = true;
@@ -125,7 +125,7 @@ impl Fs {
             }
             match &mut state.body {
                 Body::Draft(draft) => draft.set_len(0)?,
-                body => *body = Body::Draft(self.store.begin_draft()?),
+                body => *body = Body::Draft(self.new_draft(state.array.as_deref())?),
             }
             state.written = 0;
             state.changed();
@@ -134,6 +134,16 @@ impl Fs {
         state.n_writers += u32::from(flags.write);
         drop(guard);
         Ok(self.open_handle(file, flags.write))
+    }
+
+    /// A draft of an array of this name, to be compressed as the mount says, or else the store, or else as the array
+    /// that has the name.
+    pub(super) fn new_draft(&self, array: Option<&str>) -> Result<Draft, FsError> {
+        let compression = self.compression.unwrap_or_else(|| {
+            let present = || self.store.record(array?).ok()?.compression();
+            self.store.default_compression().or_else(present)
+        });
+        Ok(self.store.begin_draft(compression.as_ref())?)
     }
 
     fn open_handle(&self, file: Arc<PendingFile>, write: bool) -> Fh {

@@ -101,7 +101,7 @@ impl Fs {
 
     /// Makes a new file for the second attempt of `caller`, who wants to empty one that others have.
     pub(super) fn reserve(&self, caller: Caller, spot: Spot, array: Option<Arc<str>>) -> Result<(), FsError> {
-        let file = self.pending.insert(State::new(self.store.begin_draft()?, spot, array), 0);
+        let file = self.pending.insert(State::new(self.new_draft(array.as_deref())?, spot, array), 0);
         self.pending.reserve(caller, &file);
         Ok(())
     }
