@@ -600,11 +600,19 @@ fn those_who_make_one_name_at_a_time_make_a_version_each() {
     f.unlink("a.npy").unwrap();
     assert_errno(f.open_ino(ino, EMPTY, ME), libc::ESTALE);
     let other = create(NewFile { exclusive: true, ..new }).unwrap();
-    let again = f.lookup("a.npy").unwrap();
-    assert_ne!(again.ino, ino);
-    f.release(f.open_ino(again.ino, EMPTY, ME).unwrap());
+    assert_ne!(f.lookup("a.npy").unwrap().ino, ino);
     f.release(pending);
     f.release(other);
+
+    // Through a link to the open file there is no name to look up.
+    let first = f.open("a.npy", EMPTY).unwrap();
+    let ino = f.lookup("a.npy").unwrap().ino;
+    f.write(first, 0, b"text").unwrap();
+    assert_errno(f.open_ino(ino, EMPTY, ME), libc::ESTALE);
+    let same = f.open_ino(ino, EMPTY, ME).unwrap();
+    assert_eq!(f.read(first), b"");
+    f.release(same);
+    f.release(first);
 
     // One that was given up half-way is not brought back by its end.
     let first = f.open("a.npy", EMPTY).unwrap();

@@ -326,6 +326,12 @@ fn files_are_made_as_in_a_temporary_folder() {
         each("a folder that is not empty", &|root| ok(fs::remove_dir(root.join("g"))));
         each("all of a folder", &|root| ok(fs::remove_dir_all(root.join("g"))));
         each("none left", &|root| ok(fs::remove_dir(root.join("g"))));
+        each("what has no name but a link to an open file", &|root| {
+            let script = "echo one; echo two >/dev/stdout; echo three";
+            let out = File::create(root.join("out.txt"))?;
+            assert!(Command::new("sh").args(["-c", script]).stdout(out).status()?.success());
+            Ok(Vec::new())
+        });
         each("emptying what nobody has open", &|root| {
             fs::write(root.join("empty.npy"), npy(3, 0))?;
             let file = OpenOptions::new().write(true).truncate(true).open(root.join("empty.npy"))?;

@@ -56,6 +56,7 @@ impl Fs {
         caller: Caller,
     ) -> Result<(Attr, Fh), FsError> {
         self.pending.come(caller);
+        self.again.came(caller);
         self.sync()?;
         match self.child(parent, name) {
             Err(FsError::NoEntry) => {}
@@ -109,10 +110,11 @@ impl Fs {
             }
             self.show(&file, false)?;
         }
+        // A link to an open file, such as /dev/stdout, leads here without a name.
+        let by_link = flags.truncate && self.pending.came_without_name(caller, &file.spot());
         let mut guard = file.state();
         let state = &mut *guard;
-        // Whoever has a file open that is to be emptied makes a version of his own of it, and this will be another.
-        if !is_second && (!state.named || flags.truncate && state.n_open > 0) {
+        if !state.named && !is_second {
             let spot = state.spot.clone();
             drop(guard);
             if flags.truncate {
@@ -121,6 +123,13 @@ impl Fs {
             return Err(stale());
         }
         if flags.truncate {
+            // Whoever has it open makes a version of his own of it, and this will be another.
+            if state.n_open > 0 && !by_link {
+                let spot = state.spot.clone();
+                drop(guard);
+                self.expect_at(caller, spot);
+                return Err(stale());
+            }
             match &mut state.body {
                 Body::Draft(draft) => draft.set_len(0)?,
                 body => *body = Body::Draft(self.new_draft(state.array.as_deref())?),
