@@ -99,10 +99,8 @@ impl Fs {
             }
         };
         let is_compressed = array.codec().is_some();
-        let wants_mending = flags.write
-            && array.n_deleted() == 0
-            && !is_compressed
-            && matches!(array.backing(), Ok(None));
+        let wants_mending =
+            flags.write && array.n_deleted() == 0 && !is_compressed && matches!(array.backing(), Ok(None));
         // Pages that are being stored must not come over those that this program is going to change.
         let is_quiet = !flags.write || !is_compressed || !self.blocks.is_leaving(ino);
         let settled = inode.is_settled() && is_quiet;
