@@ -152,12 +152,13 @@ impl Store {
     pub fn compact(&self, name: &str) -> Result<bool, StoreError> {
         let _guard = self.shared.lock_writers()?;
         let array = self.record(name)?;
-        let is_dead = array.record().blocks.is_some_and(|blocks| blocks.index.dead(array.header_len()) > 0);
-        if array.n_deleted() == 0 && !is_dead {
-            return Ok(false);
-        }
-        if array.n_deleted() == 0 && self.punch(&array)? {
-            return Ok(true);
+        if array.n_deleted() == 0 {
+            if !self.has_dead_bytes(&array)? {
+                return Ok(false);
+            }
+            if self.punch(&array)? {
+                return Ok(true);
+            }
         }
         let staged = self.shared.stage_copy(&array, array.compression().as_ref(), &mut |_| ())?;
         self.shared.commit(Commit { staged: vec![staged], moves_rows: true, ..Commit::default() })?;
