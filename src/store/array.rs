@@ -407,10 +407,8 @@ impl Array {
     pub fn mend(&self) -> Result<bool, StoreError> {
         let _guard = self.shared.lock_writers()?;
         // Only the newest state may be written into the file.
-        let current = self.shared.manifest().table.get(self.name()).cloned();
-        let Some(record) = current.filter(|current| current.id == self.id()) else {
-            return Ok(false);
-        };
+        let current = self.shared.manifest().table.by_id(self.id()).cloned();
+        let Some(record) = current else { return Ok(false) };
         let data = self.data()?;
         if self.codec().is_some() {
             // Taking the lock has mended it.

@@ -422,12 +422,10 @@ impl Shared {
         if thorough || !self.manifest().is_fresh() {
             let _ = self.catch_up(&mut self.manifest_mut(), thorough);
         }
-        if let Some(current) = self.manifest().table.get(&record.name)
-            && current.id == record.id
-        {
+        if let Some(current) = self.manifest().table.by_id(record.id) {
             return View::of(current);
         }
-        // Renamed, overwritten or removed: the file says what was written to it last.
+        // Overwritten or removed: the file says what was written to it last.
         let header = data.file_header().unwrap_or_default();
         let noted = Slot::newest(&header).0.filter(|slot| {
             slot.nbytes >= own.nbytes

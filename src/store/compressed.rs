@@ -122,11 +122,12 @@ impl Array {
             let synced = data.file.sync_data();
             shared.or_poison(synced.map_err(|e| shared.io_of(self.record(), "sync", e)))?;
         }
-        let current = shared.manifest().table.get(self.name()).cloned();
-        if current.is_some_and(|current| current.id == self.id()) {
-            let n_rows = self.newest_n_rows();
-            let op = Op::Blocks(Arc::clone(self.name()), n_rows, new.index);
-            let headers = vec![(Arc::clone(self.name()), Arc::clone(data))];
+        let current = shared.manifest().table.by_id(self.id()).cloned();
+        if let Some(current) = current {
+            // It may have another name by now, and more rows.
+            let name = &current.name;
+            let op = Op::Blocks(Arc::clone(name), current.layout.n_rows(), new.index);
+            let headers = vec![(Arc::clone(name), Arc::clone(data))];
             let spaces = vec![(Arc::clone(data), new.index, space)];
             shared.commit(Commit { ops: vec![op], headers, spaces, ..Commit::default() })?;
         } else {
@@ -135,12 +136,6 @@ impl Array {
             space.keep(data, &new.index);
         }
         Ok(())
-    }
-
-    /// The number of stored rows in the newest committed state.
-    fn newest_n_rows(&self) -> u64 {
-        let manifest = self.shared().manifest();
-        manifest.table.get(self.name()).map_or(self.record().layout.n_rows(), |newest| newest.layout.n_rows())
     }
 }
 

@@ -239,12 +239,13 @@ impl Shared {
 
     /// Tells those who watch that elements of `array` were written in place.
     pub(super) fn tell_written(&self, guard: &WriteGuard<'_>, array: &Array) -> Result<(), StoreError> {
-        let is_current = |record: &Arc<Record>| record.id == array.id();
         // Of blocks, the commit itself tells.
-        if array.codec().is_some() || !guard.is_watched() || !self.manifest().table.get(array.name()).is_some_and(is_current) {
+        if array.codec().is_some() || !guard.is_watched() {
             return Ok(());
         }
-        self.commit(Commit { ops: vec![Op::Written(Arc::clone(array.name()))], ..Commit::default() })
+        let current = self.manifest().table.by_id(array.id()).cloned();
+        let Some(current) = current else { return Ok(()) };
+        self.commit(Commit { ops: vec![Op::Written(Arc::clone(&current.name))], ..Commit::default() })
     }
 
     /// Copies the rows that are not deleted into a new version, as they are: byte for byte, header included, if nothing

@@ -48,7 +48,10 @@ fn assert_elements(array: &Array, content: &Content, rng: &mut Rng) {
     assert_eq!(array.nbytes(), stored.len() as u64);
     let mut out = vec![0xa5; stored.len()];
     array.read_into(&mut out).expect("reads");
-    assert!(out == stored, "{:?}: elements differ: {content:?}, read {out:02x?}", array.name());
+    if let Some(at) = (0..out.len()).find(|at| out[*at] != stored[*at]) {
+        let read = &out[at..out.len().min(at + 1000)];
+        panic!("{:?}: elements differ from byte {at} on: {content:?}, read {read:02x?}", array.name());
+    }
     out.push(0);
     assert!(matches!(array.read_into(&mut out), Err(StoreError::BufferLen { .. })));
     match array.map().expect("maps") {

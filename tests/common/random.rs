@@ -55,15 +55,16 @@ pub fn shape(rng: &mut Rng) -> Vec<u64> {
     }
 }
 
-/// A shape of up to some thousand elements, with rows that are longer than a block, and some that are not.
-fn long_shape(rng: &mut Rng) -> Vec<u64> {
-    let n = rng.below(4);
-    match rng.below(5) {
-        0 => vec![1 + n, 3, 700 + rng.below(300)],
-        1 => vec![rng.below(200), 17],
-        2 => vec![1024 * n],
-        3 => vec![4096 / 12 * n, 3],
-        _ => vec![rng.below(5000)],
+/// A shape that takes up to six of the smallest blocks, some with rows longer than a block.
+fn long_shape(rng: &mut Rng, itemsize: u64) -> Vec<u64> {
+    let n_items = (4 << rng.below(4)) * 800 / itemsize.max(1);
+    match rng.below(6) {
+        0 => vec![1 + rng.below(3), 2, n_items / 6],
+        1 => vec![n_items / 17, 17],
+        2 => vec![n_items / 3, 3],
+        // Blocks without a tail.
+        3 => vec![(1 + rng.below(3)) * 4096 / itemsize.max(1)],
+        _ => vec![rng.below(n_items)],
     }
 }
 
@@ -95,7 +96,8 @@ pub fn content_for(rng: &mut Rng, compression: Option<Compression>) -> Content {
     if compression.is_none() || rng.one_in(4) {
         return Content { compression, ..any_content(rng) };
     }
-    let (dtype, shape, fortran_order) = (dtype(rng), long_shape(rng), rng.one_in(4));
+    let dtype = dtype(rng);
+    let (shape, fortran_order) = (long_shape(rng, dtype.itemsize()), rng.one_in(4));
     let len = shape[0] as usize * row_len(&dtype, &shape);
     let bytes = elements(rng, dtype.itemsize() as usize, len);
     Content { compression, ..Content::new(dtype, &shape, fortran_order, &bytes) }
