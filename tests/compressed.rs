@@ -133,7 +133,8 @@ fn rows_are_replaced_in_place() {
     let handle = store.array("a").unwrap();
     let other = Store::open(&path, Access::Read).unwrap().array("a").unwrap();
     assert_eq!(read(&other), all);
-    for (seed, range) in (1..).zip([0..1, 1023..1025, 1024..3072, 49_999..50_000, 0..50_000, 20_000..20_500]) {
+    for (seed, range) in (1..).zip([0..1, 1023..1025, 1024..3072, 49_999..50_000, 0..50_000, 20_000..20_500])
+    {
         let new = noise(range.len(), seed);
         let rows = range.start as u64..range.end as u64;
         store.replace_range("a", rows.clone(), array(&[new.len() as u64], &bytes(&new))).unwrap();

@@ -534,7 +534,8 @@ mod tests {
         assert_eq!(decoded.generation(), Generation(4));
         assert_eq!(decoded.next_id(), ArrayId(6));
         for table in [&table, &decoded] {
-            let names: Vec<_> = (0..7).map(|id| table.by_id(ArrayId(id)).map(|record| &*record.name)).collect();
+            let names: Vec<_> =
+                (0..7).map(|id| table.by_id(ArrayId(id)).map(|record| &*record.name)).collect();
             assert_eq!(names, [None, None, None, Some("z"), Some("c"), Some("a"), None]);
         }
     }

@@ -2,8 +2,8 @@
 
 use std::ops::{Deref, Range};
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, OnceLock};
 use std::sync::Mutex;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -64,6 +64,11 @@ impl Array {
 
     pub(super) fn record(&self) -> &Arc<Record> {
         &self.record
+    }
+
+    /// The newest record of this version, whatever name it has by now, unless it is gone.
+    pub(super) fn current(&self) -> Option<Arc<Record>> {
+        self.shared.current(&self.record, self.data.get().map(|data| &**data))
     }
 
     pub(super) fn shared(&self) -> &Arc<Shared> {
@@ -407,8 +412,7 @@ impl Array {
     pub fn mend(&self) -> Result<bool, StoreError> {
         let _guard = self.shared.lock_writers()?;
         // Only the newest state may be written into the file.
-        let current = self.shared.manifest().table.by_id(self.id()).cloned();
-        let Some(record) = current else { return Ok(false) };
+        let Some(record) = self.current() else { return Ok(false) };
         let data = self.data()?;
         if self.codec().is_some() {
             // Taking the lock has mended it.

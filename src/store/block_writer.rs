@@ -257,7 +257,12 @@ impl BlockWriter {
     }
 
     /// Writes the page at `pointer`, `level` levels above the blocks, anew with the pointers `changed`.
-    fn update(&mut self, level: u32, pointer: Pointer, changed: &[(u64, Pointer)]) -> Result<Pointer, WriteError> {
+    fn update(
+        &mut self,
+        level: u32,
+        pointer: Pointer,
+        changed: &[(u64, Pointer)],
+    ) -> Result<Pointer, WriteError> {
         if level == 0 {
             return Ok(changed[0].1);
         }

@@ -122,8 +122,7 @@ impl Array {
             let synced = data.file.sync_data();
             shared.or_poison(synced.map_err(|e| shared.io_of(self.record(), "sync", e)))?;
         }
-        let current = shared.manifest().table.by_id(self.id()).cloned();
-        if let Some(current) = current {
+        if let Some(current) = self.current() {
             // It may have another name by now, and more rows.
             let name = &current.name;
             let op = Op::Blocks(Arc::clone(name), current.layout.n_rows(), new.index);
@@ -408,9 +407,9 @@ fn overlay(
     thread::scope(|scope| {
         let others: Vec<_> = (1..n_threads).map(|_| scope.spawn(work)).collect();
         let own = work();
-        others.into_iter().fold(own, |result, other| {
-            result.and(other.join().expect("neither decoding nor copying panics"))
-        })
+        others
+            .into_iter()
+            .fold(own, |result, other| result.and(other.join().expect("neither decoding nor copying panics")))
     })
 }
 

@@ -243,8 +243,7 @@ impl Shared {
         if array.codec().is_some() || !guard.is_watched() {
             return Ok(());
         }
-        let current = self.manifest().table.by_id(array.id()).cloned();
-        let Some(current) = current else { return Ok(()) };
+        let Some(current) = array.current() else { return Ok(()) };
         self.commit(Commit { ops: vec![Op::Written(Arc::clone(&current.name))], ..Commit::default() })
     }
 
@@ -311,11 +310,7 @@ impl Shared {
 }
 
 /// Copies the rows of `array` that are not deleted, in C-order.
-fn copy_rows(
-    array: &Array,
-    stage: &mut Stage<'_>,
-    progress: &mut dyn FnMut(u64),
-) -> Result<(), StoreError> {
+fn copy_rows(array: &Array, stage: &mut Stage<'_>, progress: &mut dyn FnMut(u64)) -> Result<(), StoreError> {
     let row_len = array.row_len();
     if row_len == 0 {
         return Ok(());

@@ -61,7 +61,9 @@ impl std::fmt::Debug for Content {
             write!(f, "zstd {level}, {block_len}, {filter:?} ")?;
         }
         match self.rows.concat() {
-            bytes if bytes.len() > 4000 => write!(f, "{} bytes, crc32 {:x}", bytes.len(), crc32fast::hash(&bytes))?,
+            bytes if bytes.len() > 4000 => {
+                write!(f, "{} bytes, crc32 {:x}", bytes.len(), crc32fast::hash(&bytes))?
+            }
             _ => write!(f, "{:02x?}", self.rows)?,
         }
         if self.attrs.is_empty() { Ok(()) } else { write!(f, " {} attrs", self.attrs.len()) }

@@ -145,7 +145,8 @@ impl World {
 
     /// Writes through a handle that somebody holds on to, maybe of an earlier state, or of a version that is gone.
     fn write_pinned(&mut self, rng: &mut Rng) {
-        let Some(at) = self.pinned.len().checked_sub(1).map(|last| rng.below(last as u64 + 1) as usize) else {
+        let Some(at) = self.pinned.len().checked_sub(1).map(|last| rng.below(last as u64 + 1) as usize)
+        else {
             return;
         };
         let (array, content) = &mut self.pinned[at];
