@@ -16,7 +16,7 @@ use super::stage::{NewArray, Stage, Staged};
 use super::writer::{Commit, WriteGuard, nanos_of};
 use super::{Array, Shared, Store};
 use crate::format::manifest::DeletedRows;
-use crate::format::{Compression, Filter, Layout, Op, Record, npy};
+use crate::format::{Compression, Filter, Layout, Op, npy};
 
 /// Bytes that are copied at once when an array is rewritten.
 const COPY_LEN: u64 = 8 << 20;
