@@ -550,9 +550,6 @@ fn those_who_make_one_name_at_a_time_make_a_version_each() {
     let (one, two) = (npy(100, 0), npy(100, 500));
     let first = f.create_new("a.npy").unwrap();
     f.write(first, 0, &one[..200]).unwrap();
-    // As the kernel asks of who found no such name, and then a file.
-    let new = NewFile { write: true, truncate: true, exclusive: false };
-    assert_errno(f.fs.create(Ino::ROOT, OsStr::new("a.npy"), new, YOU), libc::ESTALE);
     let second = f.open_by(YOU, "a.npy", EMPTY).unwrap();
     f.write(second, 0, &two[..200]).unwrap();
     f.write(first, 200, &one[200..]).unwrap();
@@ -564,6 +561,50 @@ fn those_who_make_one_name_at_a_time_make_a_version_each() {
     f.close(second).unwrap();
     assert_eq!(f.stored_bytes("a"), two);
     assert_eq!(f.content("a.npy"), two);
+
+    // As the kernel asks of who found no such name, while somebody else made it.
+    let new = NewFile { write: true, truncate: true, exclusive: false };
+    let create = |new| f.fs.create(Ino::ROOT, OsStr::new("a.npy"), new, ME).map(|(_, fh)| fh);
+    let first = f.open("a.npy", EMPTY).unwrap();
+    let second = create(new).unwrap();
+    assert_errno(create(NewFile { truncate: false, ..new }), libc::ESTALE);
+    assert_errno(create(NewFile { exclusive: true, ..new }), libc::EEXIST);
+    f.write(second, 0, &two).unwrap();
+    f.close(second).unwrap();
+    f.write(first, 0, &one).unwrap();
+    f.close(first).unwrap();
+    assert_eq!((f.stored_bytes("a"), f.content("a.npy")), (one.clone(), one.clone()));
+
+    // A name that went meanwhile is made anew, or not found; one that came is emptied.
+    let ino = f.lookup("a.npy").unwrap().ino;
+    f.unlink("a.npy").unwrap();
+    assert_errno(f.open_ino(ino, EMPTY, ME), libc::ESTALE);
+    assert_errno(f.lookup("a.npy"), libc::ENOENT);
+    f.put("a.npy", &one).unwrap();
+    assert_eq!(f.lookup("a.npy").unwrap().size, one.len() as u64);
+    let ino = f.lookup("a.npy").unwrap().ino;
+    f.unlink("a.npy").unwrap();
+    assert_errno(f.open_ino(ino, EMPTY, ME), libc::ESTALE);
+    save(&f.other, "a", 3, 0);
+    let again = f.lookup("a.npy").unwrap();
+    assert_eq!((again.size, f.lookup_by(YOU, "a.npy").unwrap().size), (0, 4096 + 12));
+    // Should he want something else by now, it is not his.
+    assert_errno(f.open_ino(again.ino, READ, ME), libc::ESTALE);
+    assert_eq!(values(&f.content("a.npy")), [0, 1, 2]);
+    let ino = f.lookup("a.npy").unwrap().ino;
+    assert_errno(f.open_ino(ino, EMPTY, ME), libc::ESTALE);
+    let again = f.lookup("a.npy").unwrap();
+    f.release(f.open_ino(again.ino, EMPTY, ME).unwrap());
+    let pending = create(new).unwrap();
+    let ino = f.lookup("a.npy").unwrap().ino;
+    f.unlink("a.npy").unwrap();
+    assert_errno(f.open_ino(ino, EMPTY, ME), libc::ESTALE);
+    let other = create(NewFile { exclusive: true, ..new }).unwrap();
+    let again = f.lookup("a.npy").unwrap();
+    assert_ne!(again.ino, ino);
+    f.release(f.open_ino(again.ino, EMPTY, ME).unwrap());
+    f.release(pending);
+    f.release(other);
 
     // One that was given up half-way is not brought back by its end.
     let first = f.open("a.npy", EMPTY).unwrap();

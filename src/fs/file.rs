@@ -79,8 +79,8 @@ impl Fs {
         let is_second = self.again.came(caller);
         let inode = self.inodes.get(ino).ok_or_else(stale)?;
         if flags.truncate {
-            // Whoever has this version open keeps it. The kernel comes again, and finds what is made here.
-            self.reserve_over(caller, inode.array().0.name())?;
+            // Whoever has this version open keeps it. The kernel comes again, and finds what is made then.
+            self.expect_emptied(caller, inode.array().0.name());
             return Err(stale());
         }
         if !inode.is_named() && !is_second {
