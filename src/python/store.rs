@@ -293,7 +293,8 @@ impl NumPack {
         rows::append(py, &self.store(py)?, arrays)
     }
 
-    /// Overwrite rows in place. Other readers see this at once; it is not atomic, unless the array is compressed.
+    /// Overwrite rows in place. Other readers see this at once; it is not atomic. Of a compressed array, a crash leaves
+    /// all of the rows changed or none.
     ///
     /// Parameters
     /// ----------
