@@ -20,6 +20,7 @@ use crate::store::{Access, Compression, Store};
 use crate::sys::{FsStat, LockGuard};
 
 mod attr;
+mod blocks;
 mod changes;
 mod dir;
 mod entry;
@@ -39,6 +40,7 @@ pub use handle::{Caller, DirEntry, Fh};
 pub use inode::{Ino, LastByte};
 pub use pending::{Closed, NewFile};
 
+use blocks::DecodedBlocks;
 use dir::{Child, Tree};
 use file::OpenFile;
 use handle::{Again, Handles, OpenDirectory};
@@ -62,6 +64,7 @@ pub struct Fs {
     inodes: Inodes,
     pending: Pendings,
     files: Handles<OpenFile>,
+    blocks: DecodedBlocks,
     /// Pending files that are open.
     making: Handles<OpenPending>,
     directories: Handles<OpenDirectory>,
@@ -118,6 +121,7 @@ impl Fs {
             inodes: Inodes::default(),
             pending: Pendings::default(),
             files: Handles::new(),
+            blocks: DecodedBlocks::default(),
             making: Handles::of_pending(),
             directories: Handles::new(),
             again: Again::default(),

@@ -268,7 +268,7 @@ impl Filesystem for Adapter {
             self.tasks.hand_over(move || fs.mend(&array));
         }
         let backing = opened.array.backing().ok().flatten();
-        let may_pass = opened.array.n_deleted() == 0;
+        let may_pass = opened.array.n_deleted() == 0 && opened.array.codec().is_none();
         let open_as = self.passthrough.open(ino, may_pass, backing, |fd| reply.open_backing(fd));
         let settled = match open_as {
             OpenAs::Backed(_) => {
@@ -285,7 +285,7 @@ impl Filesystem for Adapter {
                 if first {
                     let _ = self.jobs.send(Job::Cached);
                 }
-                self.fs.revalidate(ino)
+                self.fs.revalidate(ino) && opened.settled
             }
         };
         if settled {

@@ -9,7 +9,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::{self, JoinHandle};
 
 use fuser::{Session, SessionACL};
@@ -227,6 +227,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
         Session::from_fd(adapter, device, acl, config).map_err(|source| MountError::Handshake { source })?;
     let kernel = session.notifier();
     let _ = notifier.set(kernel.clone());
+    let counted = Arc::downgrade(&fs);
     let notice = Notice { fs, passthrough, kernel, tasks, poll };
     threads.notifier = Some(notify::start(notice, queue).map_err(thread)?);
     let session = thread::Builder::new()
@@ -246,7 +247,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
         .map_err(thread)?;
     mount.keep();
     info!("mounted at {}", mountpoint.display());
-    Ok(Mounted { session })
+    Ok(Mounted { session, fs: counted })
 }
 
 /// A store that is mounted, and the threads that serve it. Dropping it leaves both as they are: a mount ends when
@@ -254,6 +255,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
 #[derive(Debug)]
 pub struct Mounted {
     session: JoinHandle<io::Result<()>>,
+    fs: Weak<Fs>,
 }
 
 impl Mounted {
@@ -266,6 +268,11 @@ impl Mounted {
         self.session
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("a thread that serves the mount panicked")))
+    }
+
+    /// How many blocks of compressed arrays were decoded so far, for those who read them; 0 once the mount is gone.
+    pub fn n_decoded_blocks(&self) -> u64 {
+        self.fs.upgrade().map_or(0, |fs| fs.n_decoded_blocks())
     }
 
     /// Whether the mount is gone.

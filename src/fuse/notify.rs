@@ -124,6 +124,10 @@ fn invalidate(fs: &Fs, kernel: &Notifier, invalidation: &Invalidation) -> io::Re
             let header = kernel.inval_inode(node, 0, header_len);
             elements.and(length).and(attributes).and(header)
         }
+        Invalidation::Pages { ino, block } => {
+            let node = INodeNo(ino.0);
+            fs.store_pages(*ino, *block, |offset, bytes| kernel.store(node, offset, bytes))
+        }
     }
 }
 
