@@ -122,7 +122,7 @@ def test_recompress_keeps_the_array(npk, numpack):
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_every_dtype_in_many_blocks(npk, dtype):
     array = example(dtype, 9_000)
-    for filter in ("auto", "none", "shuffle", "delta"):
+    for filter in ("auto", "none", "shuffle", "delta", "delta2", "delta3", "delta4"):
         npk.save({"a": array}, SMALL | {"filter": filter})
         assert_same(npk.load("a"), array)
         assert_same(npk.getitem("a", [8_999, 3, 4_567]), array[[8_999, 3, 4_567]])
