@@ -142,7 +142,7 @@ fn wrong_ways_to_compress_are_usage_errors() {
         (&["recompress", "--block", "1000"], &["1000", "a multiple of 4096 bytes"]),
         (&["recompress", "--block", "32M"], &["33554432", "16 MiB"]),
         (&["recompress", "--block", "64KB"], &["64KB", "with K, M, G or T"]),
-        (&["recompress", "--filter", "bitshuffle"], &["bitshuffle"]),
+        (&["recompress", "--filter", "bitshuffle"], &["bitshuffle", "expected auto, none"]),
         (&["recompress", "--none", "--level", "1"], &["--none", "--level"]),
         (&["recompress", "--none", "--filter", "auto"], &["--none", "--filter"]),
         (&["import", "--compress=99", "a.npy"], &["99", "-7..=22"]),

@@ -66,6 +66,8 @@ CALLS = {
     "has_array": lambda npk: npk.has_array("a"),
     "reset": lambda npk: npk.reset(),
     "update": lambda npk: npk.update("a"),
+    "recompress": lambda npk: npk.recompress("a"),
+    "stream_load": lambda npk: npk.stream_load("a"),
     "[name]": lambda npk: npk["a"],
     "in": lambda npk: "a" in npk,
     "iter": lambda npk: iter(npk),
