@@ -179,7 +179,7 @@ def demonstrate(folder):
         patches.flush()
 
     seconds, _ = timed(edit_compressed)
-    tell("open, change ten patches of the compressed array in place, wait for the disk", seconds)
+    tell("open, change ten compressed patches in place, wait for the disk", seconds)
     with NumPack("data.npk") as npk:
         seconds, patches = timed(lambda: npk.load("patches"))
     tell("load all of it without the mount: the edit is there", seconds)
