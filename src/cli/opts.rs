@@ -333,8 +333,8 @@ pub struct RecompressOpts {
 /// Show or change the settings of a store
 ///
 /// compress=off|zstd|zstd:LEVEL: how arrays are compressed that are made through a mount whose options do not say;
-/// LEVEL is -7 (fastest) to 22 (smallest), zstd alone is zstd:1. A new store has compress=off. The API and
-/// "npkfs import" compress what they are told to.
+/// LEVEL is -7 (fastest) to 22 (smallest), zstd alone is zstd:1. A new store has compress=off: then only what replaces
+/// a compressed array is compressed, as that is. The API and "npkfs import" compress what they are told to.
 #[derive(Debug, Args)]
 pub struct ConfigOpts {
     /// The store

@@ -186,6 +186,7 @@ def test_closed_stores_leave_no_descriptors_and_no_mappings(numpack, path):
 
 
 def test_store_that_nobody_holds_closes(numpack, path):
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     npk = numpack.NumPack(path)
     npk.open()
