@@ -43,9 +43,9 @@ impl Encoder {
     pub fn encode<'a>(&'a mut self, raw: &'a [u8]) -> Result<(BlockKind, &'a [u8]), CodecError> {
         let itemsize = self.itemsize;
         let mut filtered = raw;
-        if let Some(differences) = self.filter.differences() {
+        if let Some(step) = self.filter.step() {
             let out = scratch(&mut self.differences, raw.len());
-            delta(differences, itemsize, raw, out);
+            delta(step, itemsize, raw, out);
             filtered = out;
         }
         if itemsize > 1 {
@@ -108,10 +108,9 @@ impl Decoder {
             BlockKind::Zstd
             | BlockKind::ZstdShuffle
             | BlockKind::ZstdDelta
-            | BlockKind::ZstdZigzag
-            | BlockKind::ZstdZigzag2
-            | BlockKind::ZstdZigzag3
-            | BlockKind::ZstdZigzag4 => {
+            | BlockKind::ZstdDelta2
+            | BlockKind::ZstdDelta3
+            | BlockKind::ZstdDelta4 => {
                 let filter = kind.filter().expect("each of these has a filter");
                 self.decompress(filter, checked_itemsize(filter, itemsize)?, stored, out)?;
             }
@@ -133,8 +132,8 @@ impl Decoder {
             self.decompressor.decompress(stored, shuffled)?;
             unshuffle(itemsize, shuffled, out);
         }
-        if let Some(differences) = filter.differences() {
-            undelta(differences, itemsize, out);
+        if let Some(step) = filter.step() {
+            undelta(step, itemsize, out);
         }
         Ok(())
     }

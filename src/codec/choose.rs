@@ -23,7 +23,7 @@ pub fn choose_filter(dtype: &Dtype, blocks: &[&[u8]], level: i32) -> Result<Filt
     }
     let mut best = (Filter::None, u64::MAX);
     for filter in Filter::ALL {
-        let is_difference = filter.differences().is_some();
+        let is_difference = filter.step().is_some();
         if filter.for_itemsize(itemsize) != filter || (is_difference && !has_differences(dtype)) {
             continue;
         }
@@ -34,7 +34,7 @@ pub fn choose_filter(dtype: &Dtype, blocks: &[&[u8]], level: i32) -> Result<Filt
             len += encoder.encode(block)?.1.len() as u64;
         }
         // All differences take the same time.
-        let min_gain = if best.0.differences().is_some() { 0 } else { best.1 / MIN_GAIN_PART };
+        let min_gain = if best.0.step().is_some() { 0 } else { best.1 / MIN_GAIN_PART };
         if len < best.1 - min_gain {
             best = (filter, len);
         }
@@ -108,7 +108,7 @@ mod tests {
         let mut colours = [100_u8, 20, 220, 180];
         let steps: Vec<u8> = noise(60000).into_iter().map(|byte| byte % 5).collect();
         for (step, filter) in
-            [(1, Filter::Delta), (2, Filter::Zigzag2), (3, Filter::Zigzag3), (4, Filter::Zigzag4)]
+            [(1, Filter::Delta), (2, Filter::Delta2), (3, Filter::Delta3), (4, Filter::Delta4)]
         {
             let mut next = |(at, drift): (usize, &u8)| {
                 colours[at % step] = colours[at % step].wrapping_add(*drift).wrapping_sub(2);

@@ -1,4 +1,5 @@
 //! Differences: each item less the one some items before it, which leaves less to say where items rise, fall or wave.
+//! They are folded: small ones of either sign become small numbers, whose upper bytes are zero.
 //!
 //! Items are little-endian integers that wrap around; the bits of floating-point numbers are taken for integers,
 //! whose order is the same. Bytes that do not fill an item stay as they are, at the end. Making differences is left
@@ -8,19 +9,18 @@
 
 use fearless_simd::{Level, Simd, dispatch, prelude::*, u8x16, u16x8, u32x4, u64x2};
 
-use crate::format::Differences;
-
-/// Writes the differences of items of `itemsize` bytes. What is before the first item counts as zeros.
+/// Writes the differences of items of `itemsize` bytes to those `step` items before. What is before the first item
+/// counts as zeros.
 ///
 /// # Panics
 /// If `out` is not as long as `raw`, `itemsize` is not 1, 2, 4 or 8, or the step not 1 to 4.
-pub fn delta(differences: Differences, itemsize: usize, raw: &[u8], out: &mut [u8]) {
+pub fn delta(step: usize, itemsize: usize, raw: &[u8], out: &mut [u8]) {
     assert_eq!(raw.len(), out.len(), "a filter keeps the length");
     match itemsize {
-        1 => subtract::<1, u8>(differences, raw, out),
-        2 => subtract::<2, u16>(differences, raw, out),
-        4 => subtract::<4, u32>(differences, raw, out),
-        8 => subtract::<8, u64>(differences, raw, out),
+        1 => subtract::<1, u8>(step, raw, out),
+        2 => subtract::<2, u16>(step, raw, out),
+        4 => subtract::<4, u32>(step, raw, out),
+        8 => subtract::<8, u64>(step, raw, out),
         _ => panic!("differences are for items of 1, 2, 4 and 8 bytes, not {itemsize}"),
     }
 }
@@ -29,25 +29,25 @@ pub fn delta(differences: Differences, itemsize: usize, raw: &[u8], out: &mut [u
 ///
 /// # Panics
 /// If `itemsize` is not 1, 2, 4 or 8, or the step not 1 to 4.
-pub fn undelta(differences: Differences, itemsize: usize, items: &mut [u8]) {
-    undelta_at(Level::new(), differences, itemsize, items);
+pub fn undelta(step: usize, itemsize: usize, items: &mut [u8]) {
+    undelta_at(Level::new(), step, itemsize, items);
 }
 
-fn undelta_at(level: Level, differences: Differences, itemsize: usize, items: &mut [u8]) {
+fn undelta_at(level: Level, step: usize, itemsize: usize, items: &mut [u8]) {
     // The lanes of a vector are in the byte order of the machine, the items are little-endian.
     let done = match itemsize {
         _ if cfg!(target_endian = "big") => 0,
-        1 => dispatch!(level, simd => add_vectors::<_, u8x16<_>>(simd, differences, items)),
-        2 => dispatch!(level, simd => add_vectors::<_, u16x8<_>>(simd, differences, items)),
-        4 => dispatch!(level, simd => add_vectors::<_, u32x4<_>>(simd, differences, items)),
-        8 => dispatch!(level, simd => add_vectors::<_, u64x2<_>>(simd, differences, items)),
+        1 => dispatch!(level, simd => add_vectors::<_, u8x16<_>>(simd, step, items)),
+        2 => dispatch!(level, simd => add_vectors::<_, u16x8<_>>(simd, step, items)),
+        4 => dispatch!(level, simd => add_vectors::<_, u32x4<_>>(simd, step, items)),
+        8 => dispatch!(level, simd => add_vectors::<_, u64x2<_>>(simd, step, items)),
         _ => 0,
     };
     match itemsize {
-        1 => add::<1, u8>(differences, done, items),
-        2 => add::<2, u16>(differences, done, items),
-        4 => add::<4, u32>(differences, done, items),
-        8 => add::<8, u64>(differences, done, items),
+        1 => add::<1, u8>(step, done, items),
+        2 => add::<2, u16>(step, done, items),
+        4 => add::<4, u32>(step, done, items),
+        8 => add::<8, u64>(step, done, items),
         _ => panic!("differences are for items of 1, 2, 4 and 8 bytes, not {itemsize}"),
     }
 }
@@ -93,53 +93,33 @@ item!(u16);
 item!(u32);
 item!(u64);
 
-fn subtract<const N: usize, T: Item<N>>(differences: Differences, raw: &[u8], out: &mut [u8]) {
-    if differences.is_folded {
-        subtract_with::<N, T>(differences.step, raw, out, |item, before| item.minus(before).folded());
-    } else {
-        subtract_with::<N, T>(differences.step, raw, out, T::minus);
-    }
-}
-
-#[inline(always)]
-fn subtract_with<const N: usize, T: Item<N>>(
-    step: usize,
-    raw: &[u8],
-    out: &mut [u8],
-    difference: impl Fn(T, T) -> T,
-) {
+fn subtract<const N: usize, T: Item<N>>(step: usize, raw: &[u8], out: &mut [u8]) {
     let (items, rest) = raw.as_chunks::<N>();
     let (out, rest_out) = out.as_chunks_mut::<N>();
     rest_out.copy_from_slice(rest);
     let (first, next) = items.split_at(step.min(items.len()));
     let (first_out, out) = out.split_at_mut(first.len());
     for (out, item) in first_out.iter_mut().zip(first) {
-        *out = difference(T::read(*item), T::default()).bytes();
+        *out = T::read(*item).folded().bytes();
     }
     for ((out, item), before) in out.iter_mut().zip(next).zip(items) {
-        *out = difference(T::read(*item), T::read(*before)).bytes();
+        *out = T::read(*item).minus(T::read(*before)).folded().bytes();
     }
 }
 
 /// [`undelta`], item by item, from byte `done` on.
-fn add<const N: usize, T: Item<N>>(differences: Differences, done: usize, items: &mut [u8]) {
+fn add<const N: usize, T: Item<N>>(step: usize, done: usize, items: &mut [u8]) {
     let items = items.as_chunks_mut::<N>().0;
-    match (differences.step, differences.is_folded) {
-        (1, false) => add_with::<N, 1, T>(done / N, items, T::plus),
-        (1, true) => add_with::<N, 1, T>(done / N, items, |item, before| item.unfolded().plus(before)),
-        (2, true) => add_with::<N, 2, T>(done / N, items, |item, before| item.unfolded().plus(before)),
-        (3, true) => add_with::<N, 3, T>(done / N, items, |item, before| item.unfolded().plus(before)),
-        (4, true) => add_with::<N, 4, T>(done / N, items, |item, before| item.unfolded().plus(before)),
-        _ => panic!("there are no such differences: {differences:?}"),
+    match step {
+        1 => add_with::<N, 1, T>(done / N, items),
+        2 => add_with::<N, 2, T>(done / N, items),
+        3 => add_with::<N, 3, T>(done / N, items),
+        4 => add_with::<N, 4, T>(done / N, items),
+        _ => panic!("differences are taken 1 to 4 items apart, not {step}"),
     }
 }
 
-#[inline(always)]
-fn add_with<const N: usize, const STEP: usize, T: Item<N>>(
-    first: usize,
-    items: &mut [[u8; N]],
-    sum: impl Fn(T, T) -> T,
-) {
+fn add_with<const N: usize, const STEP: usize, T: Item<N>>(first: usize, items: &mut [[u8; N]]) {
     let (done, items) = items.split_at_mut(first);
     let mut before = [T::default(); STEP];
     for (before, item) in before.iter_mut().rev().zip(done.iter().rev()) {
@@ -147,7 +127,7 @@ fn add_with<const N: usize, const STEP: usize, T: Item<N>>(
     }
     let mut add = |group: &mut [[u8; N]]| {
         for (item, before) in group.iter_mut().zip(&mut before) {
-            *before = sum(T::read(*item), *before);
+            *before = T::read(*item).unfolded().plus(*before);
             *item = before.bytes();
         }
     };
@@ -160,17 +140,16 @@ fn add_with<const N: usize, const STEP: usize, T: Item<N>>(
 
 /// [`undelta`] with vectors of 16 bytes, whose lanes are the items. Returns how many bytes are done.
 #[inline(always)]
-fn add_vectors<S, V>(simd: S, differences: Differences, items: &mut [u8]) -> usize
+fn add_vectors<S, V>(simd: S, step: usize, items: &mut [u8]) -> usize
 where
     S: Simd,
     V: SimdInt<S> + SimdBase<S, ByteVector = u8x16<S>>,
 {
-    match (differences.step, differences.is_folded) {
-        (1, false) => add_vectors_with::<S, V, 1, false>(simd, items),
-        (1, true) => add_vectors_with::<S, V, 1, true>(simd, items),
-        (2, true) => add_vectors_with::<S, V, 2, true>(simd, items),
-        (3, true) => add_vectors_with::<S, V, 3, true>(simd, items),
-        (4, true) => add_vectors_with::<S, V, 4, true>(simd, items),
+    match step {
+        1 => add_vectors_with::<S, V, 1>(simd, items),
+        2 => add_vectors_with::<S, V, 2>(simd, items),
+        3 => add_vectors_with::<S, V, 3>(simd, items),
+        4 => add_vectors_with::<S, V, 4>(simd, items),
         _ => 0,
     }
 }
@@ -178,7 +157,7 @@ where
 /// Adding the vector to itself moved up by a step, by two, by four ... makes the sums within the vector. What came
 /// before is added last, so that all but that addition is done while the vector before is.
 #[inline(always)]
-fn add_vectors_with<S, V, const STEP: usize, const IS_FOLDED: bool>(simd: S, items: &mut [u8]) -> usize
+fn add_vectors_with<S, V, const STEP: usize>(simd: S, items: &mut [u8]) -> usize
 where
     S: Simd,
     V: SimdInt<S> + SimdBase<S, ByteVector = u8x16<S>>,
@@ -196,9 +175,7 @@ where
     let (vectors, _) = items.as_chunks_mut::<16>();
     for bytes in &mut *vectors {
         let mut sum: V = u8x16::from_slice(simd, bytes).bitcast();
-        if IS_FOLDED {
-            sum = (sum >> 1) ^ (zeros.bitcast::<V>() - (sum & one));
-        }
+        sum = (sum >> 1) ^ (zeros.bitcast::<V>() - (sum & one));
         let mut moved_by = step_len;
         while moved_by < 16 {
             sum += moved_up(sum.to_bytes(), moved_by, zeros).bitcast::<V>();
@@ -240,7 +217,7 @@ mod tests {
     use crate::format::Filter;
 
     /// The definition, item by item.
-    fn differences_of(differences: Differences, itemsize: usize, raw: &[u8]) -> Vec<u8> {
+    fn differences_of(step: usize, itemsize: usize, raw: &[u8]) -> Vec<u8> {
         let n_items = raw.len() / itemsize;
         let bits = 8 * itemsize as u32;
         let item = |index: usize| {
@@ -249,14 +226,12 @@ mod tests {
         };
         let mut out = raw.to_vec();
         for index in 0..n_items {
-            let before = if index < differences.step { 0 } else { item(index - differences.step) };
-            let mut difference = (item(index) - before).rem_euclid(1 << bits);
-            if differences.is_folded {
-                let negative = difference >= 1 << (bits - 1);
-                let signed = difference - if negative { 1 << bits } else { 0 };
-                difference = if negative { -2 * signed - 1 } else { 2 * signed };
-            }
-            let bytes = difference.to_le_bytes();
+            let before = if index < step { 0 } else { item(index - step) };
+            let difference = (item(index) - before).rem_euclid(1 << bits);
+            let negative = difference >= 1 << (bits - 1);
+            let signed = difference - if negative { 1 << bits } else { 0 };
+            let folded = if negative { -2 * signed - 1 } else { 2 * signed };
+            let bytes = folded.to_le_bytes();
             out[index * itemsize..(index + 1) * itemsize].copy_from_slice(&bytes[..itemsize]);
         }
         out
@@ -264,14 +239,14 @@ mod tests {
 
     fn check(itemsize: usize, raw: &[u8]) {
         for filter in Filter::ALL {
-            let Some(differences) = filter.differences() else { continue };
+            let Some(step) = filter.step() else { continue };
             let what = format!("{filter} of {} bytes, items of {itemsize}", raw.len());
             let mut out = vec![0xaa; raw.len()];
-            delta(differences, itemsize, raw, &mut out);
-            assert_eq!(out, differences_of(differences, itemsize, raw), "{what}");
+            delta(step, itemsize, raw, &mut out);
+            assert_eq!(out, differences_of(step, itemsize, raw), "{what}");
             for level in [Level::new(), Level::baseline()] {
                 let mut back = out.clone();
-                undelta_at(level, differences, itemsize, &mut back);
+                undelta_at(level, step, itemsize, &mut back);
                 assert_eq!(back, raw, "{what}, {level:?}");
             }
         }
@@ -290,10 +265,10 @@ mod tests {
     #[test]
     fn differences_are_what_the_specification_shows() {
         let mut out = [0; 5];
-        delta(Filter::Delta.differences().unwrap(), 2, &[1, 0, 0, 0, 9], &mut out);
-        assert_eq!(out, [1, 0, 0xff, 0xff, 9]);
+        delta(1, 2, &[1, 0, 0, 0, 9], &mut out);
+        assert_eq!(out, [2, 0, 1, 0, 9]);
         let mut out = [0; 6];
-        delta(Filter::Zigzag3.differences().unwrap(), 1, &[0xc8, 10, 20, 0xcb, 9, 20], &mut out);
+        delta(3, 1, &[0xc8, 10, 20, 0xcb, 9, 20], &mut out);
         assert_eq!(out, [0x6f, 0x14, 0x28, 6, 1, 0]);
     }
 

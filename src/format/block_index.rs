@@ -233,10 +233,9 @@ pub fn check_pointer(
         BlockKind::Zstd
         | BlockKind::ZstdShuffle
         | BlockKind::ZstdDelta
-        | BlockKind::ZstdZigzag
-        | BlockKind::ZstdZigzag2
-        | BlockKind::ZstdZigzag3
-        | BlockKind::ZstdZigzag4 => level == 0 && stored_len > 0 && stored_len < raw_len,
+        | BlockKind::ZstdDelta2
+        | BlockKind::ZstdDelta3
+        | BlockKind::ZstdDelta4 => level == 0 && stored_len > 0 && stored_len < raw_len,
         BlockKind::OpenTail => false,
     };
     if !fits {

@@ -40,31 +40,21 @@ pub enum Filter {
     None,
     /// The first byte of every item, then the second of every item, and so on.
     Shuffle,
-    /// Each item less the one before it, as integers that wrap around; then [`Filter::Shuffle`].
+    /// Each item less the one before it, as integers that wrap around, folded: small differences of either sign become
+    /// small numbers. Then [`Filter::Shuffle`].
     Delta,
-    /// As [`Filter::Delta`], folded: small differences of either sign become small numbers.
-    Zigzag,
-    /// As [`Filter::Zigzag`], with the item two before it: pairs of numbers.
-    Zigzag2,
-    /// As [`Filter::Zigzag`], with the item three before it: colours, vectors in space.
-    Zigzag3,
-    /// As [`Filter::Zigzag`], with the item four before it: colours with transparency.
-    Zigzag4,
-}
-
-/// Which differences a filter makes of items.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Differences {
-    /// How many items before it the one is that is taken from an item: 1 to 4.
-    pub step: usize,
-    /// Whether 0, -1, 1, -2, 2 ... are written as 0, 1, 2, 3, 4 ...
-    pub is_folded: bool,
+    /// As [`Filter::Delta`], with the item two before it: pairs of numbers.
+    Delta2,
+    /// As [`Filter::Delta`], with the item three before it: colours, vectors in space.
+    Delta3,
+    /// As [`Filter::Delta`], with the item four before it: colours with transparency.
+    Delta4,
 }
 
 impl Filter {
     /// All filters.
-    pub const ALL: [Self; 7] =
-        [Self::None, Self::Shuffle, Self::Delta, Self::Zigzag, Self::Zigzag2, Self::Zigzag3, Self::Zigzag4];
+    pub const ALL: [Self; 6] =
+        [Self::None, Self::Shuffle, Self::Delta, Self::Delta2, Self::Delta3, Self::Delta4];
 
     /// The name, as it stands on disk and as a user writes it.
     pub fn name(self) -> &'static str {
@@ -72,10 +62,9 @@ impl Filter {
             Self::None => "none",
             Self::Shuffle => "shuffle",
             Self::Delta => "delta",
-            Self::Zigzag => "zigzag",
-            Self::Zigzag2 => "zigzag2",
-            Self::Zigzag3 => "zigzag3",
-            Self::Zigzag4 => "zigzag4",
+            Self::Delta2 => "delta2",
+            Self::Delta3 => "delta3",
+            Self::Delta4 => "delta4",
         }
     }
 
@@ -85,30 +74,27 @@ impl Filter {
             Self::None => BlockKind::Zstd,
             Self::Shuffle => BlockKind::ZstdShuffle,
             Self::Delta => BlockKind::ZstdDelta,
-            Self::Zigzag => BlockKind::ZstdZigzag,
-            Self::Zigzag2 => BlockKind::ZstdZigzag2,
-            Self::Zigzag3 => BlockKind::ZstdZigzag3,
-            Self::Zigzag4 => BlockKind::ZstdZigzag4,
+            Self::Delta2 => BlockKind::ZstdDelta2,
+            Self::Delta3 => BlockKind::ZstdDelta3,
+            Self::Delta4 => BlockKind::ZstdDelta4,
         }
     }
 
-    /// The differences that the filter begins with, if it is one that does.
-    pub fn differences(self) -> Option<Differences> {
-        let (step, is_folded) = match self {
-            Self::None | Self::Shuffle => return None,
-            Self::Delta => (1, false),
-            Self::Zigzag => (1, true),
-            Self::Zigzag2 => (2, true),
-            Self::Zigzag3 => (3, true),
-            Self::Zigzag4 => (4, true),
-        };
-        Some(Differences { step, is_folded })
+    /// How many items before it the one is that is taken from an item, if the filter begins with differences.
+    pub fn step(self) -> Option<usize> {
+        match self {
+            Self::None | Self::Shuffle => None,
+            Self::Delta => Some(1),
+            Self::Delta2 => Some(2),
+            Self::Delta3 => Some(3),
+            Self::Delta4 => Some(4),
+        }
     }
 
     /// The filter that is applied to items of `itemsize` bytes where this one is asked for: differences are made of
     /// integers of 1, 2, 4 and 8 bytes, [`Filter::Shuffle`] is for items of 2 to 255 bytes.
     pub fn for_itemsize(self, itemsize: u64) -> Self {
-        match (self.differences(), itemsize) {
+        match (self.step(), itemsize) {
             (Some(_), 1 | 2 | 4 | 8) => self,
             (_, 2..=255) if self != Self::None => Self::Shuffle,
             _ => Self::None,
@@ -314,19 +300,17 @@ pub enum BlockKind {
     OpenTail = 5,
     /// No block, but a page of the block index.
     Page = 6,
-    /// A zstd frame of shuffled differences: [`Filter::Zigzag`].
-    ZstdZigzag = 7,
-    /// The same after [`Filter::Zigzag2`].
-    ZstdZigzag2 = 8,
-    /// The same after [`Filter::Zigzag3`].
-    ZstdZigzag3 = 9,
-    /// The same after [`Filter::Zigzag4`].
-    ZstdZigzag4 = 10,
+    /// A zstd frame of shuffled differences: [`Filter::Delta2`].
+    ZstdDelta2 = 7,
+    /// The same after [`Filter::Delta3`].
+    ZstdDelta3 = 8,
+    /// The same after [`Filter::Delta4`].
+    ZstdDelta4 = 9,
 }
 
 impl BlockKind {
     /// All kinds, each at the index that is its number.
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 10] = [
         Self::Absent,
         Self::Raw,
         Self::Zstd,
@@ -334,10 +318,9 @@ impl BlockKind {
         Self::ZstdDelta,
         Self::OpenTail,
         Self::Page,
-        Self::ZstdZigzag,
-        Self::ZstdZigzag2,
-        Self::ZstdZigzag3,
-        Self::ZstdZigzag4,
+        Self::ZstdDelta2,
+        Self::ZstdDelta3,
+        Self::ZstdDelta4,
     ];
 
     /// The kind with this number on disk, `None` where this release knows none.
@@ -438,11 +421,11 @@ mod tests {
         for number in 0..=u8::MAX {
             match BlockKind::from_u8(number) {
                 Some(kind) => assert_eq!(kind.to_u8(), number),
-                None => assert!(number > 10),
+                None => assert!(number > 9),
             }
         }
         assert_eq!(BlockKind::from_u8(6), Some(BlockKind::Page));
-        assert_eq!(BlockKind::from_u8(10), Some(BlockKind::ZstdZigzag4));
+        assert_eq!(BlockKind::from_u8(9), Some(BlockKind::ZstdDelta4));
         for filter in Filter::ALL {
             assert_eq!(filter.kind().filter(), Some(filter));
         }
@@ -452,7 +435,7 @@ mod tests {
     fn filters_are_for_items_that_they_can_take_apart() {
         assert_eq!(Filter::Delta.for_itemsize(1), Filter::Delta);
         assert_eq!(Filter::Delta.for_itemsize(12), Filter::Shuffle);
-        assert_eq!(Filter::Zigzag3.for_itemsize(1), Filter::Zigzag3);
+        assert_eq!(Filter::Delta3.for_itemsize(1), Filter::Delta3);
         assert_eq!(Filter::Shuffle.for_itemsize(1), Filter::None);
         assert_eq!(Filter::Shuffle.for_itemsize(255), Filter::Shuffle);
         assert_eq!(Filter::Delta.for_itemsize(256), Filter::None);

@@ -32,9 +32,7 @@ pub mod npy;
 mod stored;
 
 pub use block_index::Index;
-pub use codec::{
-    BLOCK_ALIGN, BlockKind, Codec, Compression, Differences, Filter, MAX_BLOCK_LEN, MAX_LEVEL, MIN_LEVEL,
-};
+pub use codec::{BLOCK_ALIGN, BlockKind, Codec, Compression, Filter, MAX_BLOCK_LEN, MAX_LEVEL, MIN_LEVEL};
 pub use dtype::{Descr, Dtype, Field};
 pub use error::FormatError;
 pub use layout::{Layout, MAX_NDIM};

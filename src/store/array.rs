@@ -66,6 +66,11 @@ impl Array {
         &self.record
     }
 
+    /// The newest record of this version, whatever name it has by now, unless it is gone.
+    pub(super) fn current(&self) -> Option<Arc<Record>> {
+        self.shared.current(&self.record, self.data.get().map(|data| &**data))
+    }
+
     pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
@@ -433,10 +438,7 @@ impl Array {
     pub fn mend(&self) -> Result<bool, StoreError> {
         let _guard = self.shared.lock_writers()?;
         // Only the newest state may be written into the file.
-        let current = self.shared.manifest().table.get(self.name()).cloned();
-        let Some(record) = current.filter(|current| current.id == self.id()) else {
-            return Ok(false);
-        };
+        let Some(record) = self.current() else { return Ok(false) };
         let data = self.data()?;
         if self.codec().is_some() {
             // Taking the lock has mended it.
