@@ -120,7 +120,7 @@ pub fn elements(rng: &mut Rng, itemsize: usize, len: usize) -> Vec<u8> {
         // Blocks of either kind.
         2 => {
             let noise = rng.bytes(len);
-            let is_noise = |at: usize| at / 5000 % 2 == 0;
+            let is_noise = |at: usize| (at / 5000).is_multiple_of(2);
             noise.iter().enumerate().map(|(at, byte)| if is_noise(at) { *byte } else { 3 }).collect()
         }
         _ => (0..len / itemsize).flat_map(item).collect(),
