@@ -12,6 +12,7 @@ use roaring::RoaringTreemap;
 
 use super::compressed::Part;
 use super::error::StoreError;
+use super::new_blocks::with_filter;
 use super::stage::{NewArray, Stage, Staged};
 use super::writer::{Commit, WriteGuard, nanos_of};
 use super::{Array, Shared, Store};
@@ -211,15 +212,12 @@ impl Store {
         }
         let _guard = self.shared.lock_writers()?;
         let array = self.record(name)?;
-        let is_so = match (array.codec(), to) {
-            (None, None) => true,
-            (Some(codec), Some(to)) => to.filter.is_some() && to.codec(Filter::None)? == *codec,
-            _ => false,
-        };
-        if is_so {
+        let read = |offset, out: &mut [u8]| array.read_elements_at(offset, out);
+        let to = to.map(|to| with_filter(to, array.dtype(), array.nbytes(), read)).transpose()?;
+        if array.compression() == to {
             return Ok(false);
         }
-        let staged = self.shared.stage_copy(&array, to, progress)?;
+        let staged = self.shared.stage_copy(&array, to.as_ref(), progress)?;
         self.shared.commit(Commit { staged: vec![staged], moves_rows: true, ..Commit::default() })?;
         Ok(true)
     }
