@@ -15,7 +15,7 @@ use super::stage::{NewArray, Stage, Staged};
 use super::writer::{Commit, WriteGuard};
 use super::{Array, Shared, Store};
 use crate::format::manifest::DeletedRows;
-use crate::format::{Compression, Filter, Layout, Op, Record, npy};
+use crate::format::{Compression, Filter, Layout, Op, npy};
 
 /// Bytes that are copied at once when an array is rewritten.
 const COPY_LEN: u64 = 8 << 20;
@@ -223,12 +223,12 @@ impl Shared {
             return Ok(());
         }
         let data = array.data()?;
-        self.note_dirty(record);
         if record.blocks.is_some() {
             let (index, space) = self.append_blocks(record, data, new.data)?;
             commit.ops.push(Op::Blocks(Arc::clone(array.name()), shape[0], index));
             commit.spaces.push((Arc::clone(data), index, space));
         } else {
+            self.note_dirty(record);
             let failed = |action, e| StoreError::io(action, self.storage.path(), &record.file, e);
             data.file.write_at(new.data, record.data_end()).map_err(|e| failed("write", e))?;
             commit.ops.push(Op::Rows(Arc::clone(array.name()), shape[0]));
