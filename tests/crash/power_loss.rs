@@ -11,6 +11,7 @@
 //!   place of bytes that never reached the disk, or is reported as damaged: its data file is missing, short, or without
 //!   the header that it was imported with. This includes arrays that were durable before they were overwritten, appended to or removed: the old file goes
 //!   without waiting for the disk, and rows that are in the manifest but not in the file make all of it short.
+//! - A compressed array reads as in the state that the table is of, or is reported as damaged.
 //! - No array ever reads bytes of another one, or of a version that is gone.
 
 use std::collections::HashMap;
@@ -47,6 +48,7 @@ struct Damage {
     missing: usize,
     short: usize,
     headers: usize,
+    blocks: usize,
 }
 
 impl History {
@@ -68,7 +70,8 @@ impl History {
             self.last = Some(op.clone());
             store.set_durable(*durable);
             let result = op.run(store);
-            // An operation that has nothing to do is none, and neither is a write through the virtual file.
+            // An operation that has nothing to do is none, and neither is a write through the virtual file, unless that
+            // is compressed.
             let is_replace = matches!(op, Op::Replace { .. } | Op::ReplaceRange { .. });
             let is_commit =
                 is_replace || store.generation() != *self.generations.last().expect("there is one");
@@ -130,11 +133,14 @@ impl History {
                 Content::read(&array)
             });
             if self.is_untouched(expected) {
-                assert_eq!(read.expect("is on the disk"), *expected, "{name:?}");
+                let read = read.unwrap_or_else(|error| panic!("{error}; the last one was {:?}", self.last));
+                assert_eq!(read, *expected, "{name:?}");
                 continue;
             }
             damage.reads += 1;
             match read {
+                // Blocks have checksums.
+                Ok(content) if expected.compression.is_some() => assert_eq!(content, *expected, "{name:?}"),
                 Ok(content) => {
                     let mut is_whole = true;
                     for (tag, row) in expected.tags.iter().zip(&content.rows) {
@@ -160,6 +166,10 @@ impl History {
                 // An imported header without room for the one that we would write in its place.
                 Err(StoreError::DataFile { what: DataFileFault::Header(None), .. }) => {
                     damage.headers += 1;
+                    damaged.push(name.clone());
+                }
+                Err(StoreError::Block { .. }) if expected.compression.is_some() => {
+                    damage.blocks += 1;
                     damaged.push(name.clone());
                 }
                 Err(error) => panic!("{name:?}: {error}"),
