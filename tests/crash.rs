@@ -78,6 +78,7 @@ fn is_mixture(row: &[u8], rows: &[&Vec<u8>]) -> bool {
 /// Checks that each row of `state` is that of `before` or one that `op` wrote; of a torn write, one may be mixed.
 fn assert_rows_survived(state: &Content, before: &Content, after: &Content, op: &Op, may_tear: bool) {
     assert_eq!((&state.shape, &state.dtype), (&before.shape, &before.dtype));
+    let halfway = op.states_between(before);
     let mut n_torn = 0;
     for (at, (row, old)) in state.rows.iter().zip(&before.rows).enumerate() {
         let mut writes = vec![old, &after.rows[at]];
@@ -87,6 +88,8 @@ fn assert_rows_survived(state: &Content, before: &Content, after: &Content, op: 
                 rows.iter().zip(&data.rows).filter(|(row, _)| **row == at as u64).map(|(_, new)| new),
             );
         }
+        // So it is with ranges that overlap.
+        writes.extend(halfway.iter().map(|state| &state.rows[at]));
         if !writes.contains(&row) {
             assert!(may_tear && is_mixture(row, &writes), "{row:?} is none of {writes:?}");
             n_torn += 1;

@@ -66,6 +66,10 @@ impl History {
                 let tags = &model.get(name).expect("is there").tags;
                 self.written.extend(rows.iter().map(|row| tags[*row as usize]).zip(data.rows.clone()));
             }
+            let before = self.states.last().expect("there is one");
+            for content in op.in_place().and_then(|name| before.get(name)).into_iter().flat_map(|before| op.states_between(before)) {
+                self.written.extend(content.tags.iter().copied().zip(content.rows.clone()));
+            }
             self.states.push(model);
             self.last = Some(op.clone());
             store.set_durable(*durable);
