@@ -261,7 +261,8 @@ impl Op {
     pub fn states_between(&self, before: &Content) -> Vec<Content> {
         let Op::WriteBack { ranges, .. } = self else { return Vec::new() };
         let mut now = before.clone();
-        let after_each = ranges.iter().map(|(offset, data)| write(&mut now, *offset, data).map(|()| now.clone()));
+        let after_each =
+            ranges.iter().map(|(offset, data)| write(&mut now, *offset, data).map(|()| now.clone()));
         after_each.collect::<Result<_, _>>().unwrap_or_default()
     }
 
