@@ -114,7 +114,6 @@ impl Array {
             unreachable!("only compressed arrays are written in parts");
         };
         let shared = self.shared();
-        shared.note_dirty(self.record());
         let mut writer = shared.block_writer(self.record(), data, view)?;
         let written = put_parts(&mut writer, &view, data, &parts).and_then(|()| writer.finish(view.nbytes));
         let (new, space) = written.map_err(|error| shared.write_failed(self.record(), error))?;
@@ -192,6 +191,8 @@ impl Shared {
         if lost > view.index.live / 2 {
             space = self.reclaim(record, data, &view)?;
         }
+        // Not before: what is reclaimed was synced, and what is written now is not.
+        self.note_dirty(record);
         Ok(BlockWriter::new(Arc::clone(data), view, space))
     }
 

@@ -246,12 +246,12 @@ impl Shared {
             return Ok(());
         }
         let data = array.data()?;
-        self.note_dirty(record);
         if record.blocks.is_some() {
             let (index, space) = self.append_blocks(record, data, new.data)?;
             commit.ops.push(Op::Blocks(Arc::clone(array.name()), shape[0], index));
             commit.spaces.push((Arc::clone(data), index, space));
         } else {
+            self.note_dirty(record);
             let failed = |action, e| StoreError::io(action, self.storage.path(), &record.file, e);
             data.file.write_at(new.data, record.data_end()).map_err(|e| failed("write", e))?;
             commit.ops.push(Op::Rows(Arc::clone(array.name()), shape[0]));

@@ -257,6 +257,15 @@ impl Op {
         }
     }
 
+    /// The states that an array that is written to in place goes through, where it is not obvious.
+    pub fn states_between(&self, before: &Content) -> Vec<Content> {
+        let Op::WriteBack { ranges, .. } = self else { return Vec::new() };
+        let mut now = before.clone();
+        let after_each =
+            ranges.iter().map(|(offset, data)| write(&mut now, *offset, data).map(|()| now.clone()));
+        after_each.collect::<Result<_, _>>().unwrap_or_default()
+    }
+
     /// Whether it writes elements in place, and which array's.
     pub fn in_place(&self) -> Option<&String> {
         match self {

@@ -60,11 +60,13 @@ fn long_shape(rng: &mut Rng, itemsize: u64) -> Vec<u64> {
     let n_items = (4 << rng.below(4)) * 800 / itemsize.max(1);
     match rng.below(6) {
         0 => vec![1 + rng.below(3), 2, n_items / 6],
-        1 => vec![n_items / 17, 17],
-        2 => vec![n_items / 3, 3],
+        1 => vec![n_items / 101, 101],
+        2 => vec![n_items / 300, 3, 100],
         // Blocks without a tail.
-        3 => vec![(1 + rng.below(3)) * 4096 / itemsize.max(1)],
-        _ => vec![rng.below(n_items)],
+        3 => vec![(1 + rng.below(3)) * 4, 1024 / itemsize.max(1)],
+        4 => vec![rng.below(n_items) / 64, 64],
+        // Not too many: the model takes its time for each row.
+        _ => vec![rng.below(n_items).min(1500)],
     }
 }
 
