@@ -5,8 +5,11 @@
 
 pub mod check;
 mod faulty;
+pub mod fixture;
 mod mem;
 pub mod model;
+#[cfg(feature = "fuse")]
+pub mod mounted;
 pub mod ops;
 pub mod random;
 pub mod rng;
