@@ -11,7 +11,7 @@ use numpack::fuse::{MountOptions, PassthroughMode};
 use numpack::store::{Compression, Store};
 
 const BLOCK_LEN: u64 = 64 << 10;
-const N_BLOCKS: u64 = 256;
+const N_BLOCKS: u64 = 128;
 /// Numbers in as many blocks as [`N_BLOCKS`].
 const N_NUMBERS: u32 = (N_BLOCKS * BLOCK_LEN / 4) as u32;
 
