@@ -348,8 +348,8 @@ impl State {
             if kept.leaving {
                 continue;
             }
-            let has_whole = (0..kept.place.n_pages())
-                .any(|page| kept.missing.has(page) && kept.place.is_whole(page));
+            let has_whole =
+                (0..kept.place.n_pages()).any(|page| kept.missing.has(page) && kept.place.is_whole(page));
             if !has_whole || self.leaving_len + kept.place.len > MAX_LEAVING_LEN {
                 self.remove(key, number);
                 continue;

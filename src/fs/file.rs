@@ -79,8 +79,8 @@ impl Fs {
         let is_second = self.again.came(caller);
         let inode = self.inodes.get(ino).ok_or_else(stale)?;
         if flags.truncate {
-            // Whoever has this version open keeps it. The kernel comes again, and finds what is made here.
-            self.reserve_over(caller, inode.array().0.name())?;
+            // Whoever has this version open keeps it. The kernel comes again, and finds what is made then.
+            self.expect_emptied(caller, inode.array().0.name());
             return Err(stale());
         }
         if !inode.is_named() && !is_second {
@@ -99,10 +99,8 @@ impl Fs {
             }
         };
         let is_compressed = array.codec().is_some();
-        let wants_mending = flags.write
-            && array.n_deleted() == 0
-            && !is_compressed
-            && matches!(array.backing(), Ok(None));
+        let wants_mending =
+            flags.write && array.n_deleted() == 0 && !is_compressed && matches!(array.backing(), Ok(None));
         // Pages that are being stored must not come over those that this program is going to change.
         let is_quiet = !flags.write || !is_compressed || !self.blocks.is_leaving(ino);
         let settled = inode.is_settled() && is_quiet;

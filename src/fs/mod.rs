@@ -168,9 +168,9 @@ impl Fs {
         loop {
             self.sync()?;
             if let Some(name) = name.to_str()
-                && let Some(file) = self.pending.look_up_reserved(caller, parent, name)
+                && let Some(attr) = self.look_up_emptied(caller, parent, name)?
             {
-                return self.pending_attr(&file);
+                return Ok(attr);
             }
             let attr = self.entry(parent, name)?;
             attempts += 1;

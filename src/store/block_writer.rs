@@ -36,6 +36,8 @@ pub(super) struct Space {
     of: Option<Index>,
     /// Dead extents that nobody needs, in order: the commit that made them so is on the disk.
     free: Vec<Extent>,
+    /// Whether the file system has taken them back.
+    is_punched: bool,
 }
 
 impl Space {
@@ -56,7 +58,7 @@ impl Space {
             }
             at = at.max(extent.offset + extent.len);
         }
-        Self { of: Some(*index), free }
+        Self { of: Some(*index), free, is_punched: false }
     }
 
     /// Remembers this as what is free in the state `index`.
@@ -67,6 +69,14 @@ impl Space {
 
     pub(super) fn free(&self) -> &[Extent] {
         &self.free
+    }
+
+    pub(super) fn is_punched(&self) -> bool {
+        self.is_punched
+    }
+
+    pub(super) fn set_punched(&mut self) {
+        self.is_punched = true;
     }
 
     /// Bytes that are free.

@@ -18,8 +18,9 @@ use crate::format::{Blocks, Codec, Index, Record};
 
 /// Index pages that are kept for each open array: those of 4 GiB in blocks of 64 KiB.
 const MAX_PAGES: usize = 256;
-/// Decoded blocks that are kept for each open array, for those who read it row by row.
-const MAX_RECENT: usize = 8;
+/// Decoded blocks that are kept for each open array, for those who read it row by row: as many as a row of a
+/// Fortran-ordered array with so many columns is in.
+const MAX_RECENT: usize = 64;
 /// Decoded blocks that are kept have this many bytes in all.
 const MAX_RECENT_LEN: usize = 4 << 20;
 /// How often a reader looks for newer blocks. Each time, a writer has overwritten blocks that were committed at the
@@ -421,12 +422,10 @@ impl Shared {
         if thorough || !self.manifest().is_fresh() {
             let _ = self.catch_up(&mut self.manifest_mut(), thorough);
         }
-        if let Some(current) = self.manifest().table.get(&record.name)
-            && current.id == record.id
-        {
-            return View::of(current);
+        if let Some(current) = self.current(record, Some(data)) {
+            return View::of(&current);
         }
-        // Renamed, overwritten or removed: the file says what was written to it last.
+        // Overwritten or removed: the file says what was written to it last.
         let header = data.file_header().unwrap_or_default();
         let noted = Slot::newest(&header).0.filter(|slot| {
             slot.nbytes >= own.nbytes && slot.index.check(slot.nbytes, record.offset, &own.codec).is_ok()
@@ -435,6 +434,21 @@ impl Shared {
             Some(Slot { index, nbytes, .. }) => View { index, nbytes, ..own },
             None => own,
         })
+    }
+
+    /// The newest record of the version that `record` describes, whatever name it has by now, unless it is gone. `data`
+    /// is its data file.
+    pub(super) fn current(&self, record: &Record, data: Option<&DataFile>) -> Option<Arc<Record>> {
+        if data.is_some_and(DataFile::is_gone) {
+            return None;
+        }
+        let current = self.manifest().table.by_id(record.id).cloned()?;
+        // Another one has this identity if it is of a store that was made anew.
+        let key = |record: &Record| (record.blocks.map(|blocks| blocks.codec), record.offset);
+        let is_same =
+            current.file == record.file && current.dtype == record.dtype && key(&current) == key(record);
+        let is_later = current.layout.nbytes() >= record.layout.nbytes();
+        (is_same && is_later).then_some(current)
     }
 
     pub(super) fn block_fault(

@@ -16,7 +16,7 @@ use super::stage::{NewArray, Stage, Staged};
 use super::writer::{Commit, WriteGuard, nanos_of};
 use super::{Array, Shared, Store};
 use crate::format::manifest::DeletedRows;
-use crate::format::{Compression, Filter, Layout, Op, Record, npy};
+use crate::format::{Compression, Filter, Layout, Op, npy};
 
 /// Bytes that are copied at once when an array is rewritten.
 const COPY_LEN: u64 = 8 << 20;
@@ -177,12 +177,13 @@ impl Store {
     pub fn compact(&self, name: &str) -> Result<bool, StoreError> {
         let _guard = self.shared.lock_writers()?;
         let array = self.record(name)?;
-        let is_dead = array.record().blocks.is_some_and(|blocks| blocks.index.dead(array.header_len()) > 0);
-        if array.n_deleted() == 0 && !is_dead {
-            return Ok(false);
-        }
-        if array.n_deleted() == 0 && self.punch(&array)? {
-            return Ok(true);
+        if array.n_deleted() == 0 {
+            if !self.has_dead_bytes(&array)? {
+                return Ok(false);
+            }
+            if self.punch(&array)? {
+                return Ok(true);
+            }
         }
         let staged = self.shared.stage_copy(&array, array.compression().as_ref(), &mut |_| ())?;
         self.shared.commit(Commit { staged: vec![staged], moves_rows: true, ..Commit::default() })?;
@@ -263,15 +264,12 @@ impl Shared {
 
     /// Tells those who watch that elements of `array` were written in place.
     pub(super) fn tell_written(&self, guard: &WriteGuard<'_>, array: &Array) -> Result<(), StoreError> {
-        let is_current = |record: &Arc<Record>| record.id == array.id();
         // Of blocks, the commit itself tells.
-        if array.codec().is_some()
-            || !guard.is_watched()
-            || !self.manifest().table.get(array.name()).is_some_and(is_current)
-        {
+        if array.codec().is_some() || !guard.is_watched() {
             return Ok(());
         }
-        self.commit(Commit { ops: vec![Op::Written(Arc::clone(array.name()))], ..Commit::default() })
+        let Some(current) = array.current() else { return Ok(()) };
+        self.commit(Commit { ops: vec![Op::Written(Arc::clone(&current.name))], ..Commit::default() })
     }
 
     /// Copies the rows that are not deleted into a new version, as they are: byte for byte, header included, if nothing

@@ -47,11 +47,11 @@ fn run(place: Place, default_cases: u64) {
 
 #[test]
 fn store_on_disk_does_what_the_model_does() {
-    run(Place::Disk, 50);
+    run(Place::Disk, 30);
 }
 
 /// Without the word that handles share on disk, they look at the manifest each time.
 #[test]
 fn store_in_memory_does_what_the_model_does() {
-    run(Place::Memory, 50);
+    run(Place::Memory, 30);
 }
