@@ -57,7 +57,9 @@ fn a_compressed_array_is_a_file_like_any_other() {
     let plain = f.read_path("plain.npy");
     assert_eq!(f.read_path("a.npy"), plain);
     let opened = f.open("a.npy", READ).unwrap();
-    for (offset, len) in [(0, 10), (4090, 20), (4096, 16_384), (20_000, 100_000), (150_000, 50_000), (170_000, 1)] {
+    for (offset, len) in
+        [(0, 10), (4090, 20), (4096, 16_384), (20_000, 100_000), (150_000, 50_000), (170_000, 1)]
+    {
         let from = (offset as usize).min(plain.len());
         let to = (from + len as usize).min(plain.len());
         assert_eq!(read_at(&f, opened.fh, offset, len), plain[from..to], "{offset} {len}");
@@ -184,4 +186,3 @@ fn arrays_whose_header_is_no_whole_page_are_decoded_once_too() {
     assert_eq!(bytes, npy);
     assert_eq!(f.fs.n_decoded_blocks(), 16);
 }
-
