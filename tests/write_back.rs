@@ -65,7 +65,9 @@ fn a_compressed_array_is_a_file_like_any_other() {
     let plain = f.read_path("plain.npy");
     assert_eq!(f.read_path("a.npy"), plain);
     let opened = f.open("a.npy", READ).unwrap();
-    for (offset, len) in [(0, 10), (4090, 20), (4096, 16_384), (20_000, 100_000), (150_000, 50_000), (170_000, 1)] {
+    for (offset, len) in
+        [(0, 10), (4090, 20), (4096, 16_384), (20_000, 100_000), (150_000, 50_000), (170_000, 1)]
+    {
         let from = (offset as usize).min(plain.len());
         let to = (from + len as usize).min(plain.len());
         assert_eq!(read_at(&f, opened.fh, offset, len), plain[from..to], "{offset} {len}");
@@ -193,7 +195,6 @@ fn arrays_whose_header_is_no_whole_page_are_decoded_once_too() {
     assert_eq!(f.fs.n_decoded_blocks(), 16);
 }
 
-
 // Writing
 
 /// Writes numbers in place, from number `at` on.
@@ -230,7 +231,8 @@ fn what_is_written_is_seen_at_once_and_committed_together() {
     assert_eq!(write_at(&f, writer.fh, 10, 7000..7005).unwrap(), Written::First);
     put(&mut all, 10, 7000..7005);
     // Small ones, large ones, those that overlap, in and across blocks.
-    for (at, range) in [(12, 1..2), (5000, 0..6000), (11_000, 3..4), (4090, 9..20), (65_535, 5..6), (0, 8..9)] {
+    for (at, range) in [(12, 1..2), (5000, 0..6000), (11_000, 3..4), (4090, 9..20), (65_535, 5..6), (0, 8..9)]
+    {
         assert_eq!(write_at(&f, writer.fh, at, range.clone()).unwrap(), Written::Done);
         put(&mut all, at as usize, range);
         assert_eq!(values_of(&f.read(writer.fh)), all);
@@ -351,7 +353,8 @@ fn a_second_mount_of_the_store_sees_what_the_first_commits() {
     second.commit_all().unwrap();
     f.fs.sync().unwrap();
     second.sync().unwrap();
-    let content = |told: &[Invalidation]| told.iter().any(|told| matches!(told, Invalidation::Content { .. }));
+    let content =
+        |told: &[Invalidation]| told.iter().any(|told| matches!(told, Invalidation::Content { .. }));
     assert!(content(&f.told()) && content(&told.lock().unwrap()));
     assert_eq!(stored_values(&f, "a"), all);
     assert_eq!(f.values("a.npy"), all);
