@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::ops::Range;
 
-use numpack::store::{Attrs, Compression, NewArray, Store, StoreError};
+use numpack::store::{Attrs, Codec, Compression, NewArray, Store, StoreError};
 
 use super::model::{Content, Model, new_tags};
 
@@ -215,10 +215,19 @@ impl Op {
             }
             Op::Recompress { name, to } => {
                 let array = store.array(name)?;
-                let before = array.codec().copied();
                 let was_needed = store.recompress(name, to.as_ref(), &mut |_| ())?;
-                // Without a filter in `to`, one is chosen, maybe that which there is.
-                assert_eq!(was_needed, store.array(name)?.codec().copied() != before);
+                let after = store.array(name)?;
+                // Where the filter is to be chosen, it may be the one that the array has.
+                assert_eq!(was_needed, array.codec() != after.codec());
+                let same_filter = |to: &Compression, own: &Codec| to.filter.is_none_or(|f| f == own.filter);
+                assert!(match (after.codec(), to) {
+                    (None, None) => true,
+                    (Some(own), Some(to)) => {
+                        (own.level, own.block_len) == (to.level, to.block_len) && same_filter(to, own)
+                    }
+                    _ => false,
+                });
+                assert!(!store.recompress(name, to.as_ref(), &mut |_| ())?, "twice");
                 Ok(())
             }
             Op::SetDefaultCompression(to) => store.set_default_compression(to.as_ref()),
