@@ -103,8 +103,19 @@ impl Fs {
         for change in changes {
             match change.kind {
                 // What a program wrote through the mount, the kernel has in its pages.
-                ChangeKind::Written if change.is_own => {}
-                ChangeKind::Written => self.reconcile(&mut tree, &change.name, true, now, &mut round),
+                ChangeKind::Written if change.is_own => {
+                    if self.store.record(&change.name).is_ok_and(|array| array.codec().is_some()) {
+                        self.reconcile(&mut tree, &change.name, false, now, &mut round);
+                    }
+                }
+                ChangeKind::Written => {
+                    self.reconcile(&mut tree, &change.name, true, now, &mut round);
+                    if let Ok(array) = self.store.record(&change.name)
+                        && array.codec().is_some()
+                    {
+                        self.tell_other_views(&array, ino_of(&array));
+                    }
+                }
                 ChangeKind::Renamed { from } => {
                     self.reconcile(&mut tree, &from, false, now, &mut round);
                     self.reconcile(&mut tree, &change.name, false, now, &mut round);

@@ -13,6 +13,7 @@ use std::time::{Instant, SystemTime};
 use log::debug;
 
 use super::handle::AGAIN_WITHIN;
+use super::write_back::Uncommitted;
 use super::{lock, names, read, write};
 use crate::store::{Array, ArrayId, ArrayMap, StoreError};
 
@@ -99,12 +100,15 @@ impl Epoch {
 #[derive(Debug)]
 pub(super) struct Inode {
     pub(super) ino: Ino,
+    id: ArrayId,
     state: RwLock<State>,
     /// The data file's time of change of which the kernel's pages are, as far as anybody asked. Held while writing
     /// in place, so that our own writes are told from those of others.
     seen: Mutex<Option<SystemTime>>,
     /// Whether elements were written, and nobody told.
     untold: AtomicBool,
+    /// What was written, if the array is compressed, and is not committed.
+    pub(super) uncommitted: Uncommitted,
 }
 
 /// Headers that writeback may still bring, for arrays whose header shares a page with elements.
@@ -202,9 +206,11 @@ impl Inode {
         };
         Self {
             ino: ino_of(&state.array),
+            id: state.array.id(),
             state: RwLock::new(state),
             seen: Mutex::new(None),
             untold: AtomicBool::new(false),
+            uncommitted: Uncommitted::default(),
         }
     }
 
@@ -233,7 +239,17 @@ impl Inode {
     /// or dirty pages.
     pub(super) fn storable(&self) -> Option<Epoch> {
         let state = read(&self.state);
-        (state.n_writers == 0 && state.n_unsettled == 0).then_some(state.epoch)
+        let is_quiet = state.n_writers == 0 && state.n_unsettled == 0 && self.uncommitted.is_empty();
+        is_quiet.then_some(state.epoch)
+    }
+
+    /// Notes that the elements are not in the state any more in which they were.
+    pub(super) fn changed(&self) {
+        write(&self.state).epoch = Epoch::next();
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        read(&self.state).n_open > 0
     }
 
     pub(super) fn is_named(&self) -> bool {
@@ -274,9 +290,21 @@ impl Inode {
         let mut state = write(&self.state);
         state.n_open = state.n_open.saturating_sub(1);
         state.n_writers = state.n_writers.saturating_sub(u32::from(for_writing));
+        self.let_go_of(&mut state, again);
+    }
+
+    /// As [`Inode::closed`], when what was written before is committed.
+    pub(super) fn let_go(&self, again: impl FnOnce(&Array) -> Option<Array>) {
+        self.let_go_of(&mut write(&self.state), again);
+    }
+
+    fn let_go_of(&self, state: &mut State, again: impl FnOnce(&Array) -> Option<Array>) {
         if state.n_open == 0 {
             state.map = None;
             state.headers.clear();
+            if !self.uncommitted.is_empty() {
+                return;
+            }
             if state.wanted_at.is_some_and(|since| since.elapsed() < AGAIN_WITHIN) {
                 return;
             }
@@ -381,6 +409,9 @@ impl Inode {
         atime: Option<SystemTime>,
         mtime: Option<SystemTime>,
     ) -> Result<(), StoreError> {
+        if array.codec().is_some() {
+            return array.set_times(atime, mtime);
+        }
         let (result, effect) = self.write_with(array, || array.set_times(atime, mtime));
         // What others wrote must stay to be found: the next look would find only the time that was set.
         if effect.is_some() {
@@ -396,10 +427,14 @@ impl Inode {
     pub(super) fn written_elsewhere(&self) -> Option<Effect> {
         let (array, _) = self.array();
         let mut seen = lock(&self.seen);
+        if array.codec().is_some() {
+            // Each change is a commit, which is told.
+            seen.get_or_insert(SystemTime::UNIX_EPOCH);
+            return None;
+        }
         let now = array.stat().ok()?.mtime;
         let changed = seen.replace(now).is_some_and(|before| before != now);
-        // What changes a compressed array is a commit, which is told.
-        (changed && array.codec().is_none()).then(|| self.unsettle())
+        changed.then(|| self.unsettle())
     }
 
     /// Writes in place by `write`. Returns its result, and what the kernel has to be told if others wrote as well.
@@ -423,7 +458,8 @@ impl Inode {
         self.untold.store(false, Ordering::Relaxed);
     }
 
-    fn unsettle(&self) -> Effect {
+    /// The elements changed, other than by what the kernel wrote. What must follow is as after [`Inode::follow`].
+    pub(super) fn unsettle(&self) -> Effect {
         let mut state = write(&self.state);
         state.n_unsettled += 1;
         state.epoch = Epoch::next();
@@ -496,15 +532,25 @@ impl Inodes {
         Arc::clone(&known.inode)
     }
 
-    /// Uncounts lookups. The last one drops the inode, unless a file is open on it.
+    /// The inodes that show a version of an array, with more or fewer rows dropped.
+    pub(super) fn views_of(&self, id: ArrayId) -> Vec<Arc<Inode>> {
+        lock(&self.known).values().map(|known| &known.inode).filter(|inode| inode.id == id).cloned().collect()
+    }
+
+    /// Uncounts lookups. The last one drops the inode, unless a file is open on it, or something is not committed.
     pub(super) fn forget(&self, ino: Ino, nlookup: u64) {
         let mut inodes = lock(&self.known);
         if let Some(known) = inodes.get_mut(&ino) {
             known.nlookup = known.nlookup.saturating_sub(nlookup);
-            if known.nlookup == 0 {
+            if known.nlookup == 0 && known.inode.uncommitted.is_empty() {
                 inodes.remove(&ino);
             }
         }
+    }
+
+    /// Drops an inode that was kept only because something was not committed.
+    pub(super) fn tidy(&self, ino: Ino) {
+        self.forget(ino, 0);
     }
 
     pub(super) fn len(&self) -> usize {

@@ -30,6 +30,7 @@ mod handle;
 mod inode;
 pub mod names;
 mod pending;
+mod write_back;
 
 pub use attr::{Attr, BLKSIZE, FileKind, NAME_MAX, SetAttr};
 pub use changes::Invalidation;
@@ -39,6 +40,7 @@ pub use file::{OpenFlags, Opened};
 pub use handle::{Caller, DirEntry, Fh};
 pub use inode::{Ino, LastByte};
 pub use pending::{Closed, NewFile};
+pub use write_back::Written;
 
 use blocks::DecodedBlocks;
 use dir::{Child, Tree};
@@ -46,6 +48,7 @@ use file::OpenFile;
 use handle::{Again, Handles, OpenDirectory};
 use inode::{Inode, Inodes, ino_of};
 use pending::{OpenPending, Pendings};
+use write_back::WriteBack;
 
 /// How often a name is looked up anew because its array was overwritten before its file could be opened.
 const MAX_ATTEMPTS: u32 = 8;
@@ -65,6 +68,7 @@ pub struct Fs {
     pending: Pendings,
     files: Handles<OpenFile>,
     blocks: DecodedBlocks,
+    write_back: WriteBack,
     /// Pending files that are open.
     making: Handles<OpenPending>,
     directories: Handles<OpenDirectory>,
@@ -122,6 +126,7 @@ impl Fs {
             pending: Pendings::default(),
             files: Handles::new(),
             blocks: DecodedBlocks::default(),
+            write_back: WriteBack::default(),
             making: Handles::of_pending(),
             directories: Handles::new(),
             again: Again::default(),

@@ -29,7 +29,7 @@ pub(super) enum Job {
     Invalidate(Invalidation),
     /// A file was opened through the page cache, and none was open so before.
     Cached,
-    /// A file was written to, and nobody told.
+    /// A file was written to, and nobody told, or it is not committed.
     Written,
     /// What had to wait for the jobs before it.
     Then(Box<dyn FnOnce() + Send>),
@@ -56,7 +56,11 @@ impl Notice {
     fn run(&self, jobs: &Receiver<Job>) {
         let mut next_look = Instant::now();
         loop {
-            let job = if self.poll || self.passthrough.has_cached() || self.fs.has_untold() {
+            let job = if self.poll
+                || self.passthrough.has_cached()
+                || self.fs.has_untold()
+                || self.fs.has_uncommitted()
+            {
                 jobs.recv_timeout(next_look.saturating_duration_since(Instant::now()))
             } else {
                 let job = jobs.recv().map_err(RecvTimeoutError::from);
@@ -98,6 +102,10 @@ impl Notice {
         if self.fs.has_untold() {
             let fs = Arc::clone(&self.fs);
             self.tasks.hand_over(move || fs.tell_written());
+        }
+        if self.fs.has_uncommitted() {
+            let fs = Arc::clone(&self.fs);
+            self.tasks.hand_over(move || fs.commit_due());
         }
     }
 }

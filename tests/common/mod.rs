@@ -6,8 +6,11 @@
 pub mod blocks;
 pub mod check;
 mod faulty;
+pub mod fixture;
 mod mem;
 pub mod model;
+#[cfg(feature = "fuse")]
+pub mod mounted;
 pub mod ops;
 pub mod random;
 pub mod rng;
