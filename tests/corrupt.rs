@@ -4,6 +4,8 @@
 //! `corrupt/hostile.rs` writes manifests with right checksums and wrong contents; in `corrupt/places.rs` something that
 //! is no file takes the place of one.
 
+#[path = "corrupt/blocks.rs"]
+mod blocks;
 mod common;
 #[path = "corrupt/hostile.rs"]
 mod hostile;
