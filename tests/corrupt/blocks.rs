@@ -26,6 +26,9 @@ const BLOCKS: Compression =
     Compression { level: 1, block_len: BLOCK_LEN as u32, filter: Some(Filter::Shuffle) };
 const FILE: &str = "data_a.npkd";
 
+/// Of a MessagePack map.
+type Entries = Vec<(Value, Value)>;
+
 /// A store with one compressed array `a` of 4-byte items, its files, and where everything is in its data file.
 struct Big {
     manifest: Vec<u8>,
@@ -486,7 +489,7 @@ fn codecs_that_nobody_knows_are_refused_by_name() {
     let memory = with_array(&record(0, "'|u1'", index), &[]);
     opened(&memory).expect("opens");
     let all = payloads(&read(&memory, MANIFEST));
-    let refuse = |what: &str, change: &dyn Fn(&mut Vec<(Value, Value)>)| {
+    let refuse = |what: &str, change: &dyn Fn(&mut Entries)| {
         let mut payloads = all.clone();
         let last = payloads.last_mut().expect("there is one");
         let mut edit = rmpv::decode::read_value(&mut &last[..]).expect("is MessagePack");
@@ -499,7 +502,7 @@ fn codecs_that_nobody_knows_are_refused_by_name() {
         assert!(error.contains(what), "{error}");
     };
     let set = |key: &'static str, value: Value| {
-        move |record: &mut Vec<(Value, Value)>| {
+        move |record: &mut Entries| {
             let codec =
                 record.iter_mut().find(|(own, _)| own.as_str() == Some("codec")).expect("there is one");
             let Value::Map(codec) = &mut codec.1 else { panic!("is a map") };
@@ -524,7 +527,7 @@ fn codecs_that_nobody_knows_are_refused_by_name() {
 }
 
 /// Changes the record that an edit puts.
-fn change_record(edit: &mut Value, change: &dyn Fn(&mut Vec<(Value, Value)>)) {
+fn change_record(edit: &mut Value, change: &dyn Fn(&mut Entries)) {
     let Value::Map(entries) = edit else { panic!("is a map") };
     let ops = entries.iter_mut().find(|(key, _)| key.as_str() == Some("ops")).expect("there are some");
     let Value::Array(ops) = &mut ops.1 else { panic!("is an array") };
