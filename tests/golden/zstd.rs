@@ -8,7 +8,7 @@ use std::time::Duration;
 use numpack::format::block_index::{
     FILE_HEADER_LEN, FileHeader, SLOT_LEN, SLOT_OFFSETS, Slot, encode_page, parse_page,
 };
-use numpack::format::{BlockKind, Codec, Compression, Filter, Index, npy};
+use numpack::format::{ArrayId, BlockKind, Blocks, Codec, Compression, Filter, Index, Layout, Record, npy};
 use numpack::store::{Access, Depth, Dtype, NewArray, Store, verify_storage_with};
 use numpack::sys::DirStorage;
 
@@ -166,7 +166,7 @@ fn write_the_golden_store_of_blocks() {
             }
             "sparse" => {
                 let array = new_array(&known, 0..known.shape[0]);
-                let layout = numpack::format::Layout::new(&array.dtype, &array.shape, false).unwrap();
+                let layout = Layout::new(&array.dtype, &array.shape, false).unwrap();
                 let header = npy::encode(&array.dtype, &layout).unwrap();
                 let mut draft = store.begin_draft(Some(&compression)).unwrap();
                 draft.write_at(0, &header).unwrap();
@@ -245,5 +245,49 @@ fn headers_slots_indexes_and_pages_encode_to_the_same_bytes() {
             let bytes = &file[page.offset..][..page.len];
             assert!(encode_page(&parse_page(bytes).unwrap()) == bytes, "{}: {page:?}", record.name);
         }
+    }
+}
+
+/// The bytes that `spec/npk-format.md` shows are those of the array that it says.
+#[test]
+fn the_specification_shows_a_compressed_array_as_it_is() {
+    let spec =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("spec/npk-format.md")).unwrap();
+    let (_, shown) = spec.split_once("## A compressed array, byte by byte").unwrap();
+    let mut file = vec![0; FILE_HEADER_LEN as usize];
+    file.resize(2 * FILE_HEADER_LEN as usize - 1, b' ');
+    file.push(b'\n');
+    for line in shown.lines() {
+        let Some((offset, bytes)) = line.split_at_checked(8).filter(|(offset, _)| !offset.contains(' '))
+        else {
+            continue;
+        };
+        let Ok(offset) = usize::from_str_radix(offset, 16) else { continue };
+        let bytes: Vec<u8> = bytes[..51.min(bytes.len())]
+            .split_whitespace()
+            .map(|byte| u8::from_str_radix(byte, 16).unwrap())
+            .collect();
+        file.resize(file.len().max(offset + bytes.len()), 0);
+        file[offset..offset + bytes.len()].copy_from_slice(&bytes);
+    }
+    assert_eq!(file.len(), 8292);
+    let dtype = Dtype::parse_python("'<u2'").unwrap();
+    let elements: Vec<u8> = (0..4100_u16).flat_map(u16::to_le_bytes).collect();
+    for (n, slot) in [(4099, Slot::parse(&file, SLOT_OFFSETS[0])), (4100, Slot::newest(&file).0)] {
+        let slot = slot.unwrap();
+        let record = Record {
+            name: "a".into(),
+            id: ArrayId(1),
+            file: "data_a.npkd".into(),
+            dtype: dtype.clone(),
+            layout: Layout::new(&dtype, &[n], false).unwrap(),
+            offset: 4096,
+            blocks: Some(Blocks { codec: FileHeader::parse(&file).unwrap().codec, index: slot.index }),
+            deleted: Default::default(),
+            mtime: 0,
+            attrs: Default::default(),
+        };
+        assert_eq!(slot.nbytes, record.layout.nbytes());
+        assert!(look(&record, &file).elements == elements[..2 * n as usize]);
     }
 }
