@@ -403,7 +403,12 @@ impl<'a> Cursor<'a> {
     }
 
     /// After `error`: goes on with a newer view, or says what is damaged.
-    fn look_again(&mut self, block: u64, error: ReadError, attempts: &mut Attempts) -> Result<(), StoreError> {
+    fn look_again(
+        &mut self,
+        block: u64,
+        error: ReadError,
+        attempts: &mut Attempts,
+    ) -> Result<(), StoreError> {
         let (offset, what) = match error {
             ReadError::Fault(offset, what) => (offset, what),
             ReadError::Io(source) => {
