@@ -19,6 +19,8 @@ const FANOUT_BITS: u32 = 8;
 
 /// A pointer's offset has this many bits; the kind is above them.
 const KIND_SHIFT: u32 = 56;
+/// No data file goes on behind this offset, which is the first that a pointer cannot say.
+pub const MAX_END: u64 = 1 << KIND_SHIFT;
 const STORED_LEN_OFFSET: usize = size_of::<u64>();
 const CRC_OFFSET: usize = STORED_LEN_OFFSET + size_of::<u32>();
 
@@ -161,7 +163,7 @@ impl Index {
     /// What is wrong with it.
     pub fn check(&self, nbytes: u64, npy_len: u64, codec: &Codec) -> Result<(), &'static str> {
         let start = FILE_HEADER_LEN.saturating_add(npy_len);
-        if self.end > 1 << KIND_SHIFT || self.end < start || self.live > self.end {
+        if self.end > MAX_END || self.end < start || self.live > self.end {
             return Err("has an end or a size that no file has");
         }
         let n_blocks = nbytes.checked_div(u64::from(codec.block_len)).unwrap_or(0);

@@ -441,6 +441,7 @@ impl StorageFile for MemFile {
             return Ok(false);
         }
         let mut bytes = self.bytes_to_change()?;
+        let len = len.min((bytes.now.len() as u64).saturating_sub(offset));
         punch_bytes(&mut bytes.now, offset, len);
         bytes.journal.push(ByteEdit::Punch { offset, len });
         Ok(true)

@@ -7,12 +7,12 @@ use numpack::format::block_index::{
     FILE_HEADER_LEN, FileHeader, PAGE_FANOUT, Pointer, SLOT_LEN, SLOT_OFFSETS, encode_page,
 };
 use numpack::format::{
-    ArrayId, BlockKind, Blocks, Codec, Edit, Filter, Generation, Index, Layout, Op, Record, npy,
+    ArrayId, BlockKind, Blocks, Codec, Edit, Filter, Generation, Index, Layout, Op, Record, frame, npy,
 };
 use numpack::store::{
     Access, Array, Compression, Depth, Dtype, NewArray, Store, StoreError, verify_storage_with,
 };
-use numpack::sys::{FileAccess, Storage as _};
+use numpack::sys::{DirStorage, FileAccess, Storage as _};
 use rmpv::Value;
 
 use crate::common::MemStorage;
@@ -539,4 +539,65 @@ fn change_record(edit: &mut Value, change: &dyn Fn(&mut Entries)) {
     change(entries);
     bytes.clear();
     rmpv::encode::write_value(bytes, &record).expect("writes to memory");
+}
+
+/// What no pointer could lead to is not written.
+#[test]
+fn nothing_is_written_behind_the_last_offset_there_is() {
+    limit_resources();
+    let block = zstd_frame(&[7; 4096]);
+    let root = pointer(BlockKind::Zstd, START, &block);
+    // All is dead, by what it says, or nothing is.
+    for (live, is_written) in [(0, true), ((1 << 56) - START, false)] {
+        let index = Index { end: 1 << 56, live, ..index(root, Pointer::ABSENT, 0) };
+        let memory = with_array(&record(4096, "'|u1'", index), &block);
+        let array = opened(&memory).expect("opens").array("x").expect("is there");
+        let written = array.write_npy_at(array.header_len(), &[1]);
+        match &written {
+            Ok(()) => assert!(is_written),
+            Err(StoreError::Io { source, .. }) => assert_eq!(source.raw_os_error(), Some(libc::EFBIG)),
+            Err(error) => panic!("{error}"),
+        }
+        assert_eq!(written.is_ok(), is_written);
+        let array = opened(&memory).expect("opens").array("x").expect("is there");
+        let mut out = [0; 2];
+        array.read_npy_at(array.header_len(), &mut out).expect("reads");
+        assert_eq!(out, [if is_written { 1 } else { 7 }, 7]);
+    }
+}
+
+/// Where no file can be that long, what is written there fails, and all else works.
+#[test]
+fn an_end_far_away_is_an_error_of_the_disk_or_none() {
+    limit_resources();
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("data.npk");
+    let elements = Rng::new(1).bytes(5000);
+    let array =
+        |data| NewArray { dtype: dtype(), shape: vec![data_len(data) / 4], fortran_order: false, data };
+    let store = Store::create(&path).expect("creates");
+    store.save_as(&[("a", array(&elements))], Some(&BLOCKS)).expect("saves");
+    drop(store);
+    let storage = DirStorage::open(&path).expect("opens");
+    let Blocks { index, .. } = table(&storage).get("a").expect("is there").blocks.expect("is compressed");
+    for end in [1 << 45, 1 << 55, 1 << 56] {
+        let mut manifest = read(&storage, MANIFEST);
+        let generation = Generation(table(&storage).generation().0 + 1);
+        let n_rows = table(&storage).get("a").expect("is there").layout.n_rows();
+        let ops = vec![Op::Blocks("a".into(), n_rows, Index { end, ..index })];
+        manifest.extend(frame::encode(&Edit { generation, time: 0, ops }.encode(), 0).expect("is short"));
+        std::fs::write(path.join(MANIFEST), manifest).expect("writes");
+        let store = Store::open(&path, Access::Write).expect("opens");
+        let written = store.replace_range("a", 0..2, array(&elements[..8]));
+        assert!(matches!(written, Ok(()) | Err(StoreError::Io { .. })), "{written:?}");
+        let reader = Store::open(&path, Access::Read).expect("opens");
+        let mut out = vec![0; elements.len()];
+        reader.array("a").expect("is there").read_into(&mut out).expect("reads");
+        assert!(out == elements);
+        if written.is_ok() {
+            // Its end is behind that now; and a file this long takes its time wherever holes are looked for.
+            break;
+        }
+        store.set_attrs(None, Default::default(), &[]).expect("commits");
+    }
 }
