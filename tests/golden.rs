@@ -3,6 +3,10 @@
 //! It was written by `cargo test --test golden -- --ignored write_the_golden_store`, which is also how a store of a
 //! later version is made: in a new folder, beside the old one.
 
+mod common;
+#[path = "golden/zstd.rs"]
+mod zstd;
+
 use std::path::{Path, PathBuf};
 
 use numpack::format::frame::{self, Log};
@@ -186,7 +190,22 @@ fn every_array_of_version_1_is_read_as_it_was() {
 
 #[test]
 fn what_is_decoded_encodes_to_the_same_bytes() {
-    let bytes = std::fs::read(golden().join("metadata.npkm")).unwrap();
+    assert_manifest_comes_back(&golden());
+    for known in saved() {
+        let dtype = Dtype::parse_python(known.dtype).unwrap();
+        let layout = Layout::new(&dtype, known.shape, known.fortran_order).unwrap();
+        let store = Store::open(&golden(), Access::Read).unwrap();
+        let file = golden().join(store.array(known.name).unwrap().file_name());
+        let mut expected = npy::encode(&dtype, &layout).unwrap();
+        expected.extend(&known.elements);
+        assert!(std::fs::read(file).unwrap() == expected, "{:?}", known.name);
+    }
+}
+
+/// # Panics
+/// If the manifest of the store at `path`, decoded and encoded, is another one.
+fn assert_manifest_comes_back(path: &Path) {
+    let bytes = std::fs::read(path.join("metadata.npkm")).unwrap();
     let store_id = frame::parse_header(&bytes).unwrap();
     let published = u64::from_le_bytes(bytes[40..48].try_into().unwrap());
     assert_eq!(published, bytes.len() as u64);
@@ -200,13 +219,4 @@ fn what_is_decoded_encodes_to_the_same_bytes() {
         written.extend(frame::encode(&edit.encode(), frame.synced_len).unwrap());
     }
     assert!(written == bytes);
-    for known in saved() {
-        let dtype = Dtype::parse_python(known.dtype).unwrap();
-        let layout = Layout::new(&dtype, known.shape, known.fortran_order).unwrap();
-        let store = Store::open(&golden(), Access::Read).unwrap();
-        let file = golden().join(store.array(known.name).unwrap().file_name());
-        let mut expected = npy::encode(&dtype, &layout).unwrap();
-        expected.extend(&known.elements);
-        assert!(std::fs::read(file).unwrap() == expected, "{:?}", known.name);
-    }
 }

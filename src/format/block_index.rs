@@ -17,7 +17,10 @@ pub const PAGE_LEN: usize = PAGE_FANOUT * POINTER_LEN;
 /// `log2(PAGE_FANOUT)`.
 const FANOUT_BITS: u32 = 8;
 
+/// A pointer's offset has this many bits; the kind is above them.
 const KIND_SHIFT: u32 = 56;
+/// No data file goes on behind this offset, which is the first that a pointer cannot say.
+pub const MAX_END: u64 = 1 << KIND_SHIFT;
 const STORED_LEN_OFFSET: usize = size_of::<u64>();
 const CRC_OFFSET: usize = STORED_LEN_OFFSET + size_of::<u32>();
 
@@ -160,7 +163,7 @@ impl Index {
     /// What is wrong with it.
     pub fn check(&self, nbytes: u64, npy_len: u64, codec: &Codec) -> Result<(), &'static str> {
         let start = FILE_HEADER_LEN.saturating_add(npy_len);
-        if self.end > i64::MAX.unsigned_abs() || self.end < start || self.live > self.end {
+        if self.end > MAX_END || self.end < start || self.live > self.end {
             return Err("has an end or a size that no file has");
         }
         let n_blocks = nbytes.checked_div(u64::from(codec.block_len)).unwrap_or(0);
@@ -394,6 +397,280 @@ impl Slot {
             (first, SLOT_OFFSETS[1])
         } else {
             (second, SLOT_OFFSETS[0])
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{Filter, MAX_BLOCK_LEN};
+    use super::*;
+
+    const START: u64 = FILE_HEADER_LEN + 128;
+
+    fn codec() -> Codec {
+        Codec::new(1, 4096, Filter::None).unwrap()
+    }
+
+    fn pointer(kind: BlockKind, offset: u64, stored_len: u32) -> Pointer {
+        Pointer { kind, offset, stored_len, crc: 0x1234_5678 }
+    }
+
+    /// Kinds of what is somewhere.
+    fn kinds() -> Vec<BlockKind> {
+        (1..=u8::MAX).filter_map(BlockKind::from_u8).collect()
+    }
+
+    fn pointers() -> impl Strategy<Value = Pointer> {
+        let somewhere = (prop::sample::select(kinds()), 0..1_u64 << KIND_SHIFT, any::<u32>(), any::<u32>());
+        let somewhere =
+            somewhere.prop_map(|(kind, offset, stored_len, crc)| Pointer { kind, offset, stored_len, crc });
+        prop_oneof![Just(Pointer::ABSENT), somewhere]
+    }
+
+    fn indexes() -> impl Strategy<Value = Index> {
+        (pointers(), pointers(), any::<u64>(), any::<u64>()).prop_map(|(root, tail, end, live)| Index {
+            root,
+            tail,
+            end,
+            live,
+        })
+    }
+
+    #[test]
+    fn pointers_are_sixteen_bytes() {
+        let bytes = pointer(BlockKind::ZstdShuffle, 0x00ab_cdef_0123_4567, 0x89).to_bytes();
+        assert_eq!(
+            bytes,
+            [0x67, 0x45, 0x23, 0x01, 0xef, 0xcd, 0xab, 3, 0x89, 0, 0, 0, 0x78, 0x56, 0x34, 0x12]
+        );
+        assert_eq!(Pointer::ABSENT.to_bytes(), [0; POINTER_LEN]);
+        let mut unknown = bytes;
+        unknown[7] = 0xff;
+        assert!(Pointer::parse(&unknown, 0).unwrap_err().contains("unknown kind"));
+        // What leads nowhere has nothing to say.
+        for at in (0..POINTER_LEN).filter(|at| *at != 7) {
+            let mut bytes = [0; POINTER_LEN];
+            bytes[at] = 1;
+            assert!(Pointer::parse(&bytes, 0).unwrap_err().contains("not empty"));
+        }
+        assert!(Pointer::parse(&bytes, 1).is_err());
+        assert!(Pointer::parse(&bytes, usize::MAX).is_err());
+    }
+
+    #[test]
+    fn trees_are_as_high_as_they_must_be() {
+        let heights = [(0, 0), (1, 0), (2, 1), (256, 1), (257, 2), (65_536, 2), (65_537, 3), (1 << 51, 7)];
+        for (n_blocks, expected) in heights {
+            assert_eq!(height(n_blocks), expected, "{n_blocks} blocks");
+        }
+        assert_eq!([0, 1, 2, 7, 8].map(blocks_below), [1, 256, 65_536, 1 << 56, u64::MAX]);
+        let block = 0x0403_0201;
+        assert_eq!([1, 2, 3, 4, 5].map(|level| slot_in_page(block, level)), [1, 2, 3, 4, 0]);
+        assert_eq!(
+            [0, 1, 2, 3, 4, 8].map(|level| first_block_of_page(block, level)),
+            [block, 0x0403_0200, 0x0403_0000, 0x0400_0000, 0, 0]
+        );
+    }
+
+    #[test]
+    fn an_index_is_checked_against_the_array() {
+        let index = |root, tail, end| Index { root, tail, end, live: 0 };
+        let absent = Pointer::ABSENT;
+        let page = pointer(BlockKind::Page, START, 32);
+        let raw = pointer(BlockKind::Raw, START, 4096);
+        let zstd = pointer(BlockKind::Zstd, START, 100);
+        let open_tail = pointer(BlockKind::OpenTail, START, 100);
+        let raw_tail = pointer(BlockKind::Raw, START, 100);
+        let end = START + 4096;
+        for (nbytes, index) in [
+            (0, Index::empty(128)),
+            (0, index(absent, absent, START)),
+            (4096, index(absent, absent, START)),
+            (4196, index(absent, absent, START)),
+            (4096, index(raw, absent, end)),
+            (4096, index(zstd, absent, START + 100)),
+            (8192, index(page, absent, end)),
+            (100, index(absent, raw_tail, START + 100)),
+            (101, index(absent, zstd, START + 100)),
+            (100, index(absent, open_tail, end)),
+            (4196, index(zstd, open_tail, end)),
+        ] {
+            assert_eq!(index.check(nbytes, 128, &codec()), Ok(()), "{nbytes}: {index:?}");
+        }
+        let moved = |pointer: Pointer, offset| Pointer { offset, ..pointer };
+        let long = |pointer: Pointer, stored_len| Pointer { stored_len, ..pointer };
+        for (nbytes, index, what) in [
+            (0, index(zstd, absent, end), "no full block"),
+            (4095, index(raw, absent, end), "no full block"),
+            (4096, index(page, absent, end), "wrong kind"),
+            (8192, index(raw, absent, end), "wrong kind"),
+            (8192, index(long(page, 4112), absent, end + 16), "wrong kind or length"),
+            (8192, index(long(page, 8), absent, end), "wrong kind or length"),
+            (8192, index(long(page, 0), absent, end), "wrong kind or length"),
+            (4096, index(long(raw, 4095), absent, end), "wrong kind or length"),
+            (4096, index(long(zstd, 4096), absent, end), "wrong kind or length"),
+            (4096, index(long(zstd, 0), absent, end), "wrong kind or length"),
+            (4096, index(open_tail, absent, end), "wrong kind"),
+            (4096, index(absent, raw_tail, end), "no partial block"),
+            (100, index(absent, zstd, end), "wrong kind or length"),
+            (100, index(absent, page, end), "wrong kind or length"),
+            (101, index(absent, open_tail, end), "not where it can be"),
+            (100, index(absent, open_tail, end - 1), "not where it can be"),
+            (100, index(absent, moved(open_tail, START - 1), end), "not where it can be"),
+            (
+                100,
+                index(absent, moved(open_tail, (1 << KIND_SHIFT) - 1), 1 << KIND_SHIFT),
+                "not where it can be",
+            ),
+            (4096, index(moved(raw, START - 1), absent, end), "outside"),
+            (4096, index(moved(raw, START + 1), absent, end), "outside"),
+            (4096, index(moved(raw, (1 << KIND_SHIFT) - 1), absent, 1 << KIND_SHIFT), "outside"),
+            (0, index(absent, absent, START - 1), "no file has"),
+            (0, index(absent, absent, (1 << KIND_SHIFT) + 1), "no file has"),
+            (0, index(absent, absent, u64::MAX), "no file has"),
+            (0, Index { live: START + 1, ..Index::empty(128) }, "no file has"),
+        ] {
+            let error = index.check(nbytes, 128, &codec()).expect_err(what);
+            assert!(error.contains(what), "{nbytes}: {index:?} {error}");
+        }
+    }
+
+    #[test]
+    fn pages_end_after_their_last_pointer() {
+        let block = pointer(BlockKind::Zstd, START, 9);
+        for used in [0, 1, 2, 255, 256] {
+            let mut pointers = vec![Pointer::ABSENT; PAGE_FANOUT];
+            if let Some(last) = pointers[..used].last_mut() {
+                *last = block;
+            }
+            let bytes = encode_page(&pointers);
+            assert_eq!(bytes.len(), used * POINTER_LEN);
+            assert_eq!(parse_page(&bytes).unwrap(), pointers);
+        }
+        for len in [1, 15, 17, PAGE_LEN + POINTER_LEN] {
+            assert!(parse_page(&vec![0; len]).unwrap_err().contains("length"));
+        }
+    }
+
+    #[test]
+    fn the_newest_slot_that_is_whole_counts() {
+        let slot = |sequence| Slot { sequence, nbytes: 7, index: Index::empty(128) };
+        let header = |first: Option<Slot>, second: Option<Slot>| {
+            let mut header = FileHeader { npy_len: 128, codec: codec() }.to_bytes();
+            for (slot, offset) in [first, second].into_iter().zip(SLOT_OFFSETS) {
+                if let Some(slot) = slot {
+                    header[offset as usize..][..SLOT_LEN].copy_from_slice(&slot.to_bytes());
+                }
+            }
+            header
+        };
+        let [first, second] = SLOT_OFFSETS;
+        assert_eq!(Slot::newest(&header(None, None)), (None, first));
+        assert_eq!(Slot::newest(&header(Some(slot(0)), None)), (Some(slot(0)), second));
+        assert_eq!(Slot::newest(&header(Some(slot(0)), Some(slot(1)))), (Some(slot(1)), first));
+        assert_eq!(Slot::newest(&header(Some(slot(2)), Some(slot(1)))), (Some(slot(2)), second));
+        assert_eq!(Slot::newest(&[]), (None, first));
+        // A torn one is none, wherever it is torn; the last bytes are reserved.
+        let whole = header(Some(slot(2)), Some(slot(1)));
+        for at in 0..SLOT_LEN {
+            let mut torn = whole.clone();
+            torn[first as usize + at] ^= 0x10;
+            let expected = if at < SLOT_LEN - 4 { (Some(slot(1)), first) } else { (Some(slot(2)), second) };
+            assert_eq!(Slot::newest(&torn), expected, "{at}");
+            assert_eq!(Slot::newest(&whole[..first as usize + at]), (None, first));
+        }
+    }
+
+    #[test]
+    fn file_headers_that_are_cut_or_damaged_are_refused() {
+        let header =
+            FileHeader { npy_len: 4096, codec: Codec::new(-7, MAX_BLOCK_LEN, Filter::Shuffle).unwrap() };
+        let bytes = header.to_bytes();
+        assert_eq!(bytes.len() as u64, FILE_HEADER_LEN);
+        assert_eq!(FileHeader::parse(&bytes).unwrap(), header);
+        let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+        for len in 0..used {
+            assert!(FileHeader::parse(&bytes[..len]).is_err(), "{len}");
+        }
+        for at in 0..used {
+            for bit in 0..8 {
+                let mut bad = bytes.clone();
+                bad[at] ^= 1 << bit;
+                assert!(FileHeader::parse(&bad).is_err(), "{at}");
+            }
+        }
+        // With a right checksum as well.
+        for (offset, number, what) in [
+            (VERSION_OFFSET, 2, "version 2"),
+            (NPY_LEN_OFFSET, (1 << 20) + 1, "1048577"),
+            (CODEC_LEN_OFFSET, u32::MAX, "4294967295"),
+            (CODEC_LEN_OFFSET, MAX_CODEC_LEN as u32 + 1, "bytes"),
+            (CODEC_LEN_OFFSET, 3, "byte"),
+        ] {
+            let mut bad = bytes.clone();
+            put_u32(&mut bad, offset, number);
+            let codec_len = (number as usize).min(MAX_CODEC_LEN);
+            let end = if offset == CODEC_LEN_OFFSET { CODEC_OFFSET + codec_len } else { used };
+            let crc = header_crc(&bad[..end]).unwrap();
+            put_u32(&mut bad, HEADER_CRC_OFFSET, crc);
+            let error = FileHeader::parse(&bad).expect_err(what).to_string();
+            assert!(error.contains(what), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn indexes_and_slots_come_back(index in indexes(), sequence in any::<u64>(), nbytes in any::<u64>()) {
+            prop_assert_eq!(Index::parse(&index.to_bytes()), Ok(index));
+            let slot = Slot { sequence, nbytes, index };
+            prop_assert_eq!(Slot::parse(&slot.to_bytes(), 0), Some(slot));
+            // Whatever it says, it is looked at without harm.
+            for npy_len in [0, 128, u64::MAX] {
+                let _ = (index.check(nbytes, npy_len, &codec()), index.dead(npy_len));
+            }
+        }
+
+        #[test]
+        fn pages_come_back(mut pointers in prop::collection::vec(pointers(), 0..=PAGE_FANOUT)) {
+            let page = parse_page(&encode_page(&pointers)).unwrap();
+            pointers.resize(PAGE_FANOUT, Pointer::ABSENT);
+            prop_assert_eq!(page, pointers);
+        }
+
+        #[test]
+        fn hostile_bytes_are_refused_or_come_back(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(page) = parse_page(&bytes) {
+                prop_assert!(bytes.starts_with(&encode_page(&page)));
+            }
+            if let Ok(index) = Index::parse(&bytes) {
+                prop_assert_eq!(&index.to_bytes()[..], &bytes[..]);
+            }
+            let _ = (FileHeader::parse(&bytes), Slot::newest(&bytes), Slot::parse(&bytes, u64::MAX));
+            let mut header = FileHeader { npy_len: 128, codec: codec() }.to_bytes();
+            header[MAGIC.len()..][..bytes.len()].copy_from_slice(&bytes);
+            let _ = (FileHeader::parse(&header), Slot::newest(&header));
+        }
+
+        #[test]
+        fn each_block_is_in_one_slot_of_each_level(block in 0_u64..1 << 51, level in 1_u32..8) {
+            let first = first_block_of_page(block, level);
+            prop_assert!((first..first + blocks_below(level)).contains(&block));
+            let child = first + slot_in_page(block, level) as u64 * blocks_below(level - 1);
+            prop_assert_eq!(child, first_block_of_page(block, level - 1));
+        }
+
+        #[test]
+        fn pointers_that_are_checked_stay_within_the_file(
+            pointer in pointers(), level in 0_u32..3, raw_len in 0_u64..1 << 24, end in START..1 << KIND_SHIFT,
+        ) {
+            if check_pointer(&pointer, level, raw_len, START, end).is_ok() && !pointer.is_absent() {
+                prop_assert!(START <= pointer.offset && pointer.end() <= end);
+                let most = if level == 0 { raw_len } else { PAGE_LEN as u64 };
+                prop_assert!(u64::from(pointer.stored_len) <= most);
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ use std::thread;
 use super::blocks::{ReadError, View};
 use super::data::{DataFile, lock};
 use crate::codec::Encoder;
-use crate::format::block_index::{self, PAGE_FANOUT, Pointer};
+use crate::format::block_index::{self, MAX_END, PAGE_FANOUT, Pointer};
 use crate::format::{BlockKind, Index};
 use crate::sys::process::n_cores;
 
@@ -351,6 +351,9 @@ impl BlockWriter {
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<(), WriteError> {
+        if offset.saturating_add(bytes.len() as u64) > MAX_END {
+            return Err(WriteError::Io(io::Error::from_raw_os_error(libc::EFBIG)));
+        }
         self.data.file.write_at(bytes, offset).map_err(WriteError::Io)
     }
 }

@@ -27,6 +27,17 @@ const MAX_RECENT_LEN: usize = 4 << 20;
 /// time before, for which it has to wait for the disk.
 const MAX_ATTEMPTS: u32 = 100;
 
+/// How often it reads the same state again. It may have been another one meanwhile: contents that come back, at places
+/// that are used in turn, have the same index.
+const MAX_SAME: u32 = 3;
+
+/// How often a reader has looked for newer blocks.
+#[derive(Debug, Default)]
+struct Attempts {
+    n: u32,
+    n_same: u32,
+}
+
 /// One committed state of the blocks of an array.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct View {
@@ -342,7 +353,7 @@ impl<'a> Cursor<'a> {
     }
 
     fn read_whole(&mut self, block: u64, out: &mut [u8]) -> Result<(), StoreError> {
-        let mut attempts = 0;
+        let mut attempts = Attempts::default();
         loop {
             let (at, error) = match self.data.read_blocks(&self.view, block, out) {
                 Ok(()) => return Ok(()),
@@ -363,7 +374,7 @@ impl<'a> Cursor<'a> {
         {
             return Ok(Arc::clone(bytes));
         }
-        let mut attempts = 0;
+        let mut attempts = Attempts::default();
         let bytes = loop {
             match self.decoded(block) {
                 Ok(bytes) => break bytes,
@@ -392,7 +403,12 @@ impl<'a> Cursor<'a> {
     }
 
     /// After `error`: goes on with a newer view, or says what is damaged.
-    fn look_again(&mut self, block: u64, error: ReadError, attempts: &mut u32) -> Result<(), StoreError> {
+    fn look_again(
+        &mut self,
+        block: u64,
+        error: ReadError,
+        attempts: &mut Attempts,
+    ) -> Result<(), StoreError> {
         let (offset, what) = match error {
             ReadError::Fault(offset, what) => (offset, what),
             ReadError::Io(source) => {
@@ -400,11 +416,16 @@ impl<'a> Cursor<'a> {
             }
         };
         let newest = self.shared.newest_view(self.record, self.data, true);
-        *attempts += 1;
+        attempts.n += 1;
         match newest {
-            Some(newest) if newest != self.view && *attempts < MAX_ATTEMPTS => {
+            Some(newest) if newest != self.view && attempts.n < MAX_ATTEMPTS => {
+                attempts.n_same = 0;
                 self.view = newest;
                 self.current = None;
+                Ok(())
+            }
+            Some(newest) if newest == self.view && attempts.n_same < MAX_SAME => {
+                attempts.n_same += 1;
                 Ok(())
             }
             _ => Err(self.shared.block_fault(self.record, block, offset, what)),

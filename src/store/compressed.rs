@@ -189,7 +189,14 @@ impl Shared {
         let mut space = Space::known(data, &view.index);
         let lost = view.index.dead(record.offset).saturating_sub(space.len());
         if lost > view.index.live / 2 {
-            space = self.reclaim(record, data, &view)?;
+            space = match self.reclaim(record, data, &view) {
+                Err(error @ StoreError::Block { .. }) => {
+                    // What is damaged may be saved yet: nothing is overwritten.
+                    log::warn!("no space is given back: {error}");
+                    Space::default()
+                }
+                result => result?,
+            };
         }
         // Not before: what is reclaimed was synced, and what is written now is not.
         self.note_dirty(record);
@@ -202,18 +209,13 @@ impl Shared {
         let synced = data.file.sync_data().map_err(|e| self.io_of(record, "sync", e));
         self.or_poison(synced.and_then(|()| self.sync_all()))?;
         let mut live = Vec::new();
-        let walked = self.walk(record, data, view, &mut |_, pointer| {
+        self.walk(record, data, view, &mut |_, pointer| {
             let len = match pointer.kind {
                 BlockKind::OpenTail => view.block_len(),
                 _ => u64::from(pointer.stored_len),
             };
             live.push(Extent { offset: pointer.offset, len });
-        });
-        if let Err(error) = walked {
-            // What is damaged may be saved yet: nothing is overwritten.
-            log::warn!("no space is given back: {error}");
-            return Ok(Space::default());
-        }
+        })?;
         let mut space = Space::between(live, view.start, &view.index);
         for extent in space.free() {
             // Of a part of a page, nothing is given back.
@@ -267,6 +269,10 @@ impl Shared {
             *room = before.checked_sub(u64::from(pointer.stored_len));
             if room.is_none() {
                 let fault = BlockFault::Index("leads to more than the file has");
+                return failed(block, level, ReadError::Fault(pointer.offset, fault));
+            }
+            if block >= view.n_full() {
+                let fault = BlockFault::Index("leads to blocks that the array does not have");
                 return failed(block, level, ReadError::Fault(pointer.offset, fault));
             }
             f(block, &pointer);

@@ -147,6 +147,15 @@ impl DataFiles {
         lock(&self.open).insert(id, file);
     }
 
+    /// Forgets where there was room in the file of a version: somebody else may have used it. The state that the room
+    /// was known for may come back, and look the same.
+    pub(super) fn forget_space(&self, id: ArrayId) {
+        let data = lock(&self.open).by_id.get(&id).and_then(Weak::upgrade);
+        if let Some(data) = data {
+            *lock(&data.space) = Space::default();
+        }
+    }
+
     /// Closes a version that is gone, unless somebody still uses it.
     pub(super) fn forget(&self, id: ArrayId) {
         let mut open = lock(&self.open);

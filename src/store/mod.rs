@@ -371,10 +371,13 @@ impl Shared {
         file.map_err(|source| StoreError::io("create a file in", self.storage.path(), "", source))
     }
 
-    /// Keeps a change for `refresh`, and closes the files of versions that are gone.
+    /// Keeps a change for `refresh`, closes the files of versions that are gone, and forgets where there was room in
+    /// those that others have written to.
     fn note_change(&self, change: Change) {
-        if change.kind == ChangeKind::Removed {
-            self.files.forget(change.id);
+        match change.kind {
+            ChangeKind::Removed => self.files.forget(change.id),
+            ChangeKind::Resized | ChangeKind::Written if !change.is_own => self.files.forget_space(change.id),
+            _ => {}
         }
         if let Some(changes) = &mut *lock(&self.changes) {
             changes.push(change);

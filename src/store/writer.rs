@@ -287,6 +287,7 @@ impl Shared {
         }
         let time = time.unwrap_or_else(now);
         let (records, superseded) = self.name_files(&staged, &ops, time);
+        superseded.iter().for_each(|(id, _)| self.keep_last_state(*id));
         let is_intended = !(records.is_empty() && superseded.is_empty());
         if is_intended {
             // Should this process die, whoever comes next must look, also one that knows this state.
@@ -343,7 +344,8 @@ impl Shared {
         if is_intended {
             self.end_intent(superseded.iter().map(|(_, file)| &**file));
         }
-        if manifest.wants_snapshot() {
+        // A snapshot does not say whose headers lag behind.
+        if manifest.wants_snapshot() && manifest.lagging.is_empty() {
             // The new file has a temporary name for a moment.
             let published = self.write_intent(names::MANIFEST).and_then(|()| {
                 manifest.publish(&*self.storage)?;
@@ -427,6 +429,23 @@ impl Shared {
                 // The intent names the file: the next writer removes it.
                 log::debug!("{}: {error}", self.storage.path().join(&**name).display());
             }
+        }
+    }
+
+    /// Lets the data file of a version that is about to go say where its blocks are: nothing else will. It says so
+    /// already, but for a commit that was lost with the power, while what it had written to the data file was not.
+    fn keep_last_state(&self, id: ArrayId) {
+        let record = self.manifest().table.by_id(id).cloned();
+        let Some(record) = record else { return };
+        let Some(blocks) = record.blocks else { return };
+        let kept = self.files.get(&*self.storage, &record).and_then(|data| {
+            if self.is_slot_current(&record, &data) {
+                return Ok(());
+            }
+            self.write_slot(&record, &data, record.layout.nbytes(), &blocks.index)
+        });
+        if let Err(error) = kept {
+            log::debug!("{error}");
         }
     }
 

@@ -1,5 +1,7 @@
 //! Looks over the data files of compressed arrays, byte by byte, with nothing of the store but the format.
 
+use std::ops::Range;
+
 use numpack::codec::Decoder;
 use numpack::format::block_index::{self, FILE_HEADER_LEN, FileHeader, Pointer, Slot};
 use numpack::format::frame::{self, Log};
@@ -11,12 +13,20 @@ use numpack::sys::{FileAccess, Storage};
 pub struct Found {
     /// Kinds of all blocks, in order; the tail is the last.
     pub kinds: Vec<BlockKind>,
-    /// Offset and length of each page.
-    pub pages: Vec<(u64, u64)>,
-    /// Offset and length of each block that is stored.
-    pub blocks: Vec<(u64, u64)>,
+    pub pages: Vec<Place>,
+    /// Those that are stored, the tail included.
+    pub blocks: Vec<Place>,
     /// The stored elements.
     pub elements: Vec<u8>,
+}
+
+/// Where a block or page is.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub offset: usize,
+    pub len: usize,
+    /// The blocks that it leads to, or is.
+    pub blocks: Range<u64>,
 }
 
 pub fn read(storage: &dyn Storage, name: &str) -> Vec<u8> {
@@ -96,6 +106,12 @@ pub fn look(record: &Record, file: &[u8]) -> Found {
     found
 }
 
+impl Place {
+    fn of(pointer: &Pointer, blocks: Range<u64>) -> Self {
+        Place { offset: pointer.offset as usize, len: pointer.stored_len as usize, blocks }
+    }
+}
+
 struct Look<'a> {
     record: &'a Record,
     file: &'a [u8],
@@ -125,7 +141,8 @@ impl Look<'_> {
             assert_eq!(pointer.kind, BlockKind::Page);
             let page = block_index::parse_page(self.stored(&pointer)).expect("is a page");
             self.extents.push((pointer.offset, pointer.stored_len.into()));
-            self.found.pages.push((pointer.offset, pointer.stored_len.into()));
+            let blocks = first..end.min(first + block_index::blocks_below(level));
+            self.found.pages.push(Place::of(&pointer, blocks));
             for (slot, child) in (0..).zip(page) {
                 self.below(child, level - 1, first + slot * block_index::blocks_below(level - 1), end);
             }
@@ -142,7 +159,8 @@ impl Look<'_> {
             _ => pointer.stored_len.into(),
         };
         if !pointer.is_absent() {
-            self.found.blocks.push((pointer.offset, pointer.stored_len.into()));
+            let block = self.found.kinds.len() as u64;
+            self.found.blocks.push(Place::of(&pointer, block..block + 1));
             self.extents.push((pointer.offset, len));
         }
         self.found.kinds.push(pointer.kind);

@@ -26,15 +26,26 @@ pub enum LastWrite {
     Torn,
 }
 
-#[derive(Debug, Clone, Default)]
+/// What is to be done before and after a read.
+type Around = Box<dyn FnOnce() + Send>;
+
+#[derive(Clone, Default)]
 struct Faults(Arc<Mutex<State>>);
 
-#[derive(Debug, Default)]
+impl std::fmt::Debug for Faults {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Faults").field(&self.state().plan).finish()
+    }
+}
+
+#[derive(Default)]
 struct State {
     calls: Vec<&'static str>,
     /// The call that failed, and its file.
     failed: Option<String>,
     plan: Plan,
+    /// What is to be done around the next read of a file.
+    around: Option<(String, [Around; 2])>,
 }
 
 #[derive(Debug, Default)]
@@ -86,6 +97,16 @@ impl FaultyStorage {
         self.faults.state().plan = Plan::DieAt(n, last_write);
     }
 
+    /// Does things before and after the next read of the file `name` from behind its headers.
+    pub fn around_next_read(
+        &self,
+        name: &str,
+        before: impl FnOnce() + Send + 'static,
+        after: impl FnOnce() + Send + 'static,
+    ) {
+        self.faults.state().around = Some((name.to_owned(), [Box::new(before), Box::new(after)]));
+    }
+
     /// The call that failed as planned, or was the last, and its file if that has a name: `write_at metadata.npkm`.
     pub fn failed_call(&self) -> Option<String> {
         self.faults.state().failed.clone()
@@ -98,7 +119,8 @@ impl FaultyStorage {
 
     /// Whether the planned failure or death has happened, or there was none planned.
     pub fn is_done(&self) -> bool {
-        matches!(self.faults.state().plan, Plan::Work | Plan::Dead)
+        let state = self.faults.state();
+        matches!(state.plan, Plan::Work | Plan::Dead) && state.around.is_none()
     }
 
     fn file(&self, inner: Arc<dyn StorageFile>, name: &str) -> Arc<dyn StorageFile> {
@@ -274,7 +296,14 @@ impl FaultyFile {
 impl StorageFile for FaultyFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.faults.check_alive()?;
-        self.inner.read_at(buf, offset)
+        let name = self.name();
+        let planned = self.faults.state().around.take_if(|(of, _)| *of == name && offset >= 8192);
+        let [before, after] =
+            planned.map_or_else(|| [Box::new(|| ()) as Around, Box::new(|| ())], |(_, both)| both);
+        before();
+        let read = self.inner.read_at(buf, offset);
+        after();
+        read
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {

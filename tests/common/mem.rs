@@ -53,6 +53,7 @@ struct Bytes {
     journal: Vec<ByteEdit>,
     atime: SystemTime,
     mtime: SystemTime,
+    mode: u32,
 }
 
 enum ByteEdit {
@@ -152,8 +153,14 @@ impl Names {
 
 impl Inode {
     fn new(ino: u64, contents: Vec<u8>, mtime: SystemTime) -> Arc<Inode> {
-        let bytes =
-            Bytes { durable: contents.clone(), now: contents, journal: Vec::new(), atime: mtime, mtime };
+        let bytes = Bytes {
+            durable: contents.clone(),
+            now: contents,
+            journal: Vec::new(),
+            atime: mtime,
+            mtime,
+            mode: 0o644,
+        };
         Arc::new(Inode { ino, bytes: Mutex::new(bytes) })
     }
 
@@ -434,6 +441,7 @@ impl StorageFile for MemFile {
             return Ok(false);
         }
         let mut bytes = self.bytes_to_change()?;
+        let len = len.min((bytes.now.len() as u64).saturating_sub(offset));
         punch_bytes(&mut bytes.now, offset, len);
         bytes.journal.push(ByteEdit::Punch { offset, len });
         Ok(true)
@@ -458,7 +466,7 @@ impl StorageFile for MemFile {
             atime: bytes.atime,
             mtime: bytes.mtime,
             ctime: bytes.mtime,
-            mode: libc::S_IFREG | 0o644,
+            mode: libc::S_IFREG | bytes.mode,
             uid: 0,
             gid: 0,
             nlink: nlink as u64,
@@ -469,6 +477,11 @@ impl StorageFile for MemFile {
         let mut bytes = self.inode.bytes();
         bytes.atime = atime.unwrap_or(bytes.atime);
         bytes.mtime = mtime.unwrap_or(bytes.mtime);
+        Ok(())
+    }
+
+    fn set_mode(&self, mode: u32) -> io::Result<()> {
+        self.inode.bytes().mode = mode;
         Ok(())
     }
 

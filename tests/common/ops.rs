@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::ops::Range;
+use std::time::Duration;
 
 use numpack::store::{Attrs, Codec, Compression, NewArray, Store, StoreError};
 
@@ -18,6 +19,8 @@ pub enum Op {
         npy: Vec<u8>,
         content: Content,
         overwrite: bool,
+        /// Parts of `npy` in the order in which they are written to a draft; none if it is imported as a file.
+        pieces: Vec<Range<usize>>,
     },
     Append(Vec<(String, Content)>),
     Replace {
@@ -188,11 +191,20 @@ impl Op {
                 let compression = compression_of(arrays);
                 with_arrays(arrays, |arrays| store.save_as(arrays, compression.as_ref()))
             }
-            Op::Import { name, npy, overwrite, content } => {
+            Op::Import { name, npy, overwrite, content, pieces } if pieces.is_empty() => {
                 let mut file = tempfile::NamedTempFile::new().expect("temporary file");
                 file.write_all(npy).expect("temporary file");
                 let compression = content.compression.as_ref();
                 store.import_npy(name, file.path(), *overwrite, compression, &mut |_| ())
+            }
+            Op::Import { name, npy, overwrite, content, pieces } => {
+                let mut draft = store.begin_draft(content.compression.as_ref())?;
+                for piece in pieces {
+                    draft.write_at(piece.start as u64, &npy[piece.clone()])?;
+                }
+                let array = store.finish_draft(name, &mut draft, *overwrite, Duration::from_secs(60))?;
+                assert_eq!(array.npy_len(), npy.len() as u64);
+                Ok(())
             }
             Op::Append(rows) => with_arrays(rows, |rows| store.append(rows)),
             Op::Replace { name, rows, data } => {

@@ -1,5 +1,7 @@
 //! Random arrays, attributes and operations.
 
+use std::ops::Range;
+
 use numpack::format::{Layout, npy};
 use numpack::store::{Attrs, Compression, Dtype, Filter};
 use rmpv::Value;
@@ -219,6 +221,23 @@ fn npy_file(rng: &mut Rng) -> (Vec<u8>, Content) {
     (npy, content)
 }
 
+/// Parts of a file of `len` bytes, some of which are there twice, mostly in order.
+fn pieces(rng: &mut Rng, len: usize) -> Vec<Range<usize>> {
+    let mut cuts: Vec<usize> =
+        (0..rng.below(6)).map(|_| rng.below(len as u64) as usize).chain([0, len]).collect();
+    cuts.sort_unstable();
+    let mut pieces: Vec<_> = cuts.windows(2).map(|cuts| cuts[0]..cuts[1]).collect();
+    for _ in 0..rng.below(3) {
+        let again = rng.pick(&pieces).clone();
+        let at = rng.below(pieces.len() as u64 + 1) as usize;
+        pieces.insert(at, again);
+    }
+    if rng.one_in(4) {
+        pieces.reverse();
+    }
+    pieces
+}
+
 /// A row number, and now and then one that is none.
 fn row(rng: &mut Rng, n_rows: u64) -> u64 {
     if rng.one_in(20) { n_rows + rng.below(3) } else { rng.below(n_rows) }
@@ -242,7 +261,8 @@ pub fn op(rng: &mut Rng, model: &Model) -> Op {
         }
         4..6 => {
             let (npy, content) = npy_file(rng);
-            Op::Import { name: rng.pick(&names).clone(), npy, content, overwrite: rng.one_in(2) }
+            let pieces = if rng.one_in(2) { pieces(rng, npy.len()) } else { Vec::new() };
+            Op::Import { name: rng.pick(&names).clone(), npy, content, overwrite: rng.one_in(2), pieces }
         }
         6..9 => {
             let first = match rng.below(14) {
