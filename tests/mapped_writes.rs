@@ -93,7 +93,10 @@ fn arrays_that_are_compressed_read_as_they_do_uncompressed() {
         };
         assert_eq!(fs::read(m.path("a.npy")).unwrap(), fs::read(m.path("plain.npy")).unwrap());
         assert!(!m.passes_through("a.npy"));
-        assert_eq!(m.passes_through("plain.npy"), m.passes_through("plain.npy") && mode == PassthroughMode::Auto);
+        assert_eq!(
+            m.passes_through("plain.npy"),
+            m.passes_through("plain.npy") && mode == PassthroughMode::Auto
+        );
     }
 }
 
@@ -149,7 +152,8 @@ fn what_is_written_reaches_the_store_when_a_program_syncs_or_closes() {
 
 #[test]
 fn what_nobody_syncs_is_committed_a_second_later_or_at_the_end() {
-    let Some(mut m) = Mount::new(PassthroughMode::Off, |store| save_compressed(store, "a", N_NUMBERS, 0)) else {
+    let Some(mut m) = Mount::new(PassthroughMode::Off, |store| save_compressed(store, "a", N_NUMBERS, 0))
+    else {
         return;
     };
     let file = open_for_writing(&m.path("a.npy"));
@@ -219,7 +223,10 @@ fn more_than_is_collected_can_be_written() {
     };
     let mut mapper = Mapper::new(&m.path("a.npy"), "r+b");
     assert_eq!(mapper.tell(&format!("fill {HEADER_LEN} {} 7", 2 * len)), "filled");
-    assert_eq!(mapper.tell(&format!("pwrite {} {} 7", HEADER_LEN + 2 * len as u64, 2 * len)), format!("{}", 2 * len));
+    assert_eq!(
+        mapper.tell(&format!("pwrite {} {} 7", HEADER_LEN + 2 * len as u64, 2 * len)),
+        format!("{}", 2 * len)
+    );
     assert_eq!(mapper.tell("flush"), "None");
     let mut bytes = vec![0; 4 * len];
     m.other.array("a").unwrap().read_into(&mut bytes).unwrap();
@@ -285,7 +292,10 @@ impl Model {
     fn settle(&mut self, found: Vec<u8>) {
         for (i, (byte, synced)) in found.iter().zip(&self.synced).enumerate() {
             let is_later = |(range, value): &(Range<usize>, u8)| range.contains(&i) && value == byte;
-            assert!(byte == synced || self.later.iter().any(is_later), "byte {i}: {byte}, synced as {synced}");
+            assert!(
+                byte == synced || self.later.iter().any(is_later),
+                "byte {i}: {byte}, synced as {synced}"
+            );
         }
         *self = Self { synced: found, later: Vec::new() };
     }

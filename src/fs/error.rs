@@ -138,7 +138,9 @@ impl fmt::Display for FsError {
                 write!(f, "a mount does not offer {what}")
             }
             Self::Finished { ino } => write!(f, "the file of inode {ino} is an array now"),
-            Self::Uncommitted { ino } => write!(f, "what was written to inode {ino} is to be committed first"),
+            Self::Uncommitted { ino } => {
+                write!(f, "what was written to inode {ino} is to be committed first")
+            }
             Self::Store(error) => error.fmt(f),
         }
     }

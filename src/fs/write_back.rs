@@ -245,7 +245,11 @@ impl WriteBack {
             }
         }
         let is_much = self.cost.load(Ordering::Relaxed) > EARLY_LEN;
-        Some(if is_much && !self.is_asked.swap(true, Ordering::Relaxed) { Written::Much } else { Written::Done })
+        Some(if is_much && !self.is_asked.swap(true, Ordering::Relaxed) {
+            Written::Much
+        } else {
+            Written::Done
+        })
     }
 
     /// Gives out what is to be committed of an inode.
@@ -288,7 +292,12 @@ impl Fs {
         let end = offset.saturating_add(data.len() as u64);
         if end > array.npy_len() {
             let array_name = array.name().to_string();
-            return Err(StoreError::OutOfBounds { array: array_name, range: offset..end, len: array.npy_len() }.into());
+            return Err(StoreError::OutOfBounds {
+                array: array_name,
+                range: offset..end,
+                len: array.npy_len(),
+            }
+            .into());
         }
         let header_len = array.header_len();
         let in_header = header_len.saturating_sub(offset).min(data.len() as u64) as usize;
@@ -481,7 +490,10 @@ mod tests {
             let range = random(150)..150 + random(150);
             let mut within = vec![None; (range.end - range.start) as usize];
             for (position, bytes) in parts.within(&range) {
-                within[position..position + bytes.len()].iter_mut().zip(bytes).for_each(|(w, b)| *w = Some(*b));
+                within[position..position + bytes.len()]
+                    .iter_mut()
+                    .zip(bytes)
+                    .for_each(|(w, b)| *w = Some(*b));
             }
             assert_eq!(within, model[range.start as usize..range.end as usize]);
         }

@@ -19,7 +19,9 @@ use super::convert::{answer_open, empty, errno, fh, file_attr, file_type, ino, p
 use super::notify::Job;
 use super::passthrough::{OpenAs, Passthrough};
 use super::worker::{Tasks, WaitingWrite, must_wait, waiting};
-use crate::fs::{Attr, BLKSIZE, Caller, Fs, FsError, Ino, NAME_MAX, NewFile, OpenFlags, Rename, SetAttr, Written};
+use crate::fs::{
+    Attr, BLKSIZE, Caller, Fs, FsError, Ino, NAME_MAX, NewFile, OpenFlags, Rename, SetAttr, Written,
+};
 
 /// How long the kernel may use names and attributes without asking. Commits are told to it as they are seen, so this
 /// bounds only what is not told: times after writes to a mapping, and commits that inotify does not see.
@@ -354,14 +356,7 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn flush(
-        &self,
-        _req: &Request,
-        node: INodeNo,
-        handle: FileHandle,
-        _owner: LockOwner,
-        reply: ReplyEmpty,
-    ) {
+    fn flush(&self, _req: &Request, node: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
         match self.fs.flush(fh(handle)) {
             Ok(false) if self.fs.is_uncommitted(fh(handle)) => {
                 let fs = Arc::clone(&self.fs);

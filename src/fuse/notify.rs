@@ -59,7 +59,8 @@ impl Notice {
             let job = if self.poll
                 || self.passthrough.has_cached()
                 || self.fs.has_untold()
-                || self.fs.has_uncommitted() {
+                || self.fs.has_uncommitted()
+            {
                 jobs.recv_timeout(next_look.saturating_duration_since(Instant::now()))
             } else {
                 let job = jobs.recv().map_err(RecvTimeoutError::from);
