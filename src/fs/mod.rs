@@ -172,12 +172,13 @@ impl Fs {
         let mut attempts = 0;
         loop {
             self.sync()?;
-            if let Some(name) = name.to_str()
-                && let Some(attr) = self.look_up_emptied(caller, parent, name)?
-            {
-                return Ok(attr);
-            }
             let attr = self.entry(parent, name)?;
+            if attr.kind == FileKind::File
+                && let Some(new) = self.look_up_emptied(caller, parent, name)?
+            {
+                self.forget(attr.ino, 1);
+                return Ok(new);
+            }
             attempts += 1;
             if attr.kind == FileKind::Directory || attr.ino.is_pending() || !self.again.is_expected(caller) {
                 return Ok(attr);

@@ -378,12 +378,13 @@ impl<'a> Cursor<'a> {
         let pointer = self.data.pointer(&self.view, block)?;
         let raw_len = self.view.raw_len(block) as usize;
         if pointer.is_absent() {
-            return Ok(vec![0; raw_len].into());
+            return Ok(std::iter::repeat_n(0, raw_len).collect());
         }
         if let Some(bytes) = self.data.blocks.recent(&pointer) {
             return Ok(bytes);
         }
-        let mut bytes: Arc<[u8]> = vec![0; raw_len].into();
+        // Collected, it is allocated once; a vector would be copied.
+        let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, raw_len).collect();
         let out = Arc::get_mut(&mut bytes).expect("nobody else has it yet");
         self.data.read_pointer(&self.view, &pointer, out)?;
         self.data.blocks.keep_recent(pointer, &bytes);

@@ -3,7 +3,6 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::num::NonZero;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -15,6 +14,7 @@ use super::writer::{Commit, WriteGuard};
 use super::{Array, Shared, Store};
 use crate::format::block_index::{self, Pointer, Slot};
 use crate::format::{BlockKind, Index, Op, Record};
+use crate::sys::process::n_cores;
 
 /// Decoded blocks that are in memory at once while an array is changed, in bytes.
 const MAX_IN_HAND: u64 = 16 << 20;
@@ -114,7 +114,6 @@ impl Array {
             unreachable!("only compressed arrays are written in parts");
         };
         let shared = self.shared();
-        shared.note_dirty(self.record());
         let mut writer = shared.block_writer(self.record(), data, view)?;
         let written = put_parts(&mut writer, &view, data, &parts).and_then(|()| writer.finish(view.nbytes));
         let (new, space) = written.map_err(|error| shared.write_failed(self.record(), error))?;
@@ -192,6 +191,8 @@ impl Shared {
         if lost > view.index.live / 2 {
             space = self.reclaim(record, data, &view)?;
         }
+        // Not before: what is reclaimed was synced, and what is written now is not.
+        self.note_dirty(record);
         Ok(BlockWriter::new(Arc::clone(data), view, space))
     }
 
@@ -415,7 +416,7 @@ fn overlay(view: &View, data: &DataFile, blocks: &[Changes<'_>], raw: &mut [u8])
             }
         }
     };
-    let n_threads = thread::available_parallelism().map_or(1, NonZero::get).min(blocks.len() / 2);
+    let n_threads = n_cores().min(blocks.len() / 2);
     if n_threads < 2 {
         return work();
     }
@@ -443,7 +444,7 @@ pub(super) fn gather(
         rows.iter_mut().try_for_each(|(offset, out)| cursor.read(*offset, out))
     };
     let n_blocks = rows.chunk_by(|(a, _), (b, _)| a / view.block_len() == b / view.block_len()).count();
-    let n_threads = thread::available_parallelism().map_or(1, NonZero::get).min(n_blocks / 4);
+    let n_threads = n_cores().min(n_blocks / 4);
     if n_threads < 2 {
         return work(&mut rows);
     }

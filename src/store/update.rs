@@ -12,6 +12,7 @@ use roaring::RoaringTreemap;
 
 use super::compressed::Part;
 use super::error::StoreError;
+use super::new_blocks::with_filter;
 use super::stage::{NewArray, Stage, Staged};
 use super::writer::{Commit, WriteGuard, nanos_of};
 use super::{Array, Shared, Store};
@@ -211,15 +212,12 @@ impl Store {
         }
         let _guard = self.shared.lock_writers()?;
         let array = self.record(name)?;
-        let is_so = match (array.codec(), to) {
-            (None, None) => true,
-            (Some(codec), Some(to)) => to.filter.is_some() && to.codec(Filter::None)? == *codec,
-            _ => false,
-        };
-        if is_so {
+        let read = |offset, out: &mut [u8]| array.read_elements_at(offset, out);
+        let to = to.map(|to| with_filter(to, array.dtype(), array.nbytes(), read)).transpose()?;
+        if array.compression() == to {
             return Ok(false);
         }
-        let staged = self.shared.stage_copy(&array, to, progress)?;
+        let staged = self.shared.stage_copy(&array, to.as_ref(), progress)?;
         self.shared.commit(Commit { staged: vec![staged], moves_rows: true, ..Commit::default() })?;
         Ok(true)
     }
@@ -248,12 +246,12 @@ impl Shared {
             return Ok(());
         }
         let data = array.data()?;
-        self.note_dirty(record);
         if record.blocks.is_some() {
             let (index, space) = self.append_blocks(record, data, new.data)?;
             commit.ops.push(Op::Blocks(Arc::clone(array.name()), shape[0], index));
             commit.spaces.push((Arc::clone(data), index, space));
         } else {
+            self.note_dirty(record);
             let failed = |action, e| StoreError::io(action, self.storage.path(), &record.file, e);
             data.file.write_at(new.data, record.data_end()).map_err(|e| failed("write", e))?;
             commit.ops.push(Op::Rows(Arc::clone(array.name()), shape[0]));

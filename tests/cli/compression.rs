@@ -123,6 +123,9 @@ fn recompress_converts_either_way() {
         assert_eq!(codec(name), None);
     }
     npkfs!("-q", "recompress", place.store, "--level", "3", "--filter=auto").ok();
+    let before = generation(&place);
+    npkfs!("-q", "recompress", place.store, "--level", "3").ok();
+    assert_eq!(generation(&place), before, "no filter fits better");
     npkfs!("-q", "export", place.store, place.path("out")).ok();
     assert_eq!(files_below(&place.path("out")), ["a.npy", "g/b.npy", "g/c.npy"]);
     for name in ["a", "g/b", "g/c"] {

@@ -60,11 +60,13 @@ fn long_shape(rng: &mut Rng, itemsize: u64) -> Vec<u64> {
     let n_items = (4 << rng.below(4)) * 800 / itemsize.max(1);
     match rng.below(6) {
         0 => vec![1 + rng.below(3), 2, n_items / 6],
-        1 => vec![n_items / 17, 17],
-        2 => vec![n_items / 3, 3],
+        1 => vec![n_items / 101, 101],
+        2 => vec![n_items / 300, 3, 100],
         // Blocks without a tail.
-        3 => vec![(1 + rng.below(3)) * 4096 / itemsize.max(1)],
-        _ => vec![rng.below(n_items)],
+        3 => vec![(1 + rng.below(3)) * 4, 1024 / itemsize.max(1)],
+        4 => vec![rng.below(n_items) / 64, 64],
+        // Not too many: the model takes its time for each row.
+        _ => vec![rng.below(n_items).min(1500)],
     }
 }
 
@@ -120,7 +122,7 @@ pub fn elements(rng: &mut Rng, itemsize: usize, len: usize) -> Vec<u8> {
         // Blocks of either kind.
         2 => {
             let noise = rng.bytes(len);
-            let is_noise = |at: usize| at / 5000 % 2 == 0;
+            let is_noise = |at: usize| (at / 5000).is_multiple_of(2);
             noise.iter().enumerate().map(|(at, byte)| if is_noise(at) { *byte } else { 3 }).collect()
         }
         _ => (0..len / itemsize).flat_map(item).collect(),

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use numpack::store::{self, Access, Array, ArrayId, ChangeKind, Store};
-use numpack::sys::Storage as _;
+use numpack::sys::{DirStorage, Storage as _};
 use tempfile::TempDir;
 
 use crate::common::check::{assert_array, assert_store};
 use crate::common::model::{Content, Model};
 use crate::common::ops::{self, Op};
 use crate::common::rng::Rng;
-use crate::common::{MemStorage, random};
+use crate::common::{MemStorage, blocks, random};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Place {
@@ -33,9 +33,9 @@ pub struct World {
 }
 
 impl World {
-    /// `is_told`: whether each operation is printed.
-    pub fn new(place: Place, is_told: bool) -> Self {
-        let memory = MemStorage::new();
+    /// `is_told`: whether each operation is printed. `can_punch`: whether the memory gives space back.
+    pub fn new(place: Place, is_told: bool, can_punch: bool) -> Self {
+        let memory = if can_punch { MemStorage::new() } else { MemStorage::without_punch() };
         let dir = (place == Place::Disk).then(|| {
             let dir = tempfile::tempdir().expect("temporary directory");
             let path = dir.path().join("data.npk");
@@ -98,6 +98,16 @@ impl World {
         }
         self.assert_pinned(&mut rng);
         assert_eq!(self.data_files(), self.live_files());
+        if rng.one_in(4) {
+            self.assert_blocks();
+        }
+    }
+
+    fn assert_blocks(&self) {
+        match &self.dir {
+            Some((_, path)) => blocks::assert_blocks(&DirStorage::open(path).expect("opens")),
+            None => blocks::assert_blocks(&self.memory),
+        }
     }
 
     fn operate(&mut self, which: usize, rng: &mut Rng) {
@@ -240,6 +250,7 @@ impl World {
     pub fn finish(&mut self) {
         let reader = self.open(Access::Read);
         assert_store(&reader, &self.model, &mut Rng::new(0));
+        self.assert_blocks();
         if let Some((_, path)) = &self.dir {
             let report = store::verify(path).expect("verifies");
             assert!(report.problems.is_empty(), "{:?}", report.problems);

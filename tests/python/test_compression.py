@@ -125,7 +125,10 @@ def test_recompress_keeps_the_array(npk, numpack):
     decoded = npk.load("a", lazy=True)
     assert level_and_block(npk) == (1, 65536)
     assert_same(npk.load("a"), expected)
+    # What would come out is there already, also where the filter is to be chosen.
     assert npk.recompress("a", codec(npk)) is False
+    assert npk.recompress("a") is npk.recompress("a", {"block": 65536}) is False
+    assert npk.recompress("a", 2) is True
     assert npk.recompress("a", None) is True
     assert npk.recompress("a", False) is False
     assert codec(npk) is None

@@ -56,6 +56,7 @@ impl Fs {
         caller: Caller,
     ) -> Result<(Attr, Fh), FsError> {
         self.pending.come(caller);
+        self.again.came(caller);
         self.sync()?;
         match self.child(parent, name) {
             Err(FsError::NoEntry) => {}
@@ -70,21 +71,26 @@ impl Fs {
             return Err(FsError::ReadOnly);
         }
         let (spot, array) = self.new_spot(parent, name)?;
-        let mut state = State::new(self.new_draft(array.as_deref())?, spot, array);
-        state.n_open = 1;
-        state.n_writers = u32::from(new.write);
+        let state = State::new(self.new_draft(array.as_deref())?, spot, array);
         let file = self.pending.insert(state, 1);
-        let shown = self.show(&file, new.exclusive).and_then(|()| self.pending_attr(&file));
-        let fh = self.open_handle(Arc::clone(&file), new.write);
-        match shown {
-            Ok(attr) => Ok((attr, fh)),
-            Err(error) => {
-                file.state().remove();
+        let made = self.open_new(&file, new.write, new.exclusive).and_then(|fh| {
+            let attr = self.pending_attr(&file).inspect_err(|_| {
                 self.release_pending(fh);
-                self.pending.forget(file.ino, 1);
-                Err(error)
-            }
-        }
+            })?;
+            Ok((attr, fh))
+        });
+        made.inspect_err(|_| self.pending.forget(file.ino, 1))
+    }
+
+    /// Opens a file that has no name yet, and lets it take that; with `exclusive`, only if nothing has it.
+    fn open_new(&self, file: &Arc<PendingFile>, write: bool, exclusive: bool) -> Result<Fh, FsError> {
+        // Whoever finds the name finds that the file is open.
+        file.state().opened(write);
+        let fh = self.open_handle(Arc::clone(file), write);
+        self.show(file, exclusive).map(|()| fh).inspect_err(|_| {
+            file.state().remove();
+            self.release_pending(fh);
+        })
     }
 
     /// Opens a pending file.
@@ -107,12 +113,13 @@ impl Fs {
                 // Whoever was to come gave up, and now wants what everybody sees.
                 return Err(stale());
             }
-            self.show(&file, false)?;
+            return self.open_new(&file, flags.write, false);
         }
+        // A link to an open file, such as /dev/stdout, leads here without a name.
+        let by_link = flags.truncate && self.pending.came_without_name(caller, &file.spot());
         let mut guard = file.state();
         let state = &mut *guard;
-        // Whoever has a file open that is to be emptied makes a version of his own of it, and this will be another.
-        if !is_second && (!state.named || flags.truncate && state.n_open > 0) {
+        if !state.named && !is_second {
             let spot = state.spot.clone();
             drop(guard);
             if flags.truncate {
@@ -121,6 +128,13 @@ impl Fs {
             return Err(stale());
         }
         if flags.truncate {
+            // Whoever has it open makes a version of his own of it, and this will be another.
+            if state.n_open > 0 && !by_link {
+                let spot = state.spot.clone();
+                drop(guard);
+                self.expect_at(caller, spot);
+                return Err(stale());
+            }
             match &mut state.body {
                 Body::Draft(draft) => draft.set_len(0)?,
                 body => *body = Body::Draft(self.new_draft(state.array.as_deref())?),
@@ -128,8 +142,7 @@ impl Fs {
             state.written = 0;
             state.changed();
         }
-        state.n_open += 1;
-        state.n_writers += u32::from(flags.write);
+        state.opened(flags.write);
         drop(guard);
         Ok(self.open_handle(file, flags.write))
     }

@@ -105,6 +105,11 @@ impl State {
         }
     }
 
+    fn opened(&mut self, write: bool) {
+        self.n_open += 1;
+        self.n_writers += u32::from(write);
+    }
+
     /// Whether nothing is to be expected of those who have the file open: they closed it, or wrote all of it.
     fn is_at_rest(&self, draft: &Draft) -> bool {
         self.n_writers == 0 || !self.mapped && self.written >= draft.len()

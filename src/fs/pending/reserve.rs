@@ -4,13 +4,14 @@
 //! and nobody else, the name leads to a new pending file then, which takes the name from the old one when it is opened.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::ffi::OsStr;
+use std::time::{Duration, Instant};
 
 use super::{Pendings, Spot, State, Table};
-use crate::fs::dir::Child;
-use crate::fs::handle::AGAIN_WITHIN;
 use crate::fs::{Attr, Caller, Fs, FsError, Ino, read};
 
+/// Far longer than the kernel takes to come again, on a machine that is busy.
+const EXPECTED_WITHIN: Duration = Duration::from_secs(10);
 /// As many as are expected at a time before those are forgotten who did not come.
 const MAX_EXPECTED: usize = 64;
 
@@ -25,7 +26,7 @@ struct Expected {
 
 impl Expected {
     fn is_late(&self) -> bool {
-        self.since.elapsed() >= AGAIN_WITHIN
+        self.since.elapsed() >= EXPECTED_WITHIN
     }
 }
 
@@ -77,6 +78,15 @@ impl Pendings {
         self.table().forget_expected(caller);
     }
 
+    /// Whether `caller` comes again without having looked up the name. Ends the wait for him then.
+    pub(super) fn came_without_name(&self, caller: Caller, spot: &Spot) -> bool {
+        let is_so = self.expected(caller, spot) == Some(None);
+        if is_so {
+            self.come(caller);
+        }
+        is_so
+    }
+
     /// Keeps a file for `caller`.
     fn reserve(&self, caller: Caller, ino: Ino) {
         if let Some(expected) = self.table().reserved.0.get_mut(&caller) {
@@ -109,25 +119,23 @@ impl Fs {
         }
     }
 
-    /// The attributes of the file that is made for `caller`, if he is expected to look this name up, and it leads to a
+    /// The attributes of the file that is made for `caller`, if he is expected to look up this name, which leads to a
     /// file. Counts a lookup.
     pub(in crate::fs) fn look_up_emptied(
         &self,
         caller: Caller,
         parent: Ino,
-        name: &str,
+        name: &OsStr,
     ) -> Result<Option<Attr>, FsError> {
-        let spot = Spot { parent, name: name.into() };
-        let Some(made) = self.pending.expected(caller, &spot) else { return Ok(None) };
+        let Some(text) = name.to_str() else { return Ok(None) };
+        let Some(made) = self.pending.expected(caller, &Spot { parent, name: text.into() }) else {
+            return Ok(None);
+        };
         let ino = match made {
             Some(ino) => ino,
+            // Even if nobody has it open now: by the time of `open` somebody may.
             None => {
-                // Even if nobody has it open now: by the time of `open` somebody may.
-                let child = read(&self.tree).child(parent, name).cloned();
-                if !matches!(child, Some(Child::File { .. } | Child::Pending(_))) {
-                    return Ok(None);
-                }
-                let (spot, array) = self.new_spot(parent, name.as_ref())?;
+                let (spot, array) = self.new_spot(parent, name)?;
                 let state = State::new(self.new_draft(array.as_deref())?, spot, array);
                 let file = self.pending.insert(state, 0);
                 self.pending.reserve(caller, file.ino);
