@@ -16,6 +16,7 @@ use common::rng::{Rng, seed};
 use numpack::fuse::{MountOptions, PassthroughMode};
 use numpack::store::{Access, Compression, Depth, Store, verify_with};
 use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 const BLOCK_LEN: u64 = 64 << 10;
@@ -241,7 +242,6 @@ struct Server {
 }
 
 impl Server {
-    /// `None` where nothing can be mounted.
     fn start(store: &Path, mountpoint: &Path) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_npkfs"))
             .args(["mount", "--foreground", "-o", "passthrough=off"])
@@ -263,8 +263,14 @@ impl Server {
         self.child.wait().unwrap();
     }
 
-    fn unmount(mut self, mountpoint: &Path) {
-        wait_until("nobody uses the mount", || numpack::sys::mounts::unmount(mountpoint, false).is_ok());
+    /// Ends it in good order, by unmounting or by a signal.
+    fn end(mut self, mountpoint: &Path, by_signal: bool) {
+        if by_signal {
+            let pid = Pid::from_child(&self.child);
+            rustix::process::kill_process(pid, Signal::TERM).unwrap();
+        } else {
+            wait_until("nobody uses the mount", || numpack::sys::mounts::unmount(mountpoint, false).is_ok());
+        }
         assert!(self.child.wait().unwrap().success());
     }
 }
@@ -381,7 +387,7 @@ fn after_a_kill_everything_synced_is_there_and_each_other_range_is_old_or_new() 
         }
         if round % 3 == 2 {
             mapper.end();
-            server.unmount(&mnt);
+            server.end(&mnt, rng.one_in(2));
             model.sync();
             assert!(elements(&path) == model.synced, "after unmounting in round {round}");
             continue;

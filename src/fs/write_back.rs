@@ -5,8 +5,8 @@
 //! commit per array: when a program syncs or closes the file, a second later in any case, and when there is much of it.
 //! Committing may wait for other writers and for the disk, so no thread that answers requests does it.
 //!
-//! Lock order: `Uncommitted::committing`, `Uncommitted::state`, `WriteBack::inodes`. The first is held while the store
-//! commits, the others are leaves.
+//! Lock order: `Uncommitted::committing`, which is held while the store commits, before all others; `Uncommitted::state`
+//! and `WriteBack::inodes`, in this order, after them.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
