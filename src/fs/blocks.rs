@@ -2,9 +2,9 @@
 //!
 //! The kernel asks for pages, in requests that end anywhere in a block, and keeps what it gets. So that each block is
 //! decoded once, what a request did not ask for is kept here until the next one does, as it is with those who read on;
-//! and for those who jump about, it is stored into the kernel's page cache by and by, when its place is needed for other
-//! blocks ([`Invalidation::Pages`](super::Invalidation::Pages)). What is kept is bounded, and never old: it is of one
-//! epoch of its inode, and each change of the elements begins another.
+//! and for those who jump about, it is stored into the kernel's page cache by and by, when its place is needed for
+//! other blocks ([`Invalidation::Pages`](super::Invalidation::Pages)). What is kept is bounded, and never old: it is
+//! of one epoch of its inode, and each change of the elements begins another.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -216,8 +216,8 @@ impl DecodedBlocks {
         self.n_decoded.load(Ordering::Relaxed)
     }
 
-    /// Reads from byte `offset` of the virtual file on, behind the header, and calls `spare` with each block whose rest
-    /// is to be stored into the kernel's page cache. The elements must be of `epoch` or later.
+    /// Reads from byte `offset` of the virtual file on, behind the header, and calls `spare` with each block whose
+    /// rest is to be stored into the kernel's page cache. The elements must be of `epoch` or later.
     pub(super) fn read(
         &self,
         inode: &Inode,
@@ -467,7 +467,8 @@ impl Spare {
 }
 
 impl State {
-    /// The page of which `spare` has the part `part`, and its offset, if the other part is here; or else this one is kept.
+    /// The page of which `spare` has the part `part`, and its offset, if the other part is here; or else this one is
+    /// kept.
     fn join(&mut self, spare: &Spare, part: &Range<u64>) -> Option<(u64, Vec<u8>)> {
         let (ino, block) = spare.key;
         let page = part.start / PAGE_LEN;

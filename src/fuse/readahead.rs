@@ -1,9 +1,9 @@
 //! How far ahead of a sequential reader the kernel asks.
 //!
 //! It offers no more than 128 KiB to a FUSE file system, and whoever is root may ask for more afterwards. With longer
-//! requests, more is decoded while the reader is busy: a mapped sum of compressed float32 went from 0.84 to 1.17 GB/s, and
-//! without compression from 2.2 to 2.5 GB/s. Those who touch a few pages here and there pay for it, because the kernel
-//! reads around the first hundred of them as far.
+//! requests, more is decoded while the reader is busy: a mapped sum of compressed float32 went from 0.84 to 1.17
+//! GB/s, and without compression from 2.2 to 2.5 GB/s. Those who touch a few pages here and there pay for it, because
+//! the kernel reads around the first hundred of them as far.
 
 use std::fs;
 use std::path::Path;
