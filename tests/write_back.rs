@@ -178,21 +178,48 @@ fn nothing_is_given_to_the_kernel_that_may_have_changed() {
 }
 
 #[test]
-fn arrays_whose_header_is_no_whole_page_are_decoded_once_too() {
+fn pages_that_lie_in_two_blocks_are_decoded_once_too() {
+    // A header of 128 bytes, so that each block begins and ends within a page.
+    let n_pages = 4 * MANY_BLOCKS;
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("a.npy");
-    let npy = write_npy(&file, &[64 * 1024], &numbers(0..64 * 1024));
+    let npy = write_npy(&file, &[1024 * u64::from(n_pages)], &numbers(0..1024 * n_pages));
     let f = Fixture::with(
         |store| store.import_npy("a", &file, false, Some(&small_blocks()), &mut |_| ()).unwrap(),
         false,
     );
     let opened = f.open("a.npy", READ).unwrap();
     let mut bytes = Vec::new();
-    for i in 0..22 {
-        bytes.extend(read_at(&f, opened.fh, i * 3 * PAGE, 3 * PAGE as u32));
+    while bytes.len() < npy.len() {
+        bytes.extend(read_at(&f, opened.fh, bytes.len() as u64, 3 * PAGE as u32));
     }
-    assert_eq!(bytes, npy);
-    assert_eq!(f.fs.n_decoded_blocks(), 16);
+    assert!(bytes == npy);
+    assert_eq!(f.fs.n_decoded_blocks(), u64::from(MANY_BLOCKS));
+    f.fs.release(opened.fh);
+
+    // One page at a time, in an order of no use, of which some lie in two blocks.
+    let f = Fixture::with(
+        |store| store.import_npy("a", &file, false, Some(&small_blocks()), &mut |_| ()).unwrap(),
+        false,
+    );
+    let opened = f.open("a.npy", READ).unwrap();
+    let n_pages = u64::from(n_pages) + 1;
+    let mut missing: std::collections::BTreeSet<u64> = (0..n_pages).collect();
+    for i in 0..n_pages {
+        let page = i * 997 % n_pages;
+        let there = |page: u64| &npy[(page * PAGE) as usize..((page * PAGE + PAGE) as usize).min(npy.len())];
+        if missing.remove(&page) {
+            assert!(read_at(&f, opened.fh, page * PAGE, PAGE as u32) == there(page));
+        }
+        for (_, offset, bytes) in stored(&f) {
+            for (page, bytes) in (offset / PAGE..).zip(bytes.chunks(PAGE as usize)) {
+                assert!(bytes == there(page), "page {page}");
+                missing.remove(&page);
+            }
+        }
+    }
+    assert!(missing.is_empty());
+    assert_eq!(f.fs.n_decoded_blocks(), u64::from(MANY_BLOCKS));
 }
 
 // Writing

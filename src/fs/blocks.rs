@@ -2,9 +2,9 @@
 //!
 //! The kernel asks for pages, in requests that end anywhere in a block, and keeps what it gets. So that each block is
 //! decoded once, what a request did not ask for is kept here until the next one does, as it is with those who read on;
-//! and for those who jump about, it is stored into the kernel's page cache by and by, when its place is needed for other
-//! blocks ([`Invalidation::Pages`](super::Invalidation::Pages)). What is kept is bounded, and never old: it is of one
-//! epoch of its inode, and each change of the elements begins another.
+//! and for those who jump about, it is stored into the kernel's page cache by and by, when its place is needed for
+//! other blocks ([`Invalidation::Pages`](super::Invalidation::Pages)). What is kept is bounded, and never old: it is
+//! of one epoch of its inode, and each change of the elements begins another.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -24,6 +24,8 @@ const MAX_RESIDENT_LEN: usize = 4 << 20;
 const MIN_RESIDENT: usize = 4;
 /// Bytes of blocks that wait to be stored into the kernel's page cache. What is more is decoded anew if need be.
 const MAX_LEAVING_LEN: usize = 32 << 20;
+/// Parts of pages that wait for the rest of the page.
+const MAX_EDGES: usize = 2048;
 
 /// Which block: a run of the elements as the virtual file has them. Where no rows are dropped, it is one block of the
 /// data file.
@@ -41,6 +43,7 @@ struct State {
     kept: HashMap<Key, Kept>,
     /// What is resident, oldest first; entries whose number is another's by now are gone.
     order: VecDeque<(Key, u64)>,
+    edges: Edges,
     n_resident: usize,
     resident_len: usize,
     leaving_len: usize,
@@ -62,6 +65,47 @@ struct Kept {
 
 /// The bytes of a block, once they are there; `None` if it cannot be decoded.
 type Decoded = OnceLock<Option<Vec<u8>>>;
+
+/// Parts of pages that lie in two blocks, of which one has left and the other is not decoded: most files that other
+/// programs made have a header that is shorter than a page.
+#[derive(Debug, Default)]
+struct Edges {
+    /// By inode and number of the page.
+    parts: HashMap<(Ino, u64), Edge>,
+    /// Oldest first; some are gone.
+    order: VecDeque<(Ino, u64)>,
+}
+
+#[derive(Debug)]
+struct Edge {
+    epoch: Epoch,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Edges {
+    /// The bytes `range` of a file, if they are there.
+    fn get(&self, ino: Ino, epoch: Epoch, range: &Range<u64>) -> Option<&[u8]> {
+        let edge = self.parts.get(&(ino, range.start / PAGE_LEN)).filter(|edge| edge.epoch == epoch)?;
+        let at = range.start.checked_sub(edge.start)? as usize;
+        edge.bytes.get(at..at + (range.end - range.start) as usize)
+    }
+
+    fn take(&mut self, ino: Ino, page: u64) -> Option<Edge> {
+        self.parts.remove(&(ino, page))
+    }
+
+    fn keep(&mut self, ino: Ino, edge: Edge) {
+        let key = (ino, edge.start / PAGE_LEN);
+        self.parts.insert(key, edge);
+        self.order.push_back(key);
+        while self.order.len() > MAX_EDGES {
+            if let Some(oldest) = self.order.pop_front() {
+                self.parts.remove(&oldest);
+            }
+        }
+    }
+}
 
 /// Where a block is in the virtual file.
 #[derive(Debug, Clone, Copy)]
@@ -172,8 +216,8 @@ impl DecodedBlocks {
         self.n_decoded.load(Ordering::Relaxed)
     }
 
-    /// Reads from byte `offset` of the virtual file on, behind the header, and calls `spare` with each block whose rest
-    /// is to be stored into the kernel's page cache. The elements must be of `epoch` or later.
+    /// Reads from byte `offset` of the virtual file on, behind the header, and calls `spare` with each block whose
+    /// rest is to be stored into the kernel's page cache. The elements must be of `epoch` or later.
     pub(super) fn read(
         &self,
         inode: &Inode,
@@ -203,14 +247,29 @@ impl DecodedBlocks {
             } else {
                 let within = (at - start) as usize;
                 let len = rest.len().min(place.len - within);
-                let wanted = Wanted { inode, array, epoch, block, place };
-                self.copy_part(&wanted, &given, within, &mut rest[..len], &mut spare)?;
+                if !self.copy_edge(inode.ino, epoch, at, &mut rest[..len]) {
+                    let wanted = Wanted { inode, array, epoch, block, place };
+                    self.copy_part(&wanted, &given, within, &mut rest[..len], &mut spare)?;
+                }
                 len
             };
             at += len as u64;
             rest = &mut rest[len..];
         }
         Ok(())
+    }
+
+    /// Copies the bytes at `offset` of a file, if they are those of an edge.
+    fn copy_edge(&self, ino: Ino, epoch: Epoch, offset: u64, out: &mut [u8]) -> bool {
+        if out.len() as u64 >= PAGE_LEN {
+            return false;
+        }
+        let state = lock(&self.state);
+        let Some(bytes) = state.edges.get(ino, epoch, &(offset..offset + out.len() as u64)) else {
+            return false;
+        };
+        out.copy_from_slice(bytes);
+        true
     }
 
     /// Copies what follows position `within` of a block. The part of the block that is in `given` goes to the kernel.
@@ -254,7 +313,9 @@ impl DecodedBlocks {
         let mut state = lock(&self.state);
         let kept = state.kept.get(&key).filter(|kept| kept.leaving)?;
         let spare = Spare {
+            key,
             number: kept.number,
+            epoch: kept.epoch,
             bytes: Arc::clone(&kept.bytes),
             place: kept.place,
             missing: kept.missing.clone(),
@@ -348,9 +409,7 @@ impl State {
             if kept.leaving {
                 continue;
             }
-            let has_whole =
-                (0..kept.place.n_pages()).any(|page| kept.missing.has(page) && kept.place.is_whole(page));
-            if !has_whole || self.leaving_len + kept.place.len > MAX_LEAVING_LEN {
+            if self.leaving_len + kept.place.len > MAX_LEAVING_LEN {
                 self.remove(key, number);
                 continue;
             }
@@ -366,7 +425,9 @@ impl State {
 
 /// Pages that the kernel does not have.
 struct Spare {
+    key: Key,
     number: u64,
+    epoch: Epoch,
     bytes: Arc<Decoded>,
     place: Place,
     missing: Pages,
@@ -388,6 +449,54 @@ impl Spare {
         }
         runs
     }
+
+    /// The parts of pages that lie in another block as well.
+    fn edges(&self) -> Vec<Range<u64>> {
+        let last = self.place.n_pages() - 1;
+        let ends = if last == 0 { vec![0] } else { vec![0, last] };
+        let edges = ends.into_iter().filter(|page| self.missing.has(*page) && !self.place.is_whole(*page));
+        edges.map(|page| self.place.page(page)).collect()
+    }
+
+    /// The bytes `range` of the file; none if the block is still being decoded: it is given up then.
+    fn bytes(&self, range: &Range<u64>) -> &[u8] {
+        let Some(Some(bytes)) = self.bytes.get() else { return &[] };
+        let start = (range.start - self.place.start) as usize;
+        &bytes[start..start + (range.end - range.start) as usize]
+    }
+}
+
+impl State {
+    /// The page of which `spare` has the part `part`, and its offset, if the other part is here; or else this one is
+    /// kept.
+    fn join(&mut self, spare: &Spare, part: &Range<u64>) -> Option<(u64, Vec<u8>)> {
+        let (ino, block) = spare.key;
+        let page = part.start / PAGE_LEN;
+        let own = spare.bytes(part);
+        if own.is_empty() {
+            return None;
+        }
+        let is_first = part.start == page * PAGE_LEN;
+        let other = if is_first { Some(block + 1) } else { block.checked_sub(1) };
+        let neighbour = other.and_then(|other| self.kept.get_mut(&(ino, other)));
+        let rest = if let Some(kept) = neighbour.filter(|kept| kept.epoch == spare.epoch)
+            && let Some(Some(bytes)) = kept.bytes.get()
+        {
+            let at = (page - kept.place.first_page()) as usize;
+            let range = kept.place.page(at);
+            let start = (range.start - kept.place.start) as usize;
+            kept.missing.remove(at);
+            Some(bytes[start..start + (range.end - range.start) as usize].to_vec())
+        } else {
+            self.edges.take(ino, page).filter(|edge| edge.epoch == spare.epoch).map(|edge| edge.bytes)
+        };
+        let Some(rest) = rest else {
+            self.edges.keep(ino, Edge { epoch: spare.epoch, start: part.start, bytes: own.to_vec() });
+            return None;
+        };
+        let parts = if is_first { [own, &rest] } else { [&rest, own] };
+        Some((page * PAGE_LEN, parts.concat()))
+    }
 }
 
 impl Fs {
@@ -408,13 +517,20 @@ impl Fs {
     ) -> Result<(), E> {
         let epoch = self.inodes.get(ino).and_then(|inode| inode.storable());
         let Some(spare) = self.blocks.spare((ino, block), epoch) else { return Ok(()) };
-        // One that is still being decoded is given up.
-        let bytes = spare.bytes.get().and_then(Option::as_ref);
-        let result = spare.runs().into_iter().zip(bytes.into_iter().cycle()).try_for_each(|(run, bytes)| {
-            let start = (run.start - spare.place.start) as usize;
-            store(run.start, &bytes[start..start + (run.end - run.start) as usize])
-        });
-        lock(&self.blocks.state).remove((ino, block), spare.number);
+        let mut result = Ok(());
+        for run in spare.runs() {
+            let bytes = spare.bytes(&run);
+            if !bytes.is_empty() {
+                result = result.and(store(run.start, bytes));
+            }
+        }
+        for part in spare.edges() {
+            let joined = lock(&self.blocks.state).join(&spare, &part);
+            if let Some((offset, bytes)) = joined {
+                result = result.and(store(offset, &bytes));
+            }
+        }
+        lock(&self.blocks.state).remove(spare.key, spare.number);
         result
     }
 }

@@ -1,4 +1,5 @@
-//! Taking over the store's commits: from [`Change`](crate::store::Change)s to the tree, the inodes, and what a kernel has to be told.
+//! Taking over the store's commits: from [`Change`](crate::store::Change)s to the tree, the inodes, and what a kernel
+//! has to be told.
 //!
 //! A change names an array; what is done about it follows from comparing what the store has under that name now with
 //! what the tree shows. So it does not matter how many commits lie between, nor in which order they are told.
@@ -51,8 +52,8 @@ pub enum Invalidation {
         /// Where the change begins, in bytes.
         from: u64,
     },
-    /// No change: a block was decoded, of which the kernel did not ask for all pages. [`Fs::store_pages`] gives what it
-    /// can keep.
+    /// No change: a block was decoded, of which the kernel did not ask for all pages. [`Fs::store_pages`] gives what
+    /// it can keep.
     Pages {
         /// The inode.
         ino: Ino,

@@ -209,8 +209,8 @@ impl Fs {
         })
     }
 
-    /// Writes within the data of an open file. What is written to a compressed array is collected, until [`Fs::commit`] or
-    /// one of its kin.
+    /// Writes within the data of an open file. What is written to a compressed array is collected, until
+    /// [`Fs::commit`] or one of its kin.
     ///
     /// `from_cache`: the kernel writes back pages, which may hold bytes that nobody meant to change.
     ///

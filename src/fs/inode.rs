@@ -45,7 +45,8 @@ impl Ino {
         if id.0 >> (61 - DROPPED_COUNT_BITS) == 0 && n_dropped >> DROPPED_COUNT_BITS == 0 {
             return Self(DROPPED_BIT | (id.0 << DROPPED_COUNT_BITS) | n_dropped);
         }
-        // Over 2^30 dropped rows, or 2^31 versions, or 2^61 of which none is dropped. Two of those meet with a chance of 2^-61.
+        // Over 2^30 dropped rows, or 2^31 versions, or 2^61 of which none is dropped. Two of those meet with a chance
+        // of 2^-61.
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&id.0.to_le_bytes());
         bytes[8..].copy_from_slice(&n_dropped.to_le_bytes());
@@ -235,8 +236,8 @@ impl Inode {
         (state.array.clone(), state.epoch)
     }
 
-    /// The state whose elements may be stored into the kernel's page cache, if any may: not while it could have others,
-    /// or dirty pages.
+    /// The state whose elements may be stored into the kernel's page cache, if any may: not while it could have
+    /// others, or dirty pages.
     pub(super) fn storable(&self) -> Option<Epoch> {
         let state = read(&self.state);
         let is_quiet = state.n_writers == 0 && state.n_unsettled == 0 && self.uncommitted.is_empty();

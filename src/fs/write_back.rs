@@ -2,11 +2,11 @@
 //!
 //! One byte of a compressed array costs a block that is encoded anew, and a commit. So what programs write is kept in
 //! memory, where everybody who reads through the mount finds it laid over what is stored, and goes to the store in one
-//! commit per array: when a program syncs or closes the file, a second later in any case, and when there is much of it.
-//! Committing may wait for other writers and for the disk, so no thread that answers requests does it.
+//! commit per array: when a program syncs or closes the file, a second later in any case, and when there is much of
+//! it. Committing may wait for other writers and for the disk, so no thread that answers requests does it.
 //!
-//! Lock order: `Uncommitted::committing`, `Uncommitted::state`, `WriteBack::inodes`. The first is held while the store
-//! commits, the others are leaves.
+//! Lock order: `Uncommitted::committing`, which is held while the store commits, before all others;
+//! `Uncommitted::state` and `WriteBack::inodes`, in this order, after them.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -355,7 +355,8 @@ impl Fs {
         }
     }
 
-    /// As [`Fs::commit`], after a file of the inode was closed. If it was the last one, what cannot be committed is lost.
+    /// As [`Fs::commit`], after a file of the inode was closed. If it was the last one, what cannot be committed is
+    /// lost.
     pub fn commit_closed(&self, ino: Ino) {
         if let Some(inode) = self.inodes.get(ino) {
             self.commit_or_lose(&inode);
@@ -405,7 +406,8 @@ impl Fs {
         Ok(result?)
     }
 
-    /// Tells that elements changed that other inodes show, too: those of the same version with more or fewer rows dropped.
+    /// Tells that elements changed that other inodes show, too: those of the same version with more or fewer rows
+    /// dropped.
     pub(super) fn tell_other_views(&self, array: &Array, except: Ino) {
         for inode in self.inodes.views_of(array.id()) {
             if inode.ino != except {

@@ -23,6 +23,7 @@ mod convert;
 mod device;
 mod notify;
 mod passthrough;
+mod readahead;
 mod worker;
 
 use adapter::Adapter;
@@ -246,6 +247,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
         })
         .map_err(thread)?;
     mount.keep();
+    readahead::raise(mountpoint);
     info!("mounted at {}", mountpoint.display());
     Ok(Mounted { session, fs: counted })
 }

@@ -1,8 +1,8 @@
 //! Threads for what may wait: for other writers, who may be at work for long, and for the disk. The threads that
 //! answer requests never do, or a mount would stand still while another process appends.
 //!
-//! Changes of names have a thread of their own. The kernel keeps a folder locked until such a change is answered, so it
-//! must not stand behind pages that wait to be written back, which they do for as long as it takes.
+//! Changes of names have a thread of their own. The kernel keeps a folder locked until such a change is answered, so
+//! it must not stand behind pages that wait to be written back, which they do for as long as it takes.
 
 use std::io;
 use std::sync::Arc;
@@ -70,8 +70,8 @@ fn is_locked(error: &FsError) -> bool {
     matches!(error, FsError::Store(StoreError::Locked { .. }))
 }
 
-/// Whether an operation fails only because it may not wait: for another writer, for a file that is copied first, or for
-/// a commit.
+/// Whether an operation fails only because it may not wait: for another writer, for a file that is copied first, or
+/// for a commit.
 pub(super) fn must_wait(error: &FsError) -> bool {
     is_locked(error) || matches!(error, FsError::Finished { .. } | FsError::Uncommitted { .. })
 }
