@@ -50,9 +50,6 @@ pub struct MountOptions {
     pub compression: Option<Option<Compression>>,
     /// Threads that answer requests; 0 for the default of 2.
     pub threads: usize,
-    /// Bytes that decoded copies of compressed arrays may take, for the kernel to serve them by itself; 0: there are
-    /// none. `None`: a share of the memory.
-    pub decoded: Option<u64>,
     /// Further options for the kernel as mount(8) has them: `nodev`, `noatime` and so on.
     pub kernel: Vec<String>,
     /// What the mount table shows as the source; the store's path if empty.
