@@ -94,6 +94,7 @@ impl Fs {
         };
         let wants_mending = flags.write && array.n_deleted() == 0 && matches!(array.backing(), Ok(None));
         let settled = inode.is_settled();
+        self.aside.came(caller, ino);
         let fh = self.files.insert(OpenFile { inode, write: flags.write, logged: AtomicBool::new(false) });
         Ok(Opened { fh, array, settled, wants_mending })
     }

@@ -19,8 +19,10 @@ use log::info;
 use crate::store::{Access, Compression, Store};
 use crate::sys::{FsStat, LockGuard};
 
+mod aside;
 mod attr;
 mod changes;
+mod decoded;
 mod dir;
 mod entry;
 mod error;
@@ -32,6 +34,7 @@ mod pending;
 
 pub use attr::{Attr, BLKSIZE, FileKind, NAME_MAX, SetAttr};
 pub use changes::Invalidation;
+pub use decoded::{DecodedFile, DecodedFiles, Found};
 pub use entry::Rename;
 pub use error::FsError;
 pub use file::{OpenFlags, Opened};
@@ -39,6 +42,7 @@ pub use handle::{Caller, DirEntry, Fh};
 pub use inode::{Ino, LastByte};
 pub use pending::{Closed, NewFile};
 
+use aside::Aside;
 use dir::{Child, Tree};
 use file::OpenFile;
 use handle::{Again, Handles, OpenDirectory};
@@ -66,6 +70,7 @@ pub struct Fs {
     making: Handles<OpenPending>,
     directories: Handles<OpenDirectory>,
     again: Again,
+    aside: Aside,
     /// Inodes that were written to in place, and nobody told.
     untold: Mutex<Vec<Arc<Inode>>>,
     /// Lets writers tell what they write in place.
@@ -121,6 +126,7 @@ impl Fs {
             making: Handles::of_pending(),
             directories: Handles::new(),
             again: Again::default(),
+            aside: Aside::default(),
             untold: Mutex::default(),
             watch: Mutex::new(None),
             invalidate: Box::new(invalidate),
@@ -168,7 +174,7 @@ impl Fs {
             {
                 return self.pending_attr(&file);
             }
-            let attr = self.entry(parent, name)?;
+            let attr = self.entry(parent, name, Some(caller))?;
             attempts += 1;
             if attr.kind == FileKind::Directory || attr.ino.is_pending() || !self.again.is_expected(caller) {
                 return Ok(attr);
@@ -271,7 +277,7 @@ impl Fs {
                     Err(_) => true,
                 };
             }
-            let Ok(attr) = self.entry(ino, OsStr::new(&*entry.name)) else { return true };
+            let Ok(attr) = self.entry(ino, OsStr::new(&*entry.name), None) else { return true };
             let taken = add(next, entry, &attr);
             if !taken {
                 self.forget(attr.ino, 1);
@@ -302,7 +308,7 @@ impl Fs {
     }
 
     /// As [`Fs::lookup`], of the names as they were last taken over.
-    fn entry(&self, parent: Ino, name: &OsStr) -> Result<Attr, FsError> {
+    fn entry(&self, parent: Ino, name: &OsStr, caller: Option<Caller>) -> Result<Attr, FsError> {
         // The tree stays locked until the inode is in the table: a change that is taken over later finds it there.
         let tree = read(&self.tree);
         let array = match find(&tree, parent, name)? {
@@ -319,7 +325,8 @@ impl Fs {
             }
             Child::File { array, .. } => self.store.record(array)?,
         };
-        let inode = self.inodes.look_up(array);
+        let ino = self.shown_ino(ino_of(&array), caller);
+        let inode = self.inodes.look_up(ino, array);
         drop(tree);
         Ok(self.file_attr(&inode))
     }

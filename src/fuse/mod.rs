@@ -1,15 +1,15 @@
 //! The mount: [`mount`] hands a store to the kernel by way of `fuser`, and [`Mounted`] stands for what it gets.
 //!
-//! Four kinds of threads: fuser's answer requests (`adapter`), two workers do what may wait (`worker`), the
+//! Four kinds of threads: fuser's answer requests (`adapter`), workers do what may wait (`worker`), the
 //! notifier tells the kernel what changed, the watcher sees that something did (`notify`). Which files the kernel
-//! serves by itself is decided in `passthrough`.
+//! serves by itself is decided in `passthrough`, and which arrays are decoded for that in `decoded`.
 
 use std::error::Error;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 
 use fuser::{Session, SessionACL};
@@ -20,12 +20,14 @@ use crate::store::{Compression, Store};
 
 mod adapter;
 mod convert;
+mod decoded;
 mod device;
 mod notify;
 mod passthrough;
 mod worker;
 
 use adapter::Adapter;
+use decoded::Opener;
 use device::DEVICE;
 use notify::{Job, Notice, Watcher};
 use passthrough::Passthrough;
@@ -47,6 +49,9 @@ pub struct MountOptions {
     pub passthrough: PassthroughMode,
     /// How new arrays are compressed, or that they are not; `None`: as the store says.
     pub compression: Option<Option<Compression>>,
+    /// How many bytes compressed arrays may have together that are decoded whole, for the kernel to serve them by itself;
+    /// 0: none is. `None`: an eighth of the memory, or a quarter of what is free on the store's disk, if that is less.
+    pub decoded: Option<u64>,
     /// Threads that answer requests; 0 for the default of 2.
     pub threads: usize,
     /// Further options for the kernel as mount(8) has them: `nodev`, `noatime` and so on.
@@ -183,12 +188,22 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
     let notifier = Arc::new(OnceLock::new());
     let thread = |source| MountError::Thread { source };
     let (tasks, workers) = worker::start().map_err(thread)?;
-    let adapter = Adapter {
+    let decoded = Arc::new(decoded::files(options.decoded.unwrap_or_else(|| decoded::default_limit(&fs))));
+    let opener = Arc::new(Opener {
         fs: Arc::clone(&fs),
         passthrough: Arc::clone(&passthrough),
+        decoded: Arc::clone(&decoded),
         jobs: jobs.clone(),
         tasks: tasks.clone(),
         kernel: Arc::clone(&notifier),
+        waiting: Mutex::default(),
+    });
+    let adapter = Adapter {
+        fs: Arc::clone(&fs),
+        passthrough: Arc::clone(&passthrough),
+        opener,
+        jobs: jobs.clone(),
+        tasks: tasks.clone(),
     };
 
     // Watching starts before the mount, so that no commit falls between.
@@ -224,7 +239,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
         Session::from_fd(adapter, device, acl, config).map_err(|source| MountError::Handshake { source })?;
     let kernel = session.notifier();
     let _ = notifier.set(kernel.clone());
-    let notice = Notice { fs, passthrough, kernel, tasks, poll };
+    let notice = Notice { fs, passthrough, decoded, kernel, tasks, poll };
     threads.notifier = Some(notify::start(notice, queue).map_err(thread)?);
     let session = thread::Builder::new()
         .name("npkfs-session".into())

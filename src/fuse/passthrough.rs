@@ -1,19 +1,22 @@
-//! FUSE passthrough: handing data files to the kernel, which then serves reads, writes and mappings by itself.
+//! FUSE passthrough: handing files to the kernel, which then serves reads, writes and mappings by itself: data files, and
+//! those that hold a compressed array decoded.
 //!
 //! The kernel needs all open files of an inode to be alike: passed through to one and the same backing id, or cached.
-//! So the first open decides for all that follow until the last one is closed, and they share the id. Needs Linux
-//! 6.9 and CAP_SYS_ADMIN; at the first refusal of either the mount goes on without, for good.
+//! So the first open decides for all that follow until the last one is closed, and they share the id. Decoded arrays are
+//! passed through for reading only: what a mapping writes there would reach nobody. Those who want to write use the other
+//! inode of that version, which is cached, and never is a version cached in both. Needs Linux 6.9 and CAP_SYS_ADMIN; at
+//! the first refusal of either the mount goes on without, for good.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fuser::BackingId;
 use log::{info, warn};
 
-use crate::fs::Ino;
+use crate::fs::{DecodedFile, Ino};
 
 /// How a file is to be opened.
 #[derive(Debug, Clone)]
@@ -21,8 +24,21 @@ pub(super) enum OpenAs {
     /// Through the daemon and the page cache. `keep`: pages from before are still good. `first`: no other inode is
     /// open so.
     Cached { keep: bool, first: bool },
-    /// By the kernel alone, from this file.
-    Backed(Arc<BackingId>),
+    /// By the kernel alone, from this file. `decoded`: it is no data file.
+    Backed { id: Arc<BackingId>, decoded: bool },
+    /// Not at all: through the other inode of the version.
+    Aside,
+}
+
+/// What an inode can be read from.
+#[derive(Debug)]
+pub(super) enum Source<'a> {
+    /// The daemon.
+    Daemon,
+    /// The data file, whose bytes are the inode's.
+    DataFile(BorrowedFd<'a>),
+    /// A file that the array is decoded in.
+    Decoded(Arc<DecodedFile>),
 }
 
 /// How the open files of each inode are open.
@@ -35,13 +51,22 @@ pub(super) struct Passthrough {
     n_cached: AtomicUsize,
     /// Inodes that are open and passed through.
     n_backed: AtomicUsize,
-    open: Mutex<HashMap<Ino, Open>>,
+    inodes: Mutex<Inodes>,
+}
+
+#[derive(Debug, Default)]
+struct Inodes {
+    open: HashMap<Ino, Open>,
+    /// Versions of which the second inode was ever open: pages of either may be old when it is opened again.
+    split: HashSet<Ino>,
 }
 
 #[derive(Debug)]
 struct Open {
     n_handles: usize,
     backing: Option<Arc<BackingId>>,
+    /// What `backing` stands for, if it is not the data file. It is in use while it is here.
+    decoded: Option<Arc<DecodedFile>>,
 }
 
 impl Passthrough {
@@ -51,7 +76,7 @@ impl Passthrough {
             used: AtomicBool::new(false),
             n_cached: AtomicUsize::new(0),
             n_backed: AtomicUsize::new(0),
-            open: Mutex::default(),
+            inodes: Mutex::default(),
         }
     }
 
@@ -62,31 +87,67 @@ impl Passthrough {
         }
     }
 
-    /// Decides for one more open file of an inode; [`Passthrough::close`] must follow. `backing` is the file whose
-    /// bytes are the inode's, if there is one, and `register` hands it to the kernel. `may_pass` is false for inodes
-    /// that never have such a file.
+    /// Whether files may be passed through, as far as anybody knows. `register` is tried if nobody knows.
+    pub(super) fn is_available(&self, register: impl FnOnce() -> io::Result<BackingId>) -> bool {
+        if self.on.load(Ordering::Relaxed) && !self.used.load(Ordering::Relaxed) {
+            self.keep_or_turn_off(register());
+        }
+        self.on.load(Ordering::Relaxed) && self.used.load(Ordering::Relaxed)
+    }
+
+    /// Decides for one more open file of an inode; [`Passthrough::close`] must follow, unless it is opened
+    /// [aside](OpenAs::Aside). `register` hands a file to the kernel. `may_pass` is false for inodes whose pages are never
+    /// old.
     pub(super) fn open(
         &self,
         ino: Ino,
+        write: bool,
         may_pass: bool,
-        backing: Option<BorrowedFd<'_>>,
+        source: Source<'_>,
         register: impl FnOnce(BorrowedFd<'_>) -> io::Result<BackingId>,
     ) -> OpenAs {
-        let mut inodes = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let open = inodes.entry(ino).or_insert_with(|| Open {
-            n_handles: 0,
-            backing: self.register(backing, register).map(Arc::new),
-        });
+        let mut guard = self.inodes();
+        let Inodes { open: inodes, split } = &mut *guard;
+        if let Some(open) = inodes.get(&ino) {
+            if open.decoded.as_ref().is_some_and(|decoded| write || decoded.is_behind()) {
+                return OpenAs::Aside;
+            }
+        } else {
+            let (backing, decoded) = match source {
+                Source::Daemon => (None, None),
+                Source::DataFile(fd) => (self.register(fd, register), None),
+                Source::Decoded(_) if write => (None, None),
+                Source::Decoded(file) => {
+                    let backing = file.fd().and_then(|fd| self.register(fd, register));
+                    (backing, Some(file))
+                }
+            };
+            let other = ino.other().and_then(|other| inodes.get(&other));
+            if backing.is_none() && other.is_some_and(|other| other.backing.is_none()) {
+                return OpenAs::Aside;
+            }
+            if ino.is_aside() {
+                split.insert(ino.own());
+            }
+            let decoded = decoded.filter(|_| backing.is_some());
+            inodes.insert(ino, Open { n_handles: 0, backing: backing.map(Arc::new), decoded });
+        }
+        let Some(open) = inodes.get_mut(&ino) else { return OpenAs::Aside };
         open.n_handles += 1;
+        let is_first = open.n_handles == 1;
         match &open.backing {
             Some(id) => {
-                self.n_backed.fetch_add(usize::from(open.n_handles == 1), Ordering::Relaxed);
-                OpenAs::Backed(Arc::clone(id))
+                self.n_backed.fetch_add(usize::from(is_first), Ordering::Relaxed);
+                OpenAs::Backed { id: Arc::clone(id), decoded: open.decoded.is_some() }
             }
-            None => OpenAs::Cached {
-                keep: !may_pass || !self.on.load(Ordering::Relaxed) && !self.used.load(Ordering::Relaxed),
-                first: open.n_handles == 1 && self.n_cached.fetch_add(1, Ordering::Relaxed) == 0,
-            },
+            None => {
+                let never_passed = !self.on.load(Ordering::Relaxed) && !self.used.load(Ordering::Relaxed);
+                let may_be_old = is_first && split.contains(&ino.own());
+                OpenAs::Cached {
+                    keep: (!may_pass || never_passed) && !may_be_old,
+                    first: is_first && self.n_cached.fetch_add(1, Ordering::Relaxed) == 0,
+                }
+            }
         }
     }
 
@@ -95,8 +156,7 @@ impl Passthrough {
         if self.n_backed.load(Ordering::Relaxed) == 0 {
             return false;
         }
-        let inodes = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        inodes.get(&ino).is_some_and(|open| open.backing.is_some())
+        self.inodes().open.get(&ino).is_some_and(|open| open.backing.is_some())
     }
 
     /// Whether any inode is open through the page cache.
@@ -106,33 +166,39 @@ impl Passthrough {
 
     /// The inodes that are open through the page cache.
     pub(super) fn cached(&self) -> Vec<Ino> {
-        let inodes = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        inodes.iter().filter(|(_, open)| open.backing.is_none()).map(|(ino, _)| *ino).collect()
+        self.inodes().open.iter().filter(|(_, open)| open.backing.is_none()).map(|(ino, _)| *ino).collect()
     }
 
-    /// One open file less.
-    pub(super) fn close(&self, ino: Ino) {
-        let mut inodes = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = inodes.get_mut(&ino) {
-            open.n_handles = open.n_handles.saturating_sub(1);
-            if open.n_handles == 0 {
-                let count = if open.backing.is_some() { &self.n_backed } else { &self.n_cached };
-                count.fetch_sub(1, Ordering::Relaxed);
-                inodes.remove(&ino);
-            }
+    /// One open file less. Returns whether it was the last one of a decoded array.
+    pub(super) fn close(&self, ino: Ino) -> bool {
+        let mut inodes = self.inodes();
+        let Some(open) = inodes.open.get_mut(&ino) else { return false };
+        open.n_handles = open.n_handles.saturating_sub(1);
+        if open.n_handles > 0 {
+            return false;
         }
+        let count = if open.backing.is_some() { &self.n_backed } else { &self.n_cached };
+        count.fetch_sub(1, Ordering::Relaxed);
+        inodes.open.remove(&ino).is_some_and(|open| open.decoded.is_some())
+    }
+
+    fn inodes(&self) -> MutexGuard<'_, Inodes> {
+        self.inodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn register(
         &self,
-        backing: Option<BorrowedFd<'_>>,
+        fd: BorrowedFd<'_>,
         register: impl FnOnce(BorrowedFd<'_>) -> io::Result<BackingId>,
     ) -> Option<BackingId> {
-        let fd = backing?;
         if !self.on.load(Ordering::Relaxed) {
             return None;
         }
-        match register(fd) {
+        self.keep_or_turn_off(register(fd))
+    }
+
+    fn keep_or_turn_off(&self, registered: io::Result<BackingId>) -> Option<BackingId> {
+        match registered {
             Ok(id) => {
                 self.used.store(true, Ordering::Relaxed);
                 Some(id)

@@ -161,6 +161,7 @@ impl Drop for Mount {
 fn options(choices: &Choices, place: &Place) -> MountOptions {
     MountOptions {
         compression: None,
+        decoded: None,
         read_only: choices.read_only,
         allow_other: choices.allow_other,
         passthrough: if choices.passthrough { PassthroughMode::Auto } else { PassthroughMode::Off },
