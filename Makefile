@@ -15,13 +15,15 @@ SOURCES := $(shell find src python/numpack python/build_backend.py -type f \( -n
 export PYTHON
 
 .NOTPARALLEL:
-.PHONY: help build demo test bench bench-quick lint clean setup setup-mount
+.PHONY: help build demo test bench bench-quick bench-compressed bench-mounted lint clean setup setup-mount setup-bench
 
 help:
 	@echo 'make demo         see it work on real data: import, mount, np.load, edit, append'
 	@echo 'make test         every check and test; ends with a list of what ran and what could not'
 	@echo 'make bench        the benchmark of README.md (about 2 minutes)'
 	@echo 'make bench-quick  the same with little data and few rounds (about 15 seconds)'
+	@echo 'make bench-compressed  compressed arrays against zarr, blosc2, HDF5 and npz'
+	@echo 'make bench-mounted     mounted compressed arrays against file systems that compress'
 	@echo 'make build        numpack and npkfs, optimised, into .venv/'
 	@echo 'make lint         formatting, clippy, documentation and script checks'
 	@echo 'make clean        remove .venv/ and target/'
@@ -54,6 +56,16 @@ bench-quick: setup-mount
 	$(MAKE_STAMPS) $(VENV)/.built
 	@$(VPY) benches/bench.py --quick $(BENCH)
 
+bench-compressed: setup
+	$(MAKE_STAMPS) $(VENV)/.built $(VENV)/.bench
+	@cargo build --release --quiet --example decode
+	@$(VPY) benches/bench.py compressed $(BENCH)
+
+bench-mounted: setup-mount setup-bench
+	$(MAKE_STAMPS) $(VENV)/.built $(VENV)/.bench
+	@cargo build --release --quiet --example null_mount
+	@$(VPY) benches/bench.py mounted $(BENCH)
+
 clean:
 	rm -rf $(VENV) target
 
@@ -65,6 +77,10 @@ setup:
 setup-mount: setup
 	@sh .ci/setup.sh mount
 
+# What mounts are measured against. Never fails: the table says what is missing.
+setup-bench: setup
+	@sh .ci/setup.sh bench
+
 # Each stamp in .venv/ records one finished step, and is made again when what it was made from changes.
 $(VENV)/.build-deps: .ci/requirements-build.txt
 	@echo 'setup: pip install into $(VENV)/, to build: $(shell grep -v '^#' .ci/requirements-build.txt | tr '\n' ' ')'
@@ -73,6 +89,11 @@ $(VENV)/.build-deps: .ci/requirements-build.txt
 
 $(VENV)/.demo: .ci/requirements-demo.txt
 	@echo 'setup: pip install into $(VENV)/, for the demo: $(shell grep -v '^#' .ci/requirements-demo.txt | tr '\n' ' ')'
+	@$(PIP) install -r $<
+	@touch $@
+
+$(VENV)/.bench: .ci/requirements-bench.txt $(VENV)/.build-deps
+	@echo 'setup: pip install into $(VENV)/, for the benchmark: $(shell grep -v '^#' .ci/requirements-bench.txt | tr '\n' ' ')'
 	@$(PIP) install -r $<
 	@touch $@
 

@@ -4,6 +4,7 @@
 #     sh .ci/setup.sh tools   Rust, a C compiler, Python with venv: fails when one is missing and cannot be installed
 #     sh .ci/setup.sh checks  rustfmt and clippy: says what is missing, never fails
 #     sh .ci/setup.sh mount   fusermount3 and /dev/fuse: says what is missing, never fails
+#     sh .ci/setup.sh bench   the file systems that mounts are measured against: says what is missing, never fails
 #
 # Says what it installs before it does. Safe to run any number of times; silent when there is nothing to do.
 set -eu
@@ -106,9 +107,25 @@ setup_mount() {
     fi
 }
 
+# A file system that is missing is left out of the table, which says so.
+setup_bench() {
+    [ "$(uname -s)" = Linux ] || return 0
+    set --
+    have mksquashfs || set -- "$@" squashfs-tools
+    have squashfuse_ll || have squashfuse || set -- "$@" squashfuse
+    have mkfs.erofs || set -- "$@" erofs-utils
+    have mkfs.btrfs || set -- "$@" btrfs-progs
+    [ $# = 0 ] || apt_install 'what makes file systems to compare with' "$@" || true
+    for kind in squashfs erofs btrfs; do
+        grep -qw "$kind" /proc/filesystems || modprobe "$kind" 2>/dev/null ||
+            say "this kernel has no $kind; it will not be measured"
+    done
+}
+
 case ${1-} in
     tools) setup_rust; setup_compiler; setup_python ;;
     checks) setup_checks ;;
     mount) setup_mount ;;
-    *) fail "usage: sh .ci/setup.sh tools|checks|mount" ;;
+    bench) setup_bench ;;
+    *) fail "usage: sh .ci/setup.sh tools|checks|mount|bench" ;;
 esac

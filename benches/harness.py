@@ -1,22 +1,18 @@
-"""How the benchmark measures and reports; it knows nothing of numpack.
+"""How the benchmark measures; it knows nothing of numpack.
 
-A row compares two ways of doing the same thing. In every round both are run on the same data, in an order that
-alternates from round to round, and the ratio is taken within the round: what the machine does meanwhile hits both.
+A row compares two or more ways of doing the same thing. In every round all are run on the same data, in an order that
+changes from round to round, and ratios are taken within the round: what the machine does meanwhile hits all.
 """
 
 from __future__ import annotations
 
 import gc
-import json
-import os
-import platform
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 
 class WrongResult(Exception):
@@ -59,18 +55,25 @@ class Goal:
     """What a row is measured against: the speed relative to the reference, or a bound on the figure itself."""
 
     least_ratio: float | None = None
+    over_ratio: float | None = None
     most: float | None = None
 
     def text(self, unit):
         if self.least_ratio is not None:
             return f"at least {self.least_ratio:g}x"
+        if self.over_ratio is not None:
+            return f"over {self.over_ratio:g}x"
         return f"under {show(self.most, unit)}"
 
     def met(self, result):
-        if self.least_ratio is not None:
-            # Compared as shown: 0.9500001 is not better than 0.95.
-            return round(statistics.median(result.ratios()), 2) >= self.least_ratio
-        return statistics.median(result.ours) < self.most
+        if self.most is not None:
+            return statistics.median(result.ours) < self.most
+        return self.met_by(result.ratios())
+
+    def met_by(self, ratios):
+        # Compared as shown: 0.9500001 is not better than 0.95.
+        ratio = round(statistics.median(ratios), 2)
+        return ratio >= self.least_ratio if self.least_ratio is not None else ratio > self.over_ratio
 
 
 @dataclass
@@ -90,10 +93,13 @@ class Result:
         """Speed relative to the reference, round by round: 2.0 is twice as fast, 0.5 takes twice as long."""
         return [theirs / ours for ours, theirs in zip(self.ours, self.reference, strict=True)]
 
+    def missed(self):
+        return self.goal is not None and not self.goal.met(self)
+
     def verdict(self):
         if self.goal is None:
             return "-"
-        return "yes" if self.goal.met(self) else "NO"
+        return "NO" if self.missed() else "yes"
 
     def to_json(self):
         record = {
@@ -117,12 +123,100 @@ class Result:
         return record
 
 
+LONG = 2.0  # seconds
+LONG_ROUNDS = 3
+
+
+@dataclass
+class Contest:
+    """One thing that several can do: for each, one figure per round, or None for a round that it sat out."""
+
+    row: str
+    what: str
+    ours: str
+    goals: list[tuple[Goal, tuple[str, ...]]] = field(default_factory=list)
+    unit: str = "s"
+    note: str = ""
+    figures: dict[str, list[float | None]] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def play(self, rounds, contenders):
+        """Lets all ``contenders``, by name the function that returns a figure, do it once in every round.
+
+        Each does it once before. Who needs more than ``LONG`` for it takes part in ``LONG_ROUNDS`` rounds only, of
+        which that is the first.
+        """
+        self.figures = {name: [] for name in contenders}
+        long = {name: figure for name, contender in contenders.items() if (figure := contender()) > LONG}
+        for i in range(rounds):
+            names = list(contenders)
+            for name in names[i % len(names) :] + names[: i % len(names)]:
+                if name in long:
+                    figure = long[name] if i == 0 else contenders[name]() if i < LONG_ROUNDS else None
+                else:
+                    figure = contenders[name]()
+                self.figures[name].append(figure)
+        return self
+
+    def counted(self, name):
+        return [figure for figure in self.figures[name] if figure is not None]
+
+    def ratios(self, rival):
+        """Speed relative to a rival, in the rounds in which both took part: 2.0 is twice as fast."""
+        rounds = zip(self.figures[self.ours], self.figures[rival], strict=True)
+        return [theirs / ours for ours, theirs in rounds if ours is not None and theirs is not None]
+
+    def closest(self, rivals):
+        """Of these rivals the one that comes closest to us, or is farthest ahead; None if none took part."""
+        there = [rival for rival in rivals if rival in self.figures]
+        if self.ours not in self.figures or not there:
+            return None
+        return min(there, key=lambda rival: statistics.median(self.ratios(rival)))
+
+    def judged(self):
+        """The goals that can be judged, each with the rival that decides."""
+        return [(goal, rival) for goal, rivals in self.goals if (rival := self.closest(rivals))]
+
+    def missed(self):
+        return any(not goal.met_by(self.ratios(rival)) for goal, rival in self.judged())
+
+    def verdict(self):
+        if not self.judged():
+            return "-"
+        return "NO" if self.missed() else "yes"
+
+    def to_json(self):
+        return {
+            "row": self.row,
+            "what": self.what,
+            "unit": self.unit,
+            "ours": self.ours,
+            "figures": self.figures,
+            "medians": {name: statistics.median(self.counted(name)) for name in self.figures},
+            "absent": self.absent,
+            "note": self.note,
+            "goals": [
+                {
+                    "goal": goal.text(self.unit),
+                    "rival": rival,
+                    "ratio_median": statistics.median(self.ratios(rival)),
+                    "goal_met": goal.met_by(self.ratios(rival)),
+                }
+                for goal, rival in self.judged()
+            ],
+        }
+
+
 @dataclass(frozen=True)
 class Row:
     """One or more results that are measured together. ``measure`` takes the world and this row."""
 
     name: str
     measure: Callable
+
+
+class CannotMeasure(Exception):
+    """This machine lacks what a row, or one of the contenders in it, needs. Says what."""
 
 
 @dataclass(frozen=True)
@@ -139,79 +233,6 @@ def show(figure, unit):
         if figure >= scale:
             break
     return f"{figure / scale:.3g} {name}" if figure / scale < 100 else f"{figure / scale:.0f} {name}"
-
-
-def show_spread(figures, unit):
-    return f"{show(statistics.median(figures), unit)} ({show(min(figures), unit)} - {show(max(figures), unit)})"
-
-
-def line(result):
-    """One row of the table, as its cells."""
-    if result.reference:
-        ratios = result.ratios()
-        reference = f"{result.reference_name} {show(statistics.median(result.reference), result.unit)}"
-        ratio = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} - {max(ratios):.2f})"
-        ours = show(statistics.median(result.ours), result.unit)
-    else:
-        reference, ratio = "", ""
-        ours = show_spread(result.ours, result.unit)
-    goal = result.goal.text(result.unit) if result.goal else ""
-    return [result.what, reference, ours, ratio, goal, result.verdict()]
-
-
-def table(results, not_measured=()):
-    """The Markdown table of all results, in their order."""
-    cells = [["", "reference", "numpack", "speed, min - max", "goal", "met"]]
-    cells += [line(result) for result in results]
-    cells += [[missing.row, "", "not measured: " + missing.why, "", "", ""] for missing in not_measured]
-    widths = [max(len(row[i]) for row in cells) for i in range(6)]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in cells]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    notes = [f"- {result.what}: {result.note}" for result in results if result.note]
-    return "\n".join(lines) + ("\n\n" + "\n".join(notes) if notes else "")
-
-
-def machine(directory):
-    """What a reader must know of the machine to judge the figures."""
-    import numpy
-
-    model = "unknown processor"
-    for entry in Path("/proc/cpuinfo").read_text().splitlines():
-        if entry.startswith("model name"):
-            model = entry.split(":", 1)[1].strip()
-            break
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "processor": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory / 2**30, 1),
-        "kernel": platform.release(),
-        "file_system": file_system(directory),
-        "python": platform.python_version(),
-        "numpy": numpy.__version__,
-    }
-
-
-def file_system(path):
-    """The type of the file system that holds ``path``, from the longest mount point above it."""
-    path = os.path.realpath(path)
-    best, kind = "", "unknown"
-    for entry in Path("/proc/self/mounts").read_text().splitlines():
-        _, point, found, *_ = entry.split(" ")
-        point = point.encode().decode("unicode_escape")
-        if os.path.commonpath([path, point]) == point and len(point) >= len(best):
-            best, kind = point, found
-    return kind
-
-
-def write_json(path, facts, results, not_measured):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    document = {
-        "machine": facts,
-        "results": [result.to_json() for result in results],
-        "not_measured": [{"row": missing.row, "why": missing.why} for missing in not_measured],
-    }
-    path.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def progress(text):

@@ -10,7 +10,8 @@ import os
 import numpy as np
 
 from harness import Goal, Result, Row, expect, in_turn, page_faults, timed
-from world import PAGE, MemoryWatch, read_through
+from mounting import MemoryWatch, read_through
+from world import PAGE
 
 PER_PAGE = PAGE // 4  # float32 elements
 TOUCHED_SHARE = 4  # one page in so many is touched

@@ -6,124 +6,23 @@ import contextlib
 import functools
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 
 from harness import progress
+from mounting import CannotMount, Mount, npkfs, read_through
 
-NPKFS = Path(sys.executable).parent / "npkfs"
 ROW = 64  # float32 elements of one row: 256 bytes
 PAGE = 4096
 
 
-class CannotMount(Exception):
-    """Mounting, or mounting in the way that a row wants, is not possible on this machine."""
-
-
-def npkfs(*arguments):
-    done = subprocess.run([NPKFS, *arguments], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"npkfs {' '.join(map(str, arguments))}: exit code {done.returncode}: {done.stderr.strip()}")
-    return done.stdout
-
-
-def read_through(path, chunk=1 << 20):
-    """Reads a file from start to end into one buffer, and returns its length."""
-    buffer = bytearray(chunk)
-    total = 0
-    with open(path, "rb", buffering=0) as file:
-        while n := file.readinto(buffer):
-            total += n
-    return total
-
-
-class Mount:
-    """A mount served by a process in the foreground, so that its memory can be watched."""
-
-    def __init__(self, store, mountpoint, *options):
-        self.path = Path(mountpoint)
-        self.path.mkdir(exist_ok=True)
-        self.log = tempfile.TemporaryFile()
-        command = [NPKFS, "mount", "--foreground", store, self.path]
-        for option in options:
-            command += ["-o", option]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
-        deadline = time.monotonic() + 20
-        while not os.path.ismount(self.path):
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                self.log.seek(0)
-                said = self.log.read().decode(errors="replace").strip()
-                raise CannotMount(said.splitlines()[-1] if said else "npkfs mount said nothing")
-            time.sleep(0.002)
-
-    def stop(self):
-        if os.path.ismount(self.path):
-            subprocess.run([NPKFS, "umount", self.path], capture_output=True)
-        try:
-            self.process.terminate()
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        if os.path.ismount(self.path):
-            subprocess.run(["fusermount3", "-u", "-z", self.path], capture_output=True)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.stop()
-
-    def bytes_sent(self):
-        """How much the process has written so far, nearly all of it answers to the kernel."""
-        for entry in Path(f"/proc/{self.process.pid}/io").read_text().splitlines():
-            if entry.startswith("wchar:"):
-                return int(entry.split()[1])
-        raise RuntimeError("no wchar in /proc/PID/io")
-
-    def passes_through(self, path):
-        """Whether the kernel reads ``path`` without asking the process for its bytes."""
-        before = self.bytes_sent()
-        length = read_through(path)
-        return self.bytes_sent() - before < length / 2
-
-    def own_memory(self):
-        """Resident bytes of the process that no file is behind."""
-        total = 0
-        for entry in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if entry.startswith(("RssAnon:", "RssShmem:")):
-                total += int(entry.split()[1]) * 1024
-        return total
-
-
-class MemoryWatch:
-    """Samples a process's own memory from a thread and keeps the highest figure."""
-
-    def __init__(self, mount):
-        self.mount = mount
-        self.highest = mount.own_memory()
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self.watch)
-
-    def watch(self):
-        while not self.over.wait(0.005):
-            self.highest = max(self.highest, self.mount.own_memory())
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *exception):
-        self.over.set()
-        self.thread.join()
-        self.highest = max(self.highest, self.mount.own_memory())
+def disk_usage(path):
+    """Bytes that the disk holds of a file, or of all files in a folder."""
+    os.sync()
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.lstat().st_blocks for file in files if not file.is_dir()) * 512
 
 
 class World:
@@ -131,6 +30,7 @@ class World:
 
     def __init__(self, parent, mib, rounds, many):
         self.parent = Path(parent)
+        self.mib = mib
         self.rounds = rounds
         self.rows = mib * 2**20 // (4 * ROW)
         self.many_arrays = many
@@ -149,6 +49,14 @@ class World:
     def data(self):
         """The array that all rows about one large array use."""
         return np.random.default_rng(7).standard_normal((self.rows, ROW), dtype=np.float32)
+
+    @functools.lru_cache(maxsize=1)
+    def array(self, kind):
+        """One of the arrays of `datasets`, in memory. They stay in the folder of all runs."""
+        return np.load(self.array_file(kind))
+
+    def array_file(self, kind):
+        return kind.file(self.parent / "datasets", self.mib)
 
     @functools.cached_property
     def pages(self):

@@ -448,9 +448,20 @@ fn attributes_that_are_as_asked_may_be_set() {
     let later = attr.mtime + std::time::Duration::from_secs(100);
     assert_eq!(set(SetAttr { mtime: Some(later), atime: Some(later), ..none }).unwrap().mtime, later);
     assert_eq!(f.lookup("a.npy").unwrap().atime, later);
-    assert_errno(set(SetAttr { mtime: Some(std::time::UNIX_EPOCH), ..none }), libc::EOPNOTSUPP);
-    assert_errno(f.fs.setattr(Ino::ROOT, SetAttr { mtime: Some(later), ..none }), libc::EOPNOTSUPP);
-    assert_errno(f.fs.open(attr.ino, OpenFlags { write: true, truncate: true }, CALLER), libc::EOPNOTSUPP);
+    // Before the last commit, too; other mounts and the API see it.
+    let earlier = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(1_234_567_890);
+    assert_eq!(set(SetAttr { mtime: Some(earlier), ..none }).unwrap().mtime, earlier);
+    assert_eq!(f.lookup("a.npy").unwrap().mtime, earlier);
+    assert_eq!(f.other.array("a").unwrap().modified().unwrap(), earlier);
+    assert_eq!(set(SetAttr { perm: Some(0o600), ..none }).unwrap().perm, 0o600);
+    let folder = |set| f.fs.setattr(Ino::ROOT, set);
+    assert_eq!(folder(SetAttr { mtime: Some(earlier), ..none }).unwrap().mtime, earlier);
+    assert_eq!(f.fs.getattr(Ino::ROOT).unwrap().mtime, earlier);
+    let root = f.fs.getattr(Ino::ROOT).unwrap();
+    assert_errno(folder(SetAttr { perm: Some(root.perm ^ 0o001), ..none }), libc::EPERM);
+    save(&f.other, "b", 1, 0);
+    f.lookup("b.npy").unwrap();
+    assert!(f.fs.getattr(Ino::ROOT).unwrap().mtime > earlier);
     assert_errno(f.fs.setattr(Ino::ROOT, SetAttr { size: Some(0), ..none }), libc::EISDIR);
     assert_eq!(f.values("a.npy"), [0, 1]);
 }
@@ -526,7 +537,7 @@ fn an_entry_that_found_no_room_is_not_counted_as_a_lookup() {
 }
 
 #[test]
-fn folders_cannot_be_made_or_removed_by_themselves() {
+fn folders_that_are_not_empty_are_not_removed() {
     let f = Fixture::with(|store| save(store, "g/a", 1, 0), false);
     assert_errno(f.fs.rmdir(Ino::ROOT, OsStr::new("g")), libc::ENOTEMPTY);
     assert_errno(f.fs.rmdir(Ino::ROOT, OsStr::new("h")), libc::ENOENT);
@@ -679,6 +690,10 @@ fn unlink_removes_the_array() {
     let f = Fixture::with(|store| ["a", "g/b"].iter().for_each(|name| save(store, name, 3, 0)), false);
     let opened = f.open("g/b.npy", READ).unwrap();
     f.unlink("g/b.npy").unwrap();
+    assert_errno(f.lookup("g/b.npy"), libc::ENOENT);
+    // `rm -r` removes the folder next.
+    assert_eq!(f.tree(), ["a.npy", "g/"].map(str::to_owned).into());
+    f.fs.rmdir(Ino::ROOT, OsStr::new("g")).unwrap();
     assert_errno(f.lookup("g"), libc::ENOENT);
     assert_eq!(values_of(&f.read(opened.fh)), [0, 1, 2, 3, 4, 5]);
     f.other.refresh().unwrap();
@@ -709,7 +724,8 @@ fn rename_renames_the_array_over_another_one_too() {
     f.rename("g/c.npy", "c.npy", Rename::Replace).unwrap();
     assert_eq!(f.tree(), ["c.npy", "g/", "g/d.npy"].map(str::to_owned).into());
     f.rename("g/d.npy", "d.npy", Rename::Replace).unwrap();
-    assert_errno(f.lookup("g"), libc::ENOENT);
+    assert_eq!(f.tree(), ["c.npy", "d.npy", "g/"].map(str::to_owned).into());
+    f.fs.rmdir(Ino::ROOT, OsStr::new("g")).unwrap();
     f.rename("d.npy", "d.npy", Rename::Replace).unwrap();
     assert_errno(f.rename("x.npy", "y.npy", Rename::Replace), libc::ENOENT);
 

@@ -9,9 +9,11 @@ use log::LevelFilter;
 use super::error::CliError;
 use super::mount::Choices;
 use super::opts::{
-    CommandOpts, CompactOpts, ExportOpts, ImportOpts, InfoOpts, LsOpts, MountOpts, MvOpts, Opts, RmOpts,
-    UmountOpts, VerifyOpts,
+    BlockOpts, CommandOpts, CompactOpts, ExportOpts, FilterOpt, ImportOpts, InfoOpts, LsOpts, MountOpts,
+    MvOpts, Opts, RecompressOpts, RmOpts, UmountOpts, VerifyOpts,
 };
+use super::units;
+use crate::store::{Compression, Filter};
 
 /// One run of `npkfs`.
 #[derive(Debug)]
@@ -37,10 +39,12 @@ pub enum Command {
     Export(ExportConfig),
     Ls(LsOpts),
     Info(InfoOpts),
-    Verify(VerifyOpts),
+    Verify(VerifyConfig),
     Rm(RmOpts),
     Mv(MvOpts),
     Compact(CompactOpts),
+    Recompress(RecompressConfig),
+    Config(SettingsConfig),
 }
 
 #[derive(Debug)]
@@ -75,6 +79,7 @@ pub struct ImportConfig {
     pub store: PathBuf,
     pub naming: Naming,
     pub overwrite: bool,
+    pub compression: Option<Compression>,
     pub quiet: bool,
 }
 
@@ -95,6 +100,37 @@ pub struct ExportConfig {
     pub dest: PathBuf,
     pub overwrite: bool,
     pub quiet: bool,
+}
+
+#[derive(Debug)]
+pub struct VerifyConfig {
+    pub store: PathBuf,
+    pub deep: bool,
+    pub json: bool,
+    pub quiet: bool,
+}
+
+#[derive(Debug)]
+pub struct RecompressConfig {
+    pub store: PathBuf,
+    /// Arrays and groups; none stands for all.
+    pub names: Vec<String>,
+    /// `None`: not at all.
+    pub compression: Option<Compression>,
+    pub quiet: bool,
+}
+
+#[derive(Debug)]
+pub struct SettingsConfig {
+    pub store: PathBuf,
+    pub settings: Vec<Setting>,
+}
+
+/// What is done with a setting of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setting {
+    ShowCompression,
+    SetCompression(Option<Compression>),
 }
 
 impl TryFrom<Opts> for Config {
@@ -123,10 +159,21 @@ impl TryFrom<Opts> for Config {
             }
             CommandOpts::Ls(opts) => Command::Ls(opts),
             CommandOpts::Info(opts) => Command::Info(opts),
-            CommandOpts::Verify(opts) => Command::Verify(opts),
+            CommandOpts::Verify(VerifyOpts { store, deep, json }) => {
+                Command::Verify(VerifyConfig { store, deep, json, quiet })
+            }
             CommandOpts::Rm(opts) => Command::Rm(opts),
             CommandOpts::Mv(opts) => Command::Mv(opts),
             CommandOpts::Compact(opts) => Command::Compact(opts),
+            CommandOpts::Recompress(RecompressOpts { store, names, level, blocks, none }) => {
+                let compression = (!none).then(|| compression(level, &blocks));
+                Command::Recompress(RecompressConfig { store, names, compression, quiet })
+            }
+            CommandOpts::Config(opts) => {
+                let settings = opts.settings.iter().map(|setting| parse_setting(setting));
+                let settings = settings.collect::<Result<_, _>>()?;
+                Command::Config(SettingsConfig { store: opts.store, settings })
+            }
         };
         Ok(Config { log: LogConfig { level, timestamps }, command })
     }
@@ -158,10 +205,14 @@ fn reporting_args(opts: &MountOpts, verbose: u8, quiet: bool) -> Vec<OsString> {
 }
 
 fn import(opts: ImportOpts, quiet: bool) -> Result<ImportConfig, CliError> {
-    let ImportOpts { sources, store, name, prefix, overwrite } = opts;
+    let ImportOpts { sources, store, name, prefix, overwrite, compress, blocks } = opts;
     if store.extension() == Some(OsStr::new("npy")) {
         return Err(CliError::StoreIsNpy { path: store });
     }
+    if compress.is_none() && (blocks.block.is_some() || blocks.filter.is_some()) {
+        return Err(CliError::NotCompressed);
+    }
+    let compression = compress.map(|level| compression(Some(level), &blocks));
     let naming = match (name, prefix) {
         (Some(_), _) if sources.len() != 1 || sources[0].is_dir() => {
             return Err(CliError::NameForSeveral { n_sources: sources.len() });
@@ -171,5 +222,35 @@ fn import(opts: ImportOpts, quiet: bool) -> Result<ImportConfig, CliError> {
         (None, Some(prefix)) if prefix.is_empty() || prefix.ends_with('/') => Naming::After(prefix),
         (None, Some(prefix)) => Naming::After(prefix + "/"),
     };
-    Ok(ImportConfig { sources, store, naming, overwrite, quiet })
+    Ok(ImportConfig { sources, store, naming, overwrite, compression, quiet })
+}
+
+fn compression(level: Option<i32>, blocks: &BlockOpts) -> Compression {
+    let default = Compression::default();
+    Compression {
+        level: level.unwrap_or(default.level),
+        block_len: blocks.block.unwrap_or(default.block_len),
+        filter: match blocks.filter {
+            None | Some(FilterOpt::Auto) => None,
+            Some(FilterOpt::None) => Some(Filter::None),
+            Some(FilterOpt::Shuffle) => Some(Filter::Shuffle),
+            Some(FilterOpt::Delta) => Some(Filter::Delta),
+        },
+    }
+}
+
+fn parse_setting(setting: &str) -> Result<Setting, CliError> {
+    match setting.split_once('=') {
+        None if setting == "compress" => Ok(Setting::ShowCompression),
+        Some(("compress", value)) => match units::compress(value) {
+            Some(compression) => Ok(Setting::SetCompression(compression)),
+            None => {
+                Err(CliError::BadSetting { setting: setting.to_owned(), expected: units::COMPRESS_EXPECTED })
+            }
+        },
+        _ => Err(CliError::BadSetting {
+            setting: setting.to_owned(),
+            expected: "compress, the only setting that there is",
+        }),
+    }
 }

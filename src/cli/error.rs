@@ -21,6 +21,10 @@ pub enum CliError {
     StoreIsNpy { path: PathBuf },
     /// `--name` with something else than one file.
     NameForSeveral { n_sources: usize },
+    /// `--block` or `--filter` for arrays that are not compressed.
+    NotCompressed,
+    /// A setting of `config` that does not exist, or whose value makes no sense.
+    BadSetting { setting: String, expected: &'static str },
     /// No array, and no group, has this name.
     NothingNamed { store: PathBuf, name: String },
     /// The name belongs to a group, and `-r` was not given.
@@ -64,9 +68,11 @@ impl CliError {
     /// The exit code.
     pub fn exit(&self) -> Exit {
         match self {
-            CliError::MountOption { .. } | CliError::StoreIsNpy { .. } | CliError::NameForSeveral { .. } => {
-                Exit::Usage
-            }
+            CliError::MountOption { .. }
+            | CliError::StoreIsNpy { .. }
+            | CliError::NameForSeveral { .. }
+            | CliError::NotCompressed
+            | CliError::BadSetting { .. } => Exit::Usage,
             CliError::NothingNamed { .. }
             | CliError::IsGroup { .. }
             | CliError::Io { .. }
@@ -94,6 +100,12 @@ impl fmt::Display for CliError {
                 f,
                 "--name is for a single file, and {n_sources} sources are given; for a folder or several files use --prefix"
             ),
+            CliError::NotCompressed => {
+                f.write_str("--block and --filter are for compressed arrays; add --compress")
+            }
+            CliError::BadSetting { setting, expected } => {
+                write!(f, "setting \"{setting}\": expected {expected}")
+            }
             CliError::NothingNamed { store, name } => write!(
                 f,
                 "{}: array {name:?} does not exist, nor does a group of this name; see \"npkfs ls {}\"",

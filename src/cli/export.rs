@@ -33,8 +33,9 @@ pub fn export(config: &ExportConfig) -> Result<(), CliError> {
         progress.start(array.name());
         if let Err(failure) = write_array(array, config, &progress) {
             match failure {
-                Failure::Store(error @ (StoreError::DataFile { .. } | StoreError::Format { .. })) => {
-                    exit = store_exit(&error);
+                // The others are not damaged.
+                Failure::Store(error) if store_exit(&error) == Exit::Damaged => {
+                    exit = Exit::Damaged;
                     progress.message(&error.to_string());
                 }
                 Failure::Store(error) => return Err(error.into()),
@@ -158,9 +159,10 @@ fn copy(array: &Array, file: &dyn StorageFile, progress: &Progress) -> Result<()
             Some(backing) => file.copy_from(backing, offset, offset, chunk)?,
             None => {
                 buf.resize(usize::try_from(chunk).expect("a chunk fits into memory"), 0);
-                let n = array.read_npy_at(offset, &mut buf)?;
-                file.write_at(&buf[..n], offset)?;
-                n as u64
+                // On all cores, where the elements are compressed.
+                array.read_elements_at(offset - header.len() as u64, &mut buf)?;
+                file.write_at(&buf, offset)?;
+                chunk
             }
         };
         if n == 0 {

@@ -53,9 +53,9 @@ fn copy_all(store: &Store, found: &Found, config: &ImportConfig) -> Result<(), C
     }
     for file in &found.files {
         progress.start(&file.name);
-        match store
-            .import_npy(&file.name, &file.path, config.overwrite, None, &mut |n_bytes| progress.at(n_bytes))
-        {
+        let compression = config.compression.as_ref();
+        let mut done = |n_bytes| progress.at(n_bytes);
+        match store.import_npy(&file.name, &file.path, config.overwrite, compression, &mut done) {
             Ok(()) => {}
             Err(error) if concerns_file(&error, &file.path) => {
                 n_failed += 1;

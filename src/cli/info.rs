@@ -4,14 +4,12 @@ use rmpv::Value as Attr;
 use serde_json::{Value, json};
 
 use crate::format::Dtype;
-use crate::store::{Access, Array, Attrs, Store};
+use crate::store::{Access, Array, Attrs, Compression, Filter, Store};
 
 use super::error::CliError;
 use super::opts::InfoOpts;
 use super::output::{self, Align, Out, Table};
-
-/// How the bytes of an array are encoded: one way, so far.
-const CODEC: &str = "raw";
+use super::units;
 
 pub fn info(opts: &InfoOpts) -> Result<(), CliError> {
     let store = Store::open(&opts.store, Access::Read)?;
@@ -20,7 +18,7 @@ pub fn info(opts: &InfoOpts) -> Result<(), CliError> {
         (None, false) => store_text(&store, &mut out)?,
         (None, true) => out.json(&store_json(&store)?)?,
         (Some(name), false) => array_text(&store.array(name)?, &mut out)?,
-        (Some(name), true) => out.json(&array_json(&store.array(name)?)?)?,
+        (Some(name), true) => out.json(&described_json(&store.array(name)?)?)?,
     }
     out.finish()
 }
@@ -33,6 +31,8 @@ fn store_text(store: &Store, out: &mut Out) -> Result<(), CliError> {
         ("SHAPE", Align::Left),
         ("SIZE", Align::Right),
         ("ON DISK", Align::Right),
+        ("RATIO", Align::Right),
+        ("DEAD", Align::Right),
         ("DELETED ROWS", Align::Right),
         ("CODEC", Align::Left),
         ("MODIFIED (UTC)", Align::Left),
@@ -45,19 +45,28 @@ fn store_text(store: &Store, out: &mut Out) -> Result<(), CliError> {
             shape_text(array.shape()),
             output::size(array.nbytes()),
             output::size(array.stat()?.allocated),
+            ratio_text(array),
+            array.codec().map_or_else(|| "-".to_owned(), |_| output::size(array.dead_len())),
             array.n_deleted().to_string(),
-            CODEC.to_owned(),
+            codec_text(array),
             output::time(array.modified()?),
         ]);
     }
     for line in table.lines() {
         out.line(&line)?;
     }
+    if let Some(compression) = store.default_compression() {
+        out.line(&format!("arrays made through a mount: {}", units::codec_text(&compression)))?;
+    }
     for (key, value) in store.attrs() {
         out.line(&format!("attribute {}: {}", output::printable_name(&key), attr_json(&value)))?;
     }
+    let dead = match totals.dead {
+        0 => String::new(),
+        dead => format!(", {} of it dead", output::size(dead)),
+    };
     out.line(&format!(
-        "{}, {}, {} on disk; generation {}, format {}",
+        "{}, {}, {} on disk{dead}; generation {}, format {}",
         output::count(arrays.len(), "array"),
         output::size(totals.nbytes),
         output::size(totals.on_disk),
@@ -76,11 +85,22 @@ fn array_text(array: &Array, out: &mut Out) -> Result<(), CliError> {
         ("size", format!("{} ({} bytes)", output::size(array.nbytes()), array.nbytes())),
         ("on disk", format!("{} ({} bytes)", output::size(stat.allocated), stat.allocated)),
         ("deleted rows", array.n_deleted().to_string()),
-        ("codec", CODEC.to_owned()),
+        ("codec", codec_text(array)),
         ("modified", output::time(array.modified()?) + " UTC"),
         ("version", array.id().0.to_string()),
         ("file", output::printable_name(array.file_name())),
     ];
+    if let Some(usage) = array.usage()? {
+        let zeros = match usage.n_absent {
+            0 => String::new(),
+            n_absent => format!(", {n_absent} of zeros only"),
+        };
+        lines.push(("ratio", ratio_text(array)));
+        lines.push(("blocks", format!("{}, {} stored as they are{zeros}", usage.n_blocks, usage.n_raw)));
+        let bytes = |n: u64| format!("{} ({n} bytes)", output::size(n));
+        lines.push(("in use", bytes(usage.live)));
+        lines.push(("dead", bytes(usage.dead)));
+    }
     let attrs: Vec<String> = array
         .attrs()
         .iter()
@@ -103,12 +123,29 @@ fn store_json(store: &Store) -> Result<Value, CliError> {
         "n_arrays": arrays.len(),
         "nbytes": totals.nbytes,
         "on_disk": totals.on_disk,
+        "stored_nbytes": totals.stored,
+        "dead": totals.dead,
+        "compress": store.default_compression().as_ref().map(codec_json),
         "attrs": attrs_json(&store.attrs()),
-        "arrays": arrays.iter().map(array_json).collect::<Result<Vec<_>, _>>()?,
+        "arrays": arrays.iter().map(described_json).collect::<Result<Vec<_>, _>>()?,
     }))
 }
 
-/// An array as `ls --json` and `info --json` show it.
+/// An array as `info --json` shows it: as [`array_json`], and with what takes reading its index.
+fn described_json(array: &Array) -> Result<Value, CliError> {
+    let mut described = array_json(array)?;
+    let usage = array.usage()?;
+    described["blocks"] = json!(usage.map(|usage| json!({
+        "n_blocks": usage.n_blocks,
+        "n_raw": usage.n_raw,
+        "n_absent": usage.n_absent,
+        "live": usage.live,
+        "dead": usage.dead,
+    })));
+    Ok(described)
+}
+
+/// An array as `ls --json` shows it. What it tells is known without reading the data file.
 pub fn array_json(array: &Array) -> Result<Value, CliError> {
     Ok(json!({
         "name": &**array.name(),
@@ -117,8 +154,10 @@ pub fn array_json(array: &Array) -> Result<Value, CliError> {
         "fortran_order": array.fortran_order(),
         "nbytes": array.nbytes(),
         "on_disk": array.stat()?.allocated,
+        "raw_nbytes": array.raw_len(),
+        "stored_nbytes": array.stored_len(),
         "n_deleted": array.n_deleted(),
-        "codec": CODEC,
+        "codec": array.compression().as_ref().map(codec_json),
         "modified": output::time_json(array.modified()?),
         "id": array.id().0,
         "file": array.file_name(),
@@ -126,17 +165,40 @@ pub fn array_json(array: &Array) -> Result<Value, CliError> {
     }))
 }
 
+/// How the elements are stored: `zstd:1, 64 KiB blocks, shuffle`, or `none`.
+fn codec_text(array: &Array) -> String {
+    array.compression().map_or_else(|| "none".to_owned(), |compression| units::codec_text(&compression))
+}
+
+/// How many times smaller compressed elements are.
+fn ratio_text(array: &Array) -> String {
+    match (array.codec(), array.stored_len()) {
+        (None, _) | (_, 0) => "-".to_owned(),
+        (Some(_), stored) => format!("{:.2}", array.raw_len() as f64 / stored as f64),
+    }
+}
+
+/// A codec as JSON has it. Without a filter: that which fits the array.
+fn codec_json(compression: &Compression) -> Value {
+    let Compression { level, block_len, filter } = compression;
+    json!({ "name": "zstd", "level": level, "block": block_len, "filter": filter.map(Filter::name) })
+}
+
 struct Totals {
     nbytes: u64,
     on_disk: u64,
+    stored: u64,
+    dead: u64,
 }
 
 impl Totals {
     fn of(arrays: &[Array]) -> Result<Totals, CliError> {
-        let mut totals = Totals { nbytes: 0, on_disk: 0 };
+        let mut totals = Totals { nbytes: 0, on_disk: 0, stored: 0, dead: 0 };
         for array in arrays {
             totals.nbytes = totals.nbytes.saturating_add(array.nbytes());
             totals.on_disk = totals.on_disk.saturating_add(array.stat()?.allocated);
+            totals.stored = totals.stored.saturating_add(array.stored_len());
+            totals.dead = totals.dead.saturating_add(array.dead_len());
         }
         Ok(totals)
     }

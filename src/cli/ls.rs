@@ -9,6 +9,7 @@ use super::info;
 use super::opts::LsOpts;
 use super::output::{self, Align, Out, Table};
 use super::select::Catalog;
+use super::units;
 
 pub fn ls(opts: &LsOpts) -> Result<(), CliError> {
     let store = Store::open(&opts.store, Access::Read)?;
@@ -36,6 +37,7 @@ fn long(arrays: &[Array]) -> Result<Table, CliError> {
         ("SHAPE", Align::Left),
         ("SIZE", Align::Right),
         ("MODIFIED (UTC)", Align::Left),
+        ("CODEC", Align::Left),
         ("NAME", Align::Left),
     ]);
     for array in arrays {
@@ -44,6 +46,7 @@ fn long(arrays: &[Array]) -> Result<Table, CliError> {
             info::shape_text(array.shape()),
             output::size(array.nbytes()),
             output::time(array.modified()?),
+            array.compression().as_ref().map_or_else(|| "none".to_owned(), units::codec_name),
             output::printable_name(array.name()),
         ]);
     }

@@ -15,7 +15,10 @@ mod mount;
 mod opts;
 mod output;
 mod progress;
+mod recompress;
 mod select;
+mod settings;
+mod units;
 mod verify;
 
 use std::ffi::OsString;
@@ -54,10 +57,12 @@ fn carry_out(config: Config) -> Result<(), CliError> {
         Command::Export(config) => export::export(&config),
         Command::Ls(opts) => ls::ls(&opts),
         Command::Info(opts) => info::info(&opts),
-        Command::Verify(opts) => verify::verify(&opts),
+        Command::Verify(config) => verify::verify(&config),
         Command::Rm(opts) => edit::rm(&opts),
         Command::Mv(opts) => edit::mv(&opts),
         Command::Compact(opts) => edit::compact(&opts),
+        Command::Recompress(config) => recompress::recompress(&config),
+        Command::Config(config) => settings::settings(&config),
     }
 }
 

@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::units;
+use crate::format::{MAX_LEVEL, MIN_LEVEL};
+use crate::store::{Compression, Filter};
 
 /// NumPy arrays in a store, and the store as a folder of .npy files.
 ///
@@ -36,6 +40,8 @@ pub enum CommandOpts {
     Rm(RmOpts),
     Mv(MvOpts),
     Compact(CompactOpts),
+    Recompress(RecompressOpts),
+    Config(ConfigOpts),
 }
 
 /// Show a store as a folder of .npy files
@@ -59,6 +65,10 @@ pub struct MountOpts {
     /// passthrough=auto|off: let the kernel read uncompressed arrays from the store itself where it
     /// can (default: auto).
     /// threads=N: number of threads that answer the kernel (1 to 16, default: 2).
+    /// compress=off|zstd|zstd:LEVEL: compress the arrays that are made through the mount; LEVEL is -7 (fastest) to 22
+    /// (smallest) (default: as "npkfs config" says; zstd alone is zstd:1).
+    /// decoded=SIZE: memory for decoded copies of compressed arrays, in bytes or with K, M, G or T, which the
+    /// kernel then reads as if they were not compressed; 0 for none (default: a modest share of the memory).
     /// nodev, nosuid, noexec, noatime, nodiratime, relatime, sync, dirsync, their opposites, and defaults: as in mount(8)
     /// (default: nodev,nosuid).
     #[arg(short = 'o', value_name = "OPTIONS", verbatim_doc_comment)]
@@ -122,6 +132,54 @@ pub struct ImportOpts {
     /// Replace arrays that exist (default: leave them, say so, exit code 1)
     #[arg(long)]
     pub overwrite: bool,
+
+    /// Compress the arrays with zstd, LEVEL -7 (fastest) to 22 (smallest) (default: not compressed; without LEVEL: 1)
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1",
+        value_parser = level(),
+    )]
+    pub compress: Option<i32>,
+
+    #[command(flatten)]
+    pub blocks: BlockOpts,
+}
+
+/// How a compressed array is cut into blocks, each of which is encoded by itself.
+#[derive(Debug, Args)]
+pub struct BlockOpts {
+    /// Bytes of elements per block, a multiple of 4096 up to 16M: reading any element decodes one block (default: 64K)
+    #[arg(long, value_name = "SIZE", value_parser = block_len)]
+    pub block: Option<u32>,
+
+    /// What is done to a block before zstd: none; shuffle, bytes of the same place together; delta, differences of
+    /// integers, shuffled; auto, what makes a sample smallest (default: auto)
+    #[arg(long, value_name = "FILTER", hide_possible_values = true)]
+    pub filter: Option<FilterOpt>,
+}
+
+/// A filter as it is typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FilterOpt {
+    None,
+    Shuffle,
+    Delta,
+    Auto,
+}
+
+fn level() -> clap::builder::RangedI64ValueParser<i32> {
+    clap::value_parser!(i32).range(i64::from(MIN_LEVEL)..=i64::from(MAX_LEVEL))
+}
+
+fn block_len(text: &str) -> Result<u32, String> {
+    let n_bytes = units::size(text).ok_or_else(|| format!("expected {}", units::SIZE_EXPECTED))?;
+    let n_bytes = u32::try_from(n_bytes).unwrap_or(u32::MAX);
+    let compression = Compression { block_len: n_bytes, ..Compression::default() };
+    compression.codec(Filter::None).map_err(|error| error.to_string())?;
+    Ok(n_bytes)
 }
 
 /// Copy arrays out of a store, as .npy files
@@ -180,11 +238,16 @@ pub struct InfoOpts {
 
 /// Look for damage: in the manifest, and in every data file that it names
 ///
-/// Changes nothing. Exit code 3 if there is damage.
+/// Of compressed arrays the whole index is read and checked. Changes nothing. Exit code 3 if there is damage.
 #[derive(Debug, Args)]
 pub struct VerifyOpts {
     /// The store
     pub store: PathBuf,
+
+    /// Read everything: every block of every compressed array is checked and decoded, on all cores; arrays that are not
+    /// compressed have no checksums, and are read only to see that the disk gives them (default: no elements are read)
+    #[arg(long)]
+    pub deep: bool,
 
     /// JSON, offsets and sizes in bytes (default: text)
     #[arg(long)]
@@ -225,13 +288,53 @@ pub struct MvOpts {
     pub overwrite: bool,
 }
 
-/// Give the space of deleted rows back to the disk
+/// Give the space of deleted rows, and of what compressed arrays do not need any more, back to the disk
 #[derive(Debug, Args)]
 pub struct CompactOpts {
     /// The store
     pub store: PathBuf,
 
-    /// Arrays (default: all)
+    /// Arrays, or groups with all that is in them (default: everything)
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
+}
+
+/// Compress arrays that are stored, differently or not at all
+///
+/// Each array is stored anew, and replaced when that is on the disk; its elements stay what they are. Who has it open
+/// or mapped keeps the old one, whose space is free when the last of them closes it.
+#[derive(Debug, Args)]
+pub struct RecompressOpts {
+    /// The store
+    pub store: PathBuf,
+
+    /// Arrays, or groups with all that is in them (default: everything)
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+
+    /// Level of zstd, -7 (fastest) to 22 (smallest) (default: 1)
+    #[arg(long, value_name = "LEVEL", allow_negative_numbers = true, value_parser = level())]
+    pub level: Option<i32>,
+
+    #[command(flatten)]
+    pub blocks: BlockOpts,
+
+    /// Store the arrays uncompressed (default: compressed)
+    #[arg(long, conflicts_with_all = ["level", "block", "filter"])]
+    pub none: bool,
+}
+
+/// Show or change the settings of a store
+///
+/// compress=off|zstd|zstd:LEVEL: how arrays are compressed that are made through a mount whose options do not say;
+/// LEVEL is -7 (fastest) to 22 (smallest), zstd alone is zstd:1. A new store has compress=off. The API and
+/// "npkfs import" compress what they are told to.
+#[derive(Debug, Args)]
+pub struct ConfigOpts {
+    /// The store
+    pub store: PathBuf,
+
+    /// KEY shows a setting, KEY=VALUE changes it (default: show all)
+    #[arg(value_name = "KEY[=VALUE]")]
+    pub settings: Vec<String>,
 }

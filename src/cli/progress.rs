@@ -31,6 +31,11 @@ impl Progress {
         Progress { bar, done: 0 }
     }
 
+    /// There are these many bytes, which was not known before.
+    pub fn of(&self, n_bytes: u64) {
+        self.bar.set_length(n_bytes);
+    }
+
     /// Begins with the file of this name.
     pub fn start(&self, name: &str) {
         self.bar.set_message(output::printable_name(name));
@@ -49,7 +54,12 @@ impl Progress {
 
     /// Writes a message without tearing the bar.
     pub fn message(&self, text: &str) {
-        self.bar.suspend(|| output::message(text));
+        self.suspend(|| output::message(text));
+    }
+
+    /// Does what writes to stderr without tearing the bar.
+    pub fn suspend(&self, write: impl FnOnce()) {
+        self.bar.suspend(write);
     }
 }
 

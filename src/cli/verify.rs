@@ -2,28 +2,37 @@
 
 use serde_json::json;
 
-use crate::store::{self, Report};
+use crate::store::{self, Depth, Report};
 
+use super::config::VerifyConfig;
 use super::error::CliError;
-use super::opts::VerifyOpts;
 use super::output::{self, Out};
+use super::progress::Progress;
 
-pub fn verify(opts: &VerifyOpts) -> Result<(), CliError> {
-    let report = store::verify(&opts.store)?;
+pub fn verify(config: &VerifyConfig) -> Result<(), CliError> {
+    let depth = if config.deep { Depth::Elements } else { Depth::Index };
+    let progress = Progress::new(0, config.deep && !config.quiet);
+    let report = store::verify_with(&config.store, depth, &mut |array, done, total| {
+        progress.of(total);
+        progress.start(array);
+        progress.at(done);
+    });
+    drop(progress);
+    let report = report?;
     let mut out = Out::new();
-    if opts.json {
-        out.json(&report_json(opts, &report))?;
+    if config.json {
+        out.json(&report_json(config, &report))?;
     } else {
-        report_text(opts, &report, &mut out)?;
+        report_text(config, &report, &mut out)?;
     }
     out.finish()?;
     match report.problems.len() {
         0 => Ok(()),
-        n_problems => Err(CliError::Damaged { store: opts.store.clone(), n_problems }),
+        n_problems => Err(CliError::Damaged { store: config.store.clone(), n_problems }),
     }
 }
 
-fn report_text(opts: &VerifyOpts, report: &Report, out: &mut Out) -> Result<(), CliError> {
+fn report_text(config: &VerifyConfig, report: &Report, out: &mut Out) -> Result<(), CliError> {
     for problem in &report.problems {
         // The file is named by each problem itself, where it is about one.
         let what = output::printable_name(&problem.what);
@@ -40,25 +49,33 @@ fn report_text(opts: &VerifyOpts, report: &Report, out: &mut Out) -> Result<(), 
             output::printable_name(file)
         ))?;
     }
-    let n_arrays = usize::try_from(report.n_arrays).unwrap_or(usize::MAX);
-    let checked = format!("{}, {}", output::count(n_arrays, "array"), output::size(report.nbytes));
+    let count = |n: u64, noun| output::count(usize::try_from(n).unwrap_or(usize::MAX), noun);
+    let mut checked = format!("{}, {}", count(report.n_arrays, "array"), output::size(report.nbytes));
+    if config.deep {
+        checked += &format!(", {} decoded", count(report.n_blocks, "block"));
+    }
     if report.problems.is_empty() {
-        out.line(&format!("{}: sound: {checked}", opts.store.display()))
+        out.line(&format!("{}: sound: {checked}", config.store.display()))
     } else {
-        out.line(&format!("{}: checked: {checked}", opts.store.display()))
+        out.line(&format!("{}: checked: {checked}", config.store.display()))
     }
 }
 
-fn report_json(opts: &VerifyOpts, report: &Report) -> serde_json::Value {
+fn report_json(config: &VerifyConfig, report: &Report) -> serde_json::Value {
     json!({
-        "store": opts.store.to_string_lossy(),
+        "store": config.store.to_string_lossy(),
+        "deep": config.deep,
         "sound": report.problems.is_empty(),
         "n_arrays": report.n_arrays,
         "generation": report.generation.map(|generation| generation.0),
         "nbytes": report.nbytes,
+        "n_index_pages": report.n_pages,
+        "n_blocks": report.n_blocks,
         "problems": report.problems.iter().map(|problem| json!({
             "array": problem.array.as_deref(),
             "file": problem.file,
+            "block": problem.block,
+            "offset": problem.offset,
             "what": problem.what,
         })).collect::<Vec<_>>(),
         "left_over": report.leftovers,

@@ -1,7 +1,9 @@
 //! Encoding and decoding of one block: the choice between raw and compressed, and the filter before zstd.
 
+use super::CodecError;
+use super::delta::{delta, undelta};
+use super::shuffle::{shuffle, unshuffle};
 use super::zstd::{Compressor, Decompressor};
-use super::{CodecError, filter};
 use crate::format::{BlockKind, Codec, Filter};
 
 /// A block is stored raw unless zstd saves this part of it: less is not worth the time to decode it.
@@ -13,7 +15,7 @@ pub struct Encoder {
     itemsize: usize,
     compressor: Compressor,
     differences: Vec<u8>,
-    filtered: Vec<u8>,
+    shuffled: Vec<u8>,
     stored: Vec<u8>,
 }
 
@@ -25,11 +27,10 @@ impl Encoder {
         let filter = codec.filter.for_itemsize(itemsize);
         Self {
             filter,
-            // Only filters ask for the size, and those that do know their items to be small.
-            itemsize: if filter == Filter::None { 1 } else { itemsize as usize },
+            itemsize: checked_itemsize(filter, itemsize).expect("the filter was chosen for the size"),
             compressor: Compressor::new(codec.level, filter != Filter::None),
             differences: Vec::new(),
-            filtered: Vec::new(),
+            shuffled: Vec::new(),
             stored: Vec::new(),
         }
     }
@@ -41,30 +42,22 @@ impl Encoder {
     /// `Zstd` if zstd has no memory.
     pub fn encode<'a>(&'a mut self, raw: &'a [u8]) -> Result<(BlockKind, &'a [u8]), CodecError> {
         let itemsize = self.itemsize;
-        let (kind, run_len, filtered) = match self.filter {
-            Filter::None => (BlockKind::Zstd, raw.len(), raw),
-            Filter::Shuffle => {
-                let filtered = scratch(&mut self.filtered, raw.len());
-                filter::shuffle(itemsize, raw, filtered);
-                (BlockKind::ZstdShuffle, raw.len() / itemsize, &*filtered)
-            }
-            Filter::Delta => {
-                let differences = scratch(&mut self.differences, raw.len());
-                filter::delta(itemsize, raw, differences);
-                let filtered = if itemsize == 1 {
-                    differences
-                } else {
-                    let filtered = scratch(&mut self.filtered, raw.len());
-                    filter::shuffle(itemsize, differences, filtered);
-                    filtered
-                };
-                (BlockKind::ZstdDelta, raw.len() / itemsize, &*filtered)
-            }
-        };
+        let mut filtered = raw;
+        if let Some(step) = self.filter.step() {
+            let out = scratch(&mut self.differences, raw.len());
+            delta(step, itemsize, raw, out);
+            filtered = out;
+        }
+        if itemsize > 1 {
+            let out = scratch(&mut self.shuffled, raw.len());
+            shuffle(itemsize, filtered, out);
+            filtered = out;
+        }
+        let run_len = raw.len() / itemsize;
         let max_len = raw.len() - raw.len().div_ceil(MIN_SAVED_PART);
         let stored = scratch(&mut self.stored, max_len);
         match self.compressor.compress(filtered, run_len, stored)? {
-            Some(len) => Ok((kind, &stored[..len])),
+            Some(len) => Ok((self.filter.kind(), &stored[..len])),
             None => Ok((BlockKind::Raw, raw)),
         }
     }
@@ -73,7 +66,7 @@ impl Encoder {
 /// Decodes blocks. Holds the memory that it takes to do so: one per thread, used again and again.
 pub struct Decoder {
     decompressor: Decompressor,
-    filtered: Vec<u8>,
+    shuffled: Vec<u8>,
 }
 
 impl Default for Decoder {
@@ -85,7 +78,7 @@ impl Default for Decoder {
 impl Decoder {
     /// A decoder for blocks of any codec.
     pub fn new() -> Self {
-        Self { decompressor: Decompressor::new(), filtered: Vec::new() }
+        Self { decompressor: Decompressor::new(), shuffled: Vec::new() }
     }
 
     /// Decodes the block of `kind` that is stored as `stored` into all of `out`, whose length is the block's raw
@@ -112,41 +105,50 @@ impl Decoder {
             BlockKind::Raw | BlockKind::OpenTail => {
                 return Err(CodecError::StoredLen { kind, found: stored.len(), expected: out.len() });
             }
-            BlockKind::Zstd => self.decompressor.decompress(stored, out)?,
-            BlockKind::ZstdShuffle => {
-                let itemsize = checked_itemsize(Filter::Shuffle, itemsize)?;
-                self.decompress_shuffled(itemsize, stored, out)?;
-            }
-            BlockKind::ZstdDelta => {
-                let itemsize = checked_itemsize(Filter::Delta, itemsize)?;
-                if itemsize == 1 {
-                    self.decompressor.decompress(stored, out)?;
-                } else {
-                    self.decompress_shuffled(itemsize, stored, out)?;
-                }
-                filter::undelta(itemsize, out);
+            BlockKind::Zstd
+            | BlockKind::ZstdShuffle
+            | BlockKind::ZstdDelta
+            | BlockKind::ZstdDelta2
+            | BlockKind::ZstdDelta3
+            | BlockKind::ZstdDelta4 => {
+                let filter = kind.filter().expect("each of these has a filter");
+                self.decompress(filter, checked_itemsize(filter, itemsize)?, stored, out)?;
             }
         }
         Ok(())
     }
 
-    fn decompress_shuffled(
+    fn decompress(
         &mut self,
+        filter: Filter,
         itemsize: usize,
         stored: &[u8],
         out: &mut [u8],
     ) -> Result<(), CodecError> {
-        let filtered = scratch(&mut self.filtered, out.len());
-        self.decompressor.decompress(stored, filtered)?;
-        filter::unshuffle(itemsize, filtered, out);
+        if itemsize == 1 {
+            self.decompressor.decompress(stored, out)?;
+        } else {
+            let shuffled = scratch(&mut self.shuffled, out.len());
+            self.decompressor.decompress(stored, shuffled)?;
+            unshuffle(itemsize, shuffled, out);
+        }
+        if let Some(step) = filter.step() {
+            undelta(step, itemsize, out);
+        }
         Ok(())
     }
 }
 
-/// The size of an item, if `filter` is made for such items.
+/// The size of an item as `filter` asks for it: 1 where it does not.
+///
+/// # Errors
+/// `Filter` if it is not made for such items.
 fn checked_itemsize(filter: Filter, itemsize: u64) -> Result<usize, CodecError> {
     if filter.for_itemsize(itemsize) != filter {
         return Err(CodecError::Filter { filter, itemsize });
+    }
+    if filter == Filter::None {
+        return Ok(1);
     }
     Ok(usize::try_from(itemsize).expect("filters are for items of up to 255 bytes"))
 }
@@ -197,16 +199,14 @@ mod tests {
     #[test]
     fn each_filter_makes_its_kind_and_comes_back() {
         for itemsize in (1..=20).chain([64, 255, 256]) {
-            for (filter, kind) in
-                Filter::ALL.into_iter().zip([BlockKind::Zstd, BlockKind::ZstdShuffle, BlockKind::ZstdDelta])
-            {
+            for filter in Filter::ALL {
                 let mut encoder = encoder(filter, itemsize);
                 let mut decoder = Decoder::new();
                 for len in [65536, 4096, 1001, 65535, 300] {
                     let raw = counting(itemsize as usize, len);
                     let (found, stored) = encoder.encode(&raw).unwrap();
                     if filter.for_itemsize(itemsize) == filter {
-                        assert_eq!(found, kind, "{filter}, items of {itemsize}, {len} bytes");
+                        assert_eq!(found, filter.kind(), "{filter}, items of {itemsize}, {len} bytes");
                     }
                     assert!(stored.len() <= len - len / 32);
                     let mut out = vec![0xaa; len];
@@ -327,7 +327,7 @@ mod tests {
     }
 
     fn kinds() -> impl Strategy<Value = BlockKind> {
-        prop::sample::select(vec![BlockKind::Zstd, BlockKind::ZstdShuffle, BlockKind::ZstdDelta])
+        filters().prop_map(Filter::kind)
     }
 
     fn filters() -> impl Strategy<Value = Filter> {

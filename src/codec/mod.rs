@@ -6,8 +6,9 @@
 
 mod block;
 mod choose;
+mod delta;
 mod error;
-mod filter;
+mod shuffle;
 mod zstd;
 
 pub use block::{Decoder, Encoder};

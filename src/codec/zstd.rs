@@ -1,8 +1,8 @@
 //! One zstd frame per block, with reused contexts. Only what blocks need: the content fits one call, its length
 //! stands in the frame's header, there is no dictionary and no checksum (the block's pointer has one).
 
-use zstd_safe::zstd_sys::ZSTD_ErrorCode;
-use zstd_safe::{CCtx, CParameter, DCtx, ErrorCode, ResetDirective};
+use ::zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode;
+use ::zstd::zstd_safe::{self, CCtx, CParameter, DCtx, ErrorCode, ResetDirective};
 
 use super::CodecError;
 

@@ -230,9 +230,12 @@ pub fn check_pointer(
                 && stored_len.is_multiple_of(POINTER_LEN as u64)
         }
         BlockKind::Raw => level == 0 && stored_len == raw_len,
-        BlockKind::Zstd | BlockKind::ZstdShuffle | BlockKind::ZstdDelta => {
-            level == 0 && stored_len > 0 && stored_len < raw_len
-        }
+        BlockKind::Zstd
+        | BlockKind::ZstdShuffle
+        | BlockKind::ZstdDelta
+        | BlockKind::ZstdDelta2
+        | BlockKind::ZstdDelta3
+        | BlockKind::ZstdDelta4 => level == 0 && stored_len > 0 && stored_len < raw_len,
         BlockKind::OpenTail => false,
     };
     if !fits {

@@ -40,13 +40,21 @@ pub enum Filter {
     None,
     /// The first byte of every item, then the second of every item, and so on.
     Shuffle,
-    /// Each item less the one before it, as integers that wrap around; then [`Filter::Shuffle`].
+    /// Each item less the one before it, as integers that wrap around, folded: small differences of either sign become
+    /// small numbers. Then [`Filter::Shuffle`].
     Delta,
+    /// As [`Filter::Delta`], with the item two before it: pairs of numbers.
+    Delta2,
+    /// As [`Filter::Delta`], with the item three before it: colours, vectors in space.
+    Delta3,
+    /// As [`Filter::Delta`], with the item four before it: colours with transparency.
+    Delta4,
 }
 
 impl Filter {
     /// All filters.
-    pub const ALL: [Self; 3] = [Self::None, Self::Shuffle, Self::Delta];
+    pub const ALL: [Self; 6] =
+        [Self::None, Self::Shuffle, Self::Delta, Self::Delta2, Self::Delta3, Self::Delta4];
 
     /// The name, as it stands on disk and as a user writes it.
     pub fn name(self) -> &'static str {
@@ -54,15 +62,41 @@ impl Filter {
             Self::None => "none",
             Self::Shuffle => "shuffle",
             Self::Delta => "delta",
+            Self::Delta2 => "delta2",
+            Self::Delta3 => "delta3",
+            Self::Delta4 => "delta4",
         }
     }
 
-    /// The filter that is applied to items of `itemsize` bytes where this one is asked for: [`Filter::Delta`] is
-    /// made for integers of 1, 2, 4 and 8 bytes, [`Filter::Shuffle`] for items of 2 to 255 bytes.
+    /// The kind of the blocks that are compressed after this filter.
+    pub fn kind(self) -> BlockKind {
+        match self {
+            Self::None => BlockKind::Zstd,
+            Self::Shuffle => BlockKind::ZstdShuffle,
+            Self::Delta => BlockKind::ZstdDelta,
+            Self::Delta2 => BlockKind::ZstdDelta2,
+            Self::Delta3 => BlockKind::ZstdDelta3,
+            Self::Delta4 => BlockKind::ZstdDelta4,
+        }
+    }
+
+    /// How many items before it the one is that is taken from an item, if the filter begins with differences.
+    pub fn step(self) -> Option<usize> {
+        match self {
+            Self::None | Self::Shuffle => None,
+            Self::Delta => Some(1),
+            Self::Delta2 => Some(2),
+            Self::Delta3 => Some(3),
+            Self::Delta4 => Some(4),
+        }
+    }
+
+    /// The filter that is applied to items of `itemsize` bytes where this one is asked for: differences are made of
+    /// integers of 1, 2, 4 and 8 bytes, [`Filter::Shuffle`] is for items of 2 to 255 bytes.
     pub fn for_itemsize(self, itemsize: u64) -> Self {
-        match (self, itemsize) {
-            (Self::Delta, 1 | 2 | 4 | 8) => Self::Delta,
-            (Self::Shuffle | Self::Delta, 2..=255) => Self::Shuffle,
+        match (self.step(), itemsize) {
+            (Some(_), 1 | 2 | 4 | 8) => self,
+            (_, 2..=255) if self != Self::None => Self::Shuffle,
             _ => Self::None,
         }
     }
@@ -266,12 +300,28 @@ pub enum BlockKind {
     OpenTail = 5,
     /// No block, but a page of the block index.
     Page = 6,
+    /// A zstd frame of shuffled differences: [`Filter::Delta2`].
+    ZstdDelta2 = 7,
+    /// The same after [`Filter::Delta3`].
+    ZstdDelta3 = 8,
+    /// The same after [`Filter::Delta4`].
+    ZstdDelta4 = 9,
 }
 
 impl BlockKind {
     /// All kinds, each at the index that is its number.
-    const ALL: [Self; 7] =
-        [Self::Absent, Self::Raw, Self::Zstd, Self::ZstdShuffle, Self::ZstdDelta, Self::OpenTail, Self::Page];
+    const ALL: [Self; 10] = [
+        Self::Absent,
+        Self::Raw,
+        Self::Zstd,
+        Self::ZstdShuffle,
+        Self::ZstdDelta,
+        Self::OpenTail,
+        Self::Page,
+        Self::ZstdDelta2,
+        Self::ZstdDelta3,
+        Self::ZstdDelta4,
+    ];
 
     /// The kind with this number on disk, `None` where this release knows none.
     pub fn from_u8(number: u8) -> Option<Self> {
@@ -281,6 +331,11 @@ impl BlockKind {
     /// The number on disk.
     pub fn to_u8(self) -> u8 {
         self as u8
+    }
+
+    /// The filter of a block that is a zstd frame, `None` for every other kind.
+    pub fn filter(self) -> Option<Filter> {
+        Filter::ALL.into_iter().find(|filter| filter.kind() == self)
     }
 
     /// Whether the stored bytes are the raw bytes.
@@ -366,16 +421,21 @@ mod tests {
         for number in 0..=u8::MAX {
             match BlockKind::from_u8(number) {
                 Some(kind) => assert_eq!(kind.to_u8(), number),
-                None => assert!(number > 6),
+                None => assert!(number > 9),
             }
         }
         assert_eq!(BlockKind::from_u8(6), Some(BlockKind::Page));
+        assert_eq!(BlockKind::from_u8(9), Some(BlockKind::ZstdDelta4));
+        for filter in Filter::ALL {
+            assert_eq!(filter.kind().filter(), Some(filter));
+        }
     }
 
     #[test]
     fn filters_are_for_items_that_they_can_take_apart() {
         assert_eq!(Filter::Delta.for_itemsize(1), Filter::Delta);
         assert_eq!(Filter::Delta.for_itemsize(12), Filter::Shuffle);
+        assert_eq!(Filter::Delta3.for_itemsize(1), Filter::Delta3);
         assert_eq!(Filter::Shuffle.for_itemsize(1), Filter::None);
         assert_eq!(Filter::Shuffle.for_itemsize(255), Filter::Shuffle);
         assert_eq!(Filter::Delta.for_itemsize(256), Filter::None);

@@ -62,4 +62,11 @@ impl Fs {
         }
         if self.inodes.get(other).is_some_and(|inode| inode.is_open()) { other } else { ino }
     }
+
+    /// Elements were written through an inode: what is kept of the other one's is old.
+    pub(super) fn touch_other(&self, ino: Ino) {
+        if let Some(other) = ino.other().and_then(|other| self.inodes.get(other)) {
+            other.touch();
+        }
+    }
 }

@@ -51,6 +51,14 @@ pub enum Invalidation {
         /// Where the change begins, in bytes.
         from: u64,
     },
+    /// No change: a block was decoded, of which the kernel did not ask for all pages. [`Fs::store_pages`] gives what it
+    /// can keep.
+    Pages {
+        /// The inode.
+        ino: Ino,
+        /// The number of the block.
+        block: u64,
+    },
 }
 
 pub(super) fn warn_of_collision(array: &str) {

@@ -1,7 +1,7 @@
 //! The folders of a mount: made of the arrays' names, and kept in step with them one change at a time.
 //!
-//! A folder exists as long as an array or a pending file is in it or below it, or until it is removed, if somebody made
-//! it. A pending file hides what the store has under its name. Placing or taking away an array costs the depth of its
+//! A folder exists as long as an array or a pending file is in it or below it, or until it is removed, if it was made or
+//! emptied through the mount. A pending file hides what the store has under its name. Placing or taking away an array costs the depth of its
 //! name, finding a name is a hash lookup or two per folder. The tree holds names and inode numbers, no arrays.
 
 use std::collections::HashMap;
@@ -36,8 +36,8 @@ pub(super) struct Directory {
     children: HashMap<Arc<str>, Child>,
     /// The pending files here.
     pending: HashMap<Arc<str>, Child>,
-    /// Whether somebody made it, so that it stays when it is empty.
-    made: bool,
+    /// Whether it stays when it is empty, until it is removed: programs remove a folder after what is in it.
+    kept: bool,
 }
 
 impl Directory {
@@ -50,7 +50,7 @@ impl Directory {
             name,
             children: HashMap::new(),
             pending: HashMap::new(),
-            made: false,
+            kept: false,
         }
     }
 
@@ -169,12 +169,12 @@ impl Tree {
         places
     }
 
-    /// Takes a folder away if nothing is in it and nobody made it, and then those that it is in.
+    /// Takes a folder away if nothing is in it and it is not kept, and then those that it is in.
     fn take_empty(&mut self, ino: Ino, now: SystemTime, places: &mut Vec<Place>) {
         let mut ino = ino;
         while let Some(directory) = self.directories.get(&ino)
             && directory.is_empty()
-            && !directory.made
+            && !directory.kept
             && ino != Ino::ROOT
         {
             let (parent, name) = (directory.parent, Arc::clone(&directory.name));
@@ -193,18 +193,26 @@ impl Tree {
     pub(super) fn make_directory(&mut self, parent: Ino, component: &str, now: SystemTime) -> Option<Ino> {
         let prefix = format!("{}{component}/", self.directories.get(&parent)?.prefix);
         let ino = self.subdirectory(parent, component, &prefix, now)?;
-        self.directories.get_mut(&ino)?.made = true;
+        self.keep(ino);
         Some(ino)
     }
 
-    /// Removes a folder, if nothing is in it, and those above that are empty then. Returns
-    /// their places, or `None` if something is in it.
+    /// Lets a folder stay when it is empty.
+    pub(super) fn keep(&mut self, ino: Ino) {
+        if let Some(directory) = self.directories.get_mut(&ino) {
+            directory.kept = true;
+        }
+    }
+
+    /// Removes a folder. Returns its place, or `None` if something is in it. The folder that it is in is kept.
     pub(super) fn remove_directory(&mut self, ino: Ino, now: SystemTime) -> Option<Vec<Place>> {
         let directory = self.directories.get_mut(&ino)?;
         if !directory.is_empty() {
             return None;
         }
-        directory.made = false;
+        directory.kept = false;
+        let parent = directory.parent;
+        self.keep(parent);
         let mut places = Vec::new();
         self.take_empty(ino, now, &mut places);
         Some(places)
@@ -423,13 +431,15 @@ mod tests {
         assert_eq!(all(&tree), ["g/"]);
         assert_eq!(tree.remove_directory(g, NOW).unwrap().len(), 1);
         assert!(all(&tree).is_empty());
-        // One that is implied goes with the one that was made in it.
+        // One that is implied is kept when what was made in it is removed.
         place(&mut tree, "g/a", 3);
         let g = tree.place_of("g/a").unwrap().0;
         let h = tree.make_directory(g, "h", NOW).unwrap();
         tree.take("g/a", NOW);
         assert_eq!(all(&tree), ["g/", "g/h/"]);
-        assert_eq!(tree.remove_directory(h, NOW).unwrap().len(), 2);
+        assert_eq!(tree.remove_directory(h, NOW).unwrap().len(), 1);
+        assert_eq!(tree.remove_directory(g, NOW).unwrap().len(), 1);
+        assert!(all(&tree).is_empty());
     }
 
     #[test]

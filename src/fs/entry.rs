@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 
 use super::dir::Child;
-use super::{FileKind, Fs, FsError, Ino, read};
+use super::{FileKind, Fs, FsError, Ino, read, write};
 
 /// How `rename` treats a name that is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,8 @@ impl Fs {
         }
         let name = Self::new_name(name)?;
         let array = read(&self.tree).array_at(parent, &name).map(|(array, _)| Arc::clone(array));
+        // It may be removed next.
+        write(&self.tree).keep(parent);
         let n_removed = match array {
             Some(array) => self.store.remove(&[&*array])?,
             None => 0,
@@ -71,6 +73,7 @@ impl Fs {
         }
         let to = self.array_for_new(new_parent, new_name)?;
         if from != to {
+            write(&self.tree).keep(parent);
             self.store.rename(&from, &to, how == Rename::Replace)?;
             self.give_up(new_parent, &Self::new_name(new_name)?);
             self.sync()?;

@@ -1,5 +1,6 @@
 //! Open files: reading and writing arrays in place.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,6 +10,11 @@ use log::{debug, warn};
 use super::inode::{Effect, Inode};
 use super::{Caller, Closed, Fh, Fs, FsError, Ino, Invalidation, lock};
 use crate::store::{Array, StoreError};
+
+thread_local! {
+    /// Where blocks are decoded for replies: fresh memory would have to be cleared each time.
+    static REPLY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -80,7 +86,7 @@ impl Fs {
         if !inode.is_named() && !is_second {
             return Err(stale());
         }
-        let array = match inode.opened() {
+        let array = match inode.opened(flags.write) {
             Ok(array) => array,
             Err(error) => {
                 // Overwritten since?
@@ -92,8 +98,12 @@ impl Fs {
                 return Err(error.into());
             }
         };
-        let wants_mending = flags.write && array.n_deleted() == 0 && matches!(array.backing(), Ok(None));
-        let settled = inode.is_settled();
+        let is_compressed = array.codec().is_some();
+        let wants_mending =
+            flags.write && array.n_deleted() == 0 && !is_compressed && matches!(array.backing(), Ok(None));
+        // Pages that are being stored must not come over those that this program is going to change.
+        let is_quiet = !flags.write || !is_compressed || !self.blocks.is_leaving(ino);
+        let settled = inode.is_settled() && is_quiet;
         self.aside.came(caller, ino);
         let fh = self.files.insert(OpenFile { inode, write: flags.write, logged: AtomicBool::new(false) });
         Ok(Opened { fh, array, settled, wants_mending })
@@ -152,6 +162,9 @@ impl Fs {
         {
             return Ok(reply(bytes));
         }
+        if array.codec().is_some() {
+            return self.read_decoded(&file, offset, len, reply);
+        }
         let mut bytes = Vec::with_capacity(len);
         if start.is_none() {
             let header = file.inode.header().inspect_err(|error| file.log("read", error))?;
@@ -163,6 +176,36 @@ impl Fs {
         let elements = bytes.get_mut(n_header..).unwrap_or_default();
         array.read_npy_at(offset.max(header_len), elements).inspect_err(|error| file.log("read", error))?;
         Ok(reply(&bytes))
+    }
+
+    /// As [`Fs::read`], from a compressed array.
+    fn read_decoded<T>(
+        &self,
+        file: &OpenFile,
+        offset: u64,
+        len: usize,
+        reply: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, FsError> {
+        let (array, epoch) = file.inode.readable();
+        REPLY.with_borrow_mut(|bytes| {
+            if bytes.len() < len {
+                bytes.resize(len, 0);
+            }
+            let out = bytes.get_mut(..len).unwrap_or_default();
+            let in_header = array.header_len().saturating_sub(offset).min(len as u64);
+            let (header_part, elements) = out.split_at_mut(in_header as usize);
+            let mut read = || {
+                if in_header > 0 {
+                    let header = file.inode.header()?;
+                    let header = header.get(offset as usize..).unwrap_or_default();
+                    header_part.iter_mut().zip(header).for_each(|(out, byte)| *out = *byte);
+                }
+                let spare = |of, block| (self.invalidate)(Invalidation::Pages { ino: of, block });
+                self.blocks.read(&file.inode, &array, epoch, offset + in_header, elements, spare)
+            };
+            read().inspect_err(|error| file.log("read", error))?;
+            Ok(reply(out))
+        })
     }
 
     /// Writes within the data of an open file. Returns whether it is the first write to the inode of which nobody is
@@ -202,6 +245,7 @@ impl Fs {
         self.tell(file.inode.ino, effect);
         match result {
             Ok(()) => {
+                self.touch_other(file.inode.ino);
                 let is_first = file.inode.wrote();
                 if is_first {
                     lock(&self.untold).push(Arc::clone(&file.inode));
@@ -268,7 +312,7 @@ impl Fs {
             return self.release_pending(fh);
         }
         if let Some(file) = self.files.remove(fh) {
-            file.inode.closed(|array| self.store.record(array.name()).ok());
+            file.inode.closed(file.write, |array| self.store.record(array.name()).ok());
         }
         None
     }

@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Instant, SystemTime};
 
@@ -103,6 +103,18 @@ pub(super) fn ino_of(array: &Array) -> Ino {
     Ino::of_array(array.id(), array.n_deleted())
 }
 
+/// One state of the elements of an inode, as far as anybody knows: those who keep elements compare it. Later ones are
+/// greater, and no two inodes have the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Epoch(u64);
+
+impl Epoch {
+    fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 /// An array as the kernel knows it.
 #[derive(Debug)]
 pub(super) struct Inode {
@@ -129,7 +141,10 @@ struct State {
     shown_header: Option<Array>,
     /// Invalidations that are not carried out yet.
     n_unsettled: u32,
+    epoch: Epoch,
     n_open: u32,
+    /// How many of them are for writing.
+    n_writers: u32,
     /// Whether the data file is to stay open.
     pinned: bool,
     /// When somebody asked for that who has not opened it yet.
@@ -196,7 +211,9 @@ impl Inode {
             shown_header: None,
             array,
             n_unsettled: 0,
+            epoch: Epoch::next(),
             n_open: 0,
+            n_writers: 0,
             pinned: false,
             wanted_at: None,
             named: true,
@@ -230,6 +247,24 @@ impl Inode {
         read(&self.state).n_open > 0
     }
 
+    /// The array, and which state its elements are in at least.
+    pub(super) fn readable(&self) -> (Array, Epoch) {
+        let state = read(&self.state);
+        (state.array.clone(), state.epoch)
+    }
+
+    /// The elements changed in a way that the kernel need not be told.
+    pub(super) fn touch(&self) {
+        write(&self.state).epoch = Epoch::next();
+    }
+
+    /// The state whose elements may be stored into the kernel's page cache, if any may: not while it could have others,
+    /// or dirty pages.
+    pub(super) fn storable(&self) -> Option<Epoch> {
+        let state = read(&self.state);
+        (state.n_writers == 0 && state.n_unsettled == 0).then_some(state.epoch)
+    }
+
     pub(super) fn is_named(&self) -> bool {
         read(&self.state).named
     }
@@ -252,20 +287,22 @@ impl Inode {
     }
 
     /// Counts an open file, and opens the data file, which then stays readable whatever happens to the store.
-    pub(super) fn opened(&self) -> Result<Array, StoreError> {
+    pub(super) fn opened(&self, for_writing: bool) -> Result<Array, StoreError> {
         let mut state = write(&self.state);
         state.array.pin()?;
         state.pinned = true;
         state.n_open += 1;
+        state.n_writers += u32::from(for_writing);
         state.note_header();
         Ok(state.array.clone())
     }
 
     /// Uncounts an open file. After the last one nothing of the array's file stays open, if `again` gives the same
     /// state anew.
-    pub(super) fn closed(&self, again: impl FnOnce(&Array) -> Option<Array>) {
+    pub(super) fn closed(&self, for_writing: bool, again: impl FnOnce(&Array) -> Option<Array>) {
         let mut state = write(&self.state);
         state.n_open = state.n_open.saturating_sub(1);
+        state.n_writers = state.n_writers.saturating_sub(u32::from(for_writing));
         if state.n_open == 0 {
             state.map = None;
             state.headers.clear();
@@ -332,6 +369,7 @@ impl Inode {
         }
         state.map = None;
         state.n_unsettled += 1;
+        state.epoch = Epoch::next();
         let from = if written { header_len } else { state.shown_len };
         if may_be_cached {
             state.shown_header.get_or_insert(before);
@@ -389,7 +427,8 @@ impl Inode {
         let mut seen = lock(&self.seen);
         let now = array.stat().ok()?.mtime;
         let changed = seen.replace(now).is_some_and(|before| before != now);
-        changed.then(|| self.unsettle())
+        // What changes a compressed array is a commit, which is told.
+        (changed && array.codec().is_none()).then(|| self.unsettle())
     }
 
     /// Writes in place by `write`. Returns its result, and what the kernel has to be told if others wrote as well.
@@ -416,6 +455,7 @@ impl Inode {
     fn unsettle(&self) -> Effect {
         let mut state = write(&self.state);
         state.n_unsettled += 1;
+        state.epoch = Epoch::next();
         let header_len = state.array.header_len();
         Effect::Content { header_len, from: header_len }
     }

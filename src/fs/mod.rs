@@ -21,6 +21,7 @@ use crate::sys::{FsStat, LockGuard};
 
 mod aside;
 mod attr;
+mod blocks;
 mod changes;
 mod decoded;
 mod dir;
@@ -43,6 +44,7 @@ pub use inode::{Ino, LastByte};
 pub use pending::{Closed, NewFile};
 
 use aside::Aside;
+use blocks::DecodedBlocks;
 use dir::{Child, Tree};
 use file::OpenFile;
 use handle::{Again, Handles, OpenDirectory};
@@ -66,6 +68,7 @@ pub struct Fs {
     inodes: Inodes,
     pending: Pendings,
     files: Handles<OpenFile>,
+    blocks: DecodedBlocks,
     /// Pending files that are open.
     making: Handles<OpenPending>,
     directories: Handles<OpenDirectory>,
@@ -123,6 +126,7 @@ impl Fs {
             inodes: Inodes::default(),
             pending: Pendings::default(),
             files: Handles::new(),
+            blocks: DecodedBlocks::default(),
             making: Handles::of_pending(),
             directories: Handles::new(),
             again: Again::default(),

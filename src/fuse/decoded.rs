@@ -133,7 +133,7 @@ impl Opener {
                 if first {
                     let _ = self.jobs.send(Job::Cached);
                 }
-                self.fs.revalidate(ino)
+                self.fs.revalidate(ino) && opened.settled
             }
             OpenAs::Aside => {
                 self.fs.release(opened.fh);

@@ -9,13 +9,13 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread::{self, JoinHandle};
 
 use fuser::{Session, SessionACL};
 use log::{info, warn};
 
-use crate::fs::{Fs, FsError};
+use crate::fs::{DecodedFiles, Fs, FsError};
 use crate::store::{Compression, Store};
 
 mod adapter;
@@ -239,6 +239,8 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
         Session::from_fd(adapter, device, acl, config).map_err(|source| MountError::Handshake { source })?;
     let kernel = session.notifier();
     let _ = notifier.set(kernel.clone());
+    let counted = Arc::downgrade(&fs);
+    let decoded_files = Arc::downgrade(&decoded);
     let notice = Notice { fs, passthrough, decoded, kernel, tasks, poll };
     threads.notifier = Some(notify::start(notice, queue).map_err(thread)?);
     let session = thread::Builder::new()
@@ -258,7 +260,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
         .map_err(thread)?;
     mount.keep();
     info!("mounted at {}", mountpoint.display());
-    Ok(Mounted { session })
+    Ok(Mounted { session, fs: counted, decoded: decoded_files })
 }
 
 /// A store that is mounted, and the threads that serve it. Dropping it leaves both as they are: a mount ends when
@@ -266,6 +268,8 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
 #[derive(Debug)]
 pub struct Mounted {
     session: JoinHandle<io::Result<()>>,
+    fs: Weak<Fs>,
+    decoded: Weak<DecodedFiles>,
 }
 
 impl Mounted {
@@ -278,6 +282,16 @@ impl Mounted {
         self.session
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("a thread that serves the mount panicked")))
+    }
+
+    /// How many blocks of compressed arrays were decoded so far, for those who read them; 0 once the mount is gone.
+    pub fn n_decoded_blocks(&self) -> u64 {
+        self.fs.upgrade().map_or(0, |fs| fs.n_decoded_blocks())
+    }
+
+    /// How many bytes the arrays have that are decoded whole now, for the kernel to serve them; 0 once the mount is gone.
+    pub fn decoded_len(&self) -> u64 {
+        self.decoded.upgrade().map_or(0, |decoded| decoded.len())
     }
 
     /// Whether the mount is gone.

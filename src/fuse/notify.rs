@@ -136,6 +136,10 @@ fn invalidate(
             let header = kernel.inval_inode(node, 0, header_len);
             elements.and(length).and(attributes).and(header)
         }
+        Invalidation::Pages { ino, block } => {
+            let node = INodeNo(ino.0);
+            fs.store_pages(*ino, *block, |offset, bytes| kernel.store(node, offset, bytes))
+        }
     }
 }
 

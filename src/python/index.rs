@@ -39,6 +39,14 @@ impl Rows {
         }
     }
 
+    /// The rows at the places `part`.
+    pub(super) fn part(&self, part: Range<u64>) -> Self {
+        match self {
+            Rows::Range(rows) => Rows::Range(rows.start + part.start..rows.start + part.end),
+            Rows::List(rows) => Rows::List(rows[part.start as usize..part.end as usize].to_vec()),
+        }
+    }
+
     pub(super) fn into_list(self) -> Vec<u64> {
         match self {
             Rows::Range(rows) => rows.collect(),

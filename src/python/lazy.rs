@@ -1,8 +1,8 @@
 //! `LazyArray`: an array of a store that is read when, and as far as, somebody looks at it.
 //!
 //! Where the data is contiguous in its file it is a read-only NumPy array over a mapping, and every index form has
-//! NumPy's result because NumPy computes it. An array with dropped rows has no such mapping; it is read row by row
-//! ([`gather`](super::gather)).
+//! NumPy's result because NumPy computes it. An array that is compressed or has dropped rows has no such mapping: what
+//! an index asks for is read ([`gather`](super::gather)).
 
 use std::sync::Arc;
 
@@ -26,6 +26,9 @@ use crate::store::Array;
 /// It keeps the length it had when it was made: rows appended later are not in it. Rows replaced in place do show. It
 /// stays valid after the store is closed and after the array is overwritten or dropped.
 ///
+/// Of a compressed array, indexing decodes the blocks that have the rows asked for, and a few recent blocks are kept
+/// for the next index. ``np.asarray(lazy)``, NumPy's functions, ``T`` and `reshape` decode the whole array.
+///
 /// Attributes
 /// ----------
 /// shape : tuple of int
@@ -41,7 +44,7 @@ pub(super) struct LazyArray {
 enum Data {
     /// An array over the mapping of the file, or in memory.
     View(Py<PyUntypedArray>),
-    /// The rows of the file that are not dropped.
+    /// The rows of the file that are not dropped, or compressed.
     Rows(Array, Py<PyArrayDescr>),
 }
 
@@ -75,7 +78,7 @@ impl LazyArray {
     fn dims(&self, py: Python<'_>) -> Vec<usize> {
         match &self.data {
             Data::View(view) => view.bind(py).shape().to_vec(),
-            // Shapes of arrays with dropped rows have passed through NumPy when they were saved.
+            // Not empty, so no dimension is larger than the array, which has at most 2^63 - 1 bytes.
             Data::Rows(array, _) => array.shape().iter().map(|&dim| dim as usize).collect(),
         }
     }
@@ -120,7 +123,7 @@ impl LazyArray {
         self.size(py) * self.itemsize(py)
     }
 
-    /// The transposed array, over the same data.
+    /// The transposed array, over the same data; over a copy if the array is compressed or has dropped rows.
     #[getter(T)]
     fn transposed(&self, py: Python<'_>) -> PyResult<Self> {
         let view = self.to_ndarray(py)?.getattr("T")?.cast_into()?;
@@ -137,7 +140,7 @@ impl LazyArray {
     /// Returns
     /// -------
     /// LazyArray
-    ///     Copied only if no view has this shape: when the array is transposed or has dropped rows.
+    ///     Copied only if no view has this shape: when the array is transposed, compressed or has dropped rows.
     ///
     /// Raises
     /// ------
@@ -193,10 +196,14 @@ impl LazyArray {
         let same_dtype = wanted.as_ref().is_none_or(|wanted| wanted.is_equiv_to(&self.descr(py)));
         let is_view = matches!(self.data, Data::View(_));
         if copy == Some(false) && !(is_view && same_dtype) {
+            let why = match &self.data {
+                _ if !same_dtype => "has another dtype",
+                Data::Rows(array, _) if array.codec().is_some() => "is compressed",
+                _ => "has dropped rows",
+            };
             return Err(PyValueError::new_err(format!(
-                "array '{}' cannot be had without a copy: it has {}",
-                self.name,
-                if same_dtype { "dropped rows" } else { "another dtype" }
+                "array '{}' cannot be had without a copy: it {why}",
+                self.name
             )));
         }
         let array = self.to_ndarray(py)?;

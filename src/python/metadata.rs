@@ -6,8 +6,8 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use super::dtype;
 use super::error::OrRaise;
+use super::{codec, dtype};
 use crate::store::{Array, Store};
 
 /// What `NumPack.get_metadata` returns.
@@ -20,6 +20,8 @@ pub(super) fn of_store<'py>(py: Python<'py>, store: &Store) -> PyResult<Bound<'p
         metadata.set_item(intern!(py, "data_file"), array.file_name())?;
         metadata.set_item(intern!(py, "last_modified"), modified_micros(py, array)?)?;
         metadata.set_item(intern!(py, "size_bytes"), array.nbytes())?;
+        metadata.set_item(intern!(py, "stored_bytes"), array.stored_len())?;
+        metadata.set_item(intern!(py, "codec"), codec::described(py, array.compression())?)?;
         let dtype = dtype::to_numpy(py, array.dtype())?;
         metadata.set_item(intern!(py, "dtype"), dtype::metadata_name(&dtype)?)?;
         arrays.set_item(&**array.name(), metadata)?;

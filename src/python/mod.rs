@@ -4,6 +4,7 @@
 //! and typed in `python/numpack/_native.pyi`.
 
 mod array;
+mod codec;
 mod dtype;
 mod error;
 mod gather;
@@ -13,6 +14,7 @@ mod metadata;
 mod opening;
 mod rows;
 mod store;
+mod stream;
 
 /// The native backend of the Python package `numpack`.
 #[pyo3::pymodule]

@@ -10,7 +10,7 @@ use super::array::{Contiguous, to_ndarray, to_rows};
 use super::error::{Exception, OrRaise};
 use super::index::{RowIndex, Rows};
 use super::{dtype, gather};
-use crate::store::{Array, Dtype, NewArray, Store, StoreError};
+use crate::store::{Array, Compression, Dtype, NewArray, Store, StoreError};
 
 /// An array and the name it was given with.
 struct Named<'py> {
@@ -42,7 +42,12 @@ fn cast_name(name: Bound<'_, PyAny>) -> PyResult<Bound<'_, PyString>> {
     })
 }
 
-pub(super) fn save(py: Python<'_>, store: &Store, arrays: &Bound<'_, PyAny>) -> PyResult<()> {
+pub(super) fn save(
+    py: Python<'_>,
+    store: &Store,
+    arrays: &Bound<'_, PyAny>,
+    compression: Option<&Compression>,
+) -> PyResult<()> {
     let named = items(arrays)?
         .map(|item| {
             let (name, value) = item?;
@@ -54,7 +59,7 @@ pub(super) fn save(py: Python<'_>, store: &Store, arrays: &Bound<'_, PyAny>) -> 
         return Ok(());
     }
     let new = as_new_arrays(&named)?;
-    py.detach(|| store.save(&new)).or_raise(py)
+    py.detach(|| store.save_as(&new, compression)).or_raise(py)
 }
 
 pub(super) fn append(py: Python<'_>, store: &Store, arrays: &Bound<'_, PyAny>) -> PyResult<()> {

@@ -9,12 +9,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use pyo3::exceptions::PyUserWarning;
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
-use pyo3::types::{PyDict, PyIterator, PyList, PyString, PyTuple};
+use pyo3::types::{PyBool, PyDict, PyIterator, PyList, PyString, PyTuple};
 
 use super::error::{Exception, OrRaise};
 use super::index::RowIndex;
 use super::lazy::LazyArray;
-use super::{dtype, gather, metadata, opening, rows};
+use super::stream::RowStream;
+use super::{codec, dtype, gather, metadata, opening, rows};
 use crate::store::{Array, Store, StoreError};
 
 /// A store of named arrays: a directory, here as something like a dict of arrays.
@@ -90,6 +91,11 @@ impl NumPack {
         let store = self.store(py)?;
         py.detach(|| store.array(name)).or_raise(py)
     }
+}
+
+/// A default that is no None.
+fn python_true() -> Py<PyAny> {
+    Python::attach(|py| PyBool::new(py, true).to_owned().into_any().unbind())
 }
 
 #[pymethods]
@@ -204,16 +210,38 @@ impl NumPack {
     /// ----------
     /// arrays : dict of str to array_like
     ///     Any shape, order and strides, any dtype of fixed size. Subclasses of ndarray are saved as plain arrays.
+    /// compress : bool, int or dict, optional
+    ///     How these arrays are compressed, whatever was there under their names: by default not at all.
+    ///
+    ///     - True: with zstd at level 1, in blocks of 64 KiB.
+    ///     - int: at this level, -7 (fastest) to 22 (smallest).
+    ///     - dict: ``"level"``; ``"block"``, bytes of elements that are encoded as one, a multiple of 4096 up to 16 MiB;
+    ///       ``"filter"``, what is done to a block before: 'none', 'shuffle' (bytes of the same place together), 'delta'
+    ///       (differences of integers, shuffled), or 'auto', the one that makes a sample of the array smallest. What is
+    ///       left out is as with True.
     ///
     /// Raises
     /// ------
     /// TypeError
-    ///     For dtypes without a fixed size, such as object; for names that are not str.
+    ///     For dtypes without a fixed size, such as object; for names that are not str; for values of `compress` of
+    ///     another type.
     /// ValueError
-    ///     If `arrays` is not a dict, or a name cannot be stored.
+    ///     If `arrays` is not a dict, or a name cannot be stored; for levels, blocks and filters that there are not.
     /// ReadOnlyError, OSError
-    fn save(&self, py: Python<'_>, arrays: &Bound<'_, PyAny>) -> PyResult<()> {
-        rows::save(py, &self.store(py)?, arrays)
+    ///
+    /// Notes
+    /// -----
+    /// A compressed array is read and changed like any other. `append` writes the rows, `replace` the blocks that they
+    /// are in. Loading decodes on all cores; reading one row decodes its block.
+    #[pyo3(signature = (arrays, compress = None))]
+    fn save(
+        &self,
+        py: Python<'_>,
+        arrays: &Bound<'_, PyAny>,
+        compress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let compression = compress.map(|value| codec::compression("compress", value)).transpose()?.flatten();
+        rows::save(py, &self.store(py)?, arrays, compression.as_ref())
     }
 
     /// Load an array.
@@ -222,7 +250,7 @@ impl NumPack {
     /// ----------
     /// name : str
     /// lazy : bool, default False
-    ///     Read nothing yet: return a `LazyArray` over a mapping of the file.
+    ///     Read nothing yet: return a `LazyArray`, over a mapping of the file if the array is not compressed.
     ///
     /// Returns
     /// -------
@@ -265,7 +293,7 @@ impl NumPack {
         rows::append(py, &self.store(py)?, arrays)
     }
 
-    /// Overwrite rows in place. Other readers see this at once; it is not atomic.
+    /// Overwrite rows in place. Other readers see this at once; it is not atomic, unless the array is compressed.
     ///
     /// Parameters
     /// ----------
@@ -339,6 +367,36 @@ impl NumPack {
         rows::getitem(py, &self.array(py, name)?, &index)
     }
 
+    /// Read an array from its first row to its last, some rows at a time.
+    ///
+    /// Parameters
+    /// ----------
+    /// array_name : str
+    /// buffer_size : int, optional
+    ///     How many rows at a time; by default one.
+    ///
+    /// Returns
+    /// -------
+    /// iterator of ndarray, shape (n, \*row_shape)
+    ///     Rows are read when they are asked for. It keeps the length that the array had at the call, and stays valid
+    ///     when the store changes or is closed.
+    ///
+    /// Raises
+    /// ------
+    /// ArrayNotFoundError
+    /// ValueError
+    ///     If `buffer_size` is not positive, or the array is 0-d.
+    /// CorruptStoreError, OSError
+    #[pyo3(signature = (array_name, buffer_size = None))]
+    fn stream_load(
+        &self,
+        py: Python<'_>,
+        array_name: &str,
+        buffer_size: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<RowStream> {
+        RowStream::new(py, self.array(py, array_name)?, buffer_size)
+    }
+
     /// The shape of an array, or of all.
     ///
     /// Parameters
@@ -378,7 +436,9 @@ impl NumPack {
     /// -------
     /// dict
     ///     ``base_dir``, ``total_arrays``, and ``arrays``: for each name its ``shape`` (list), ``dtype`` ('Float32'),
-    ///     ``size_bytes``, ``data_file``, and ``last_modified`` (microseconds since 1970).
+    ///     ``size_bytes``, ``data_file``, ``last_modified`` (microseconds since 1970), ``codec`` (a dict with ``level``,
+    ///     ``block`` and ``filter``, as `save` takes it; None if it is not compressed), and ``stored_bytes``, what the
+    ///     elements take in the file, dropped rows included.
     fn get_metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         metadata::of_store(py, &self.store(py)?)
     }
@@ -426,7 +486,8 @@ impl NumPack {
         py.detach(|| store.clear()).or_raise(py)
     }
 
-    /// Give back the space of dropped rows. Nothing happens if there are none.
+    /// Give back the space of dropped rows, and of what a compressed array does not need any more. Nothing happens if
+    /// there is none.
     ///
     /// Raises
     /// ------
@@ -435,6 +496,33 @@ impl NumPack {
         let store = self.store(py)?;
         py.detach(|| store.compact(name)).or_raise(py)?;
         Ok(())
+    }
+
+    /// Compress an array that is stored, differently or not at all. Its elements stay what they are, and who has it
+    /// loaded lazily keeps what he has.
+    ///
+    /// Parameters
+    /// ----------
+    /// name : str
+    /// codec : bool, int or dict, default True
+    ///     As `compress` of `save`; None or False: not compressed.
+    ///
+    /// Returns
+    /// -------
+    /// bool
+    ///     Whether anything had to be done. If so, the new version is on the disk.
+    ///
+    /// Raises
+    /// ------
+    /// ArrayNotFoundError
+    /// TypeError, ValueError
+    ///     As `save` does for `compress`.
+    /// CorruptStoreError, ReadOnlyError, OSError
+    #[pyo3(signature = (name, codec = python_true()), text_signature = "($self, name, codec=True)")]
+    fn recompress(&self, py: Python<'_>, name: &str, codec: Py<PyAny>) -> PyResult<bool> {
+        let to = codec::compression("codec", codec.bind(py))?;
+        let store = self.store(py)?;
+        py.detach(|| store.recompress(name, to.as_ref(), &mut |_| ())).or_raise(py)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

@@ -110,6 +110,22 @@ impl Array {
         self.n_rows() * self.row_len()
     }
 
+    /// Bytes that the elements take in the data file, deleted rows and, where they are compressed, the index included.
+    /// Reads nothing.
+    pub fn stored_len(&self) -> u64 {
+        self.record.blocks.as_ref().map_or_else(|| self.record.layout.nbytes(), |blocks| blocks.index.live)
+    }
+
+    /// Bytes in the data file of a compressed array that are in use no more. Reads nothing.
+    pub fn dead_len(&self) -> u64 {
+        self.record.blocks.as_ref().map_or(0, |blocks| blocks.index.dead(self.record.offset))
+    }
+
+    /// Bytes of the elements before they are compressed, deleted rows included.
+    pub fn raw_len(&self) -> u64 {
+        self.record.layout.nbytes()
+    }
+
     /// Rows that are deleted but still stored; `Store::compact` gives their space back.
     pub fn n_deleted(&self) -> u64 {
         self.record.deleted.0.len()
@@ -207,6 +223,16 @@ impl Array {
         self.read_part(0, out)
     }
 
+    /// As [`Array::read_into`], from byte `offset` of the elements on and as much as `out` takes.
+    ///
+    /// # Errors
+    /// `BufferLen` if `out` takes more than there is; `DataFile`; `Block`; `Io`.
+    pub fn read_elements_at(&self, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
+        let rest = self.nbytes().saturating_sub(offset);
+        self.check_len(out.len(), rest.min(out.len() as u64))?;
+        self.read_part(offset, out)
+    }
+
     /// Reads the rows `rows`, in C-order.
     ///
     /// `out.len()` must be `rows` times [`Array::row_len`].
@@ -221,7 +247,7 @@ impl Array {
         if self.fortran_order() {
             return self.gather_fortran(rows, out);
         }
-        self.read_bytes(rows.start * self.row_len(), out)
+        self.read_part(rows.start * self.row_len(), out)
     }
 
     /// Reads the rows with the numbers `rows`, in that order, each in C-order.
@@ -468,11 +494,19 @@ impl Array {
             return self.read_bytes(offset, out);
         }
         self.pin()?;
-        let chunks = Mutex::new((0_u64..).zip(out.chunks_mut(chunk_len)));
+        // The first chunk ends where a block does, so that no block is decoded for two of them.
+        let first_len = match self.codec() {
+            Some(_) => chunk_len - (offset % chunk_len as u64) as usize,
+            None => chunk_len,
+        };
+        let (first, rest) = out.split_at_mut(first_len.min(out.len()));
+        let rest = (0_u64..).zip(rest.chunks_mut(chunk_len));
+        let rest = rest.map(|(i, chunk)| (offset + first_len as u64 + i * chunk_len as u64, chunk));
+        let chunks = Mutex::new(std::iter::once((offset, first)).chain(rest));
         let work = || {
             loop {
-                let Some((i, chunk)) = lock(&chunks).next() else { return Ok(()) };
-                self.read_bytes(offset + i * chunk_len as u64, chunk)?;
+                let Some((offset, chunk)) = lock(&chunks).next() else { return Ok(()) };
+                self.read_bytes(offset, chunk)?;
             }
         };
         thread::scope(|scope| {

@@ -18,8 +18,9 @@ use crate::format::{Blocks, Codec, Index, Record};
 
 /// Index pages that are kept for each open array: those of 4 GiB in blocks of 64 KiB.
 const MAX_PAGES: usize = 256;
-/// Decoded blocks that are kept for each open array, for those who read it row by row.
-const MAX_RECENT: usize = 8;
+/// Decoded blocks that are kept for each open array, for those who read it row by row: as many as a row of a
+/// Fortran-ordered array with so many columns is in.
+const MAX_RECENT: usize = 64;
 /// Decoded blocks that are kept have this many bytes in all.
 const MAX_RECENT_LEN: usize = 4 << 20;
 /// How often a reader looks for newer blocks. Each time, a writer has overwritten blocks that were committed at the

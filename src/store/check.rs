@@ -1,13 +1,33 @@
-//! Looks a whole store over without changing it: every frame, every record, every data file.
+//! Looks a whole store over without changing it: every frame, every record, every data file, and, where that is asked
+//! for, every block.
 
 use std::collections::HashSet;
+use std::num::NonZero;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::thread;
 
-use super::error::StoreError;
-use super::{Access, Generation, Store};
-use crate::format::names;
+use super::blocks::{Cursor, ReadError, View};
+use super::data::{DataFile, fault, lock};
+use super::error::{BlockFault, DataFileFault, StoreError};
+use super::{Access, Array, Generation, Store};
+use crate::format::block_index::{self, FileHeader, Pointer, Slot};
+use crate::format::{BlockKind, names};
 use crate::sys::Storage;
+
+/// Bytes of elements that are checked between two reports of progress.
+const CHUNK_LEN: u64 = 32 << 20;
+/// How often an index is looked at anew because a writer has changed it while it was read.
+const MAX_ATTEMPTS: u32 = 100;
+
+/// How much of a store is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// The manifest, the headers of data files, and the index of compressed arrays.
+    Index,
+    /// All elements as well: blocks are checked and decoded; what is not compressed has no checksum, and is only read.
+    Elements,
+}
 
 /// What [`verify`] found.
 #[derive(Debug, Clone, Default)]
@@ -18,6 +38,10 @@ pub struct Report {
     pub generation: Option<Generation>,
     /// Bytes of the data files that are committed.
     pub nbytes: u64,
+    /// Pages of the indexes of compressed arrays that were read.
+    pub n_pages: u64,
+    /// Blocks that were decoded.
+    pub n_blocks: u64,
     /// What is damaged.
     pub problems: Vec<Problem>,
     /// Data files that no record refers to: left by a writer that died, or put there by somebody. No damage.
@@ -31,18 +55,45 @@ pub struct Problem {
     pub array: Option<Arc<str>>,
     /// The file.
     pub file: String,
+    /// The block, or the first one that an index page leads to, where it is one of these.
+    pub block: Option<u64>,
+    /// Where the block or page is in the file, in bytes.
+    pub offset: Option<u64>,
     /// What is wrong.
     pub what: String,
 }
 
-/// Checks the store at `path`.
+/// Checks the store at `path` as far as [`Depth::Index`].
 ///
 /// Damage is reported, not an error.
 ///
 /// # Errors
 /// `NotAStore`, or `Io` if the store cannot be looked at.
 pub fn verify(path: &Path) -> Result<Report, StoreError> {
-    report_on(Store::open(path, Access::Read))
+    verify_with(path, Depth::Index, &mut |_, _, _| ())
+}
+
+/// Checks the store at `path`, on all cores. `progress` is told, only with [`Depth::Elements`], which array is looked
+/// at, the bytes of elements that were checked so far, and how many there are.
+///
+/// Damage is reported, not an error. What others write meanwhile is no damage.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_with(
+    path: &Path,
+    depth: Depth,
+    progress: &mut dyn FnMut(&str, u64, u64),
+) -> Result<Report, StoreError> {
+    report_on(Store::open(path, Access::Read), depth, progress)
+}
+
+/// Checks the store in `storage`; see [`verify_with`].
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_storage_with(storage: Box<dyn Storage>, depth: Depth) -> Result<Report, StoreError> {
+    report_on(Store::with_storage(storage, Access::Read), depth, &mut |_, _, _| ())
 }
 
 /// Checks the store in `storage`; see [`verify`].
@@ -50,10 +101,14 @@ pub fn verify(path: &Path) -> Result<Report, StoreError> {
 /// # Errors
 /// As [`verify`].
 pub fn verify_storage(storage: Box<dyn Storage>) -> Result<Report, StoreError> {
-    report_on(Store::with_storage(storage, Access::Read))
+    verify_storage_with(storage, Depth::Index)
 }
 
-fn report_on(opened: Result<Store, StoreError>) -> Result<Report, StoreError> {
+fn report_on(
+    opened: Result<Store, StoreError>,
+    depth: Depth,
+    progress: &mut dyn FnMut(&str, u64, u64),
+) -> Result<Report, StoreError> {
     let mut report = Report::default();
     let store = match opened {
         Ok(store) => store,
@@ -61,6 +116,8 @@ fn report_on(opened: Result<Store, StoreError>) -> Result<Report, StoreError> {
             report.problems.push(Problem {
                 array: None,
                 file: names::MANIFEST.to_owned(),
+                block: None,
+                offset: None,
                 what: error.to_string(),
             });
             return Ok(report);
@@ -68,30 +125,28 @@ fn report_on(opened: Result<Store, StoreError>) -> Result<Report, StoreError> {
         Err(error) => return Err(error),
     };
     report.generation = Some(store.generation());
+    let arrays = store.arrays()?;
+    let total = arrays.iter().map(Array::raw_len).fold(0, u64::saturating_add);
     let mut files = HashSet::new();
-    for array in store.arrays()? {
+    let mut done = 0_u64;
+    for array in &arrays {
         report.n_arrays += 1;
-        report.nbytes = report.nbytes.saturating_add(array.record().data_end());
-        let mut problem = |what: String| {
-            report.problems.push(Problem {
-                array: Some(Arc::clone(array.name())),
-                file: array.file_name().to_owned(),
-                what,
-            });
-        };
+        report.nbytes = report.nbytes.saturating_add(file_len(array));
         if !files.insert(array.file_name().to_owned()) {
-            problem("is the data file of another array as well".to_owned());
+            let what = "is the data file of another array as well".to_owned();
+            report.problems.push(Problem { what, ..Problem::of(array) });
         }
-        match array.backing() {
-            Err(error) => problem(error.to_string()),
-            Ok(Some(_)) => {}
-            // A header that lags behind is mended by the next writer; one that is no header was damaged.
-            Ok(None) => {
-                if let Err(error) = array.check_stored_header() {
-                    problem(error.to_string());
-                }
+        let mut checked = |len: u64| {
+            if depth == Depth::Elements {
+                progress(array.name(), done.saturating_add(len), total);
             }
+        };
+        if let Err(error) = check_array(array, depth, &mut report, &mut checked)
+            && !is_gone(&store, array, &error)
+        {
+            report.problems.push(Problem::from_error(array, &error));
         }
+        done = done.saturating_add(array.raw_len());
     }
     let is_leftover = |file: &String| names::is_data_file(file) && !files.contains(file);
     let listed = store.shared.storage.list();
@@ -103,4 +158,231 @@ fn report_on(opened: Result<Store, StoreError>) -> Result<Report, StoreError> {
     leftovers.sort();
     report.leftovers = leftovers;
     Ok(report)
+}
+
+/// Bytes of the data file, as far as they are committed.
+fn file_len(array: &Array) -> u64 {
+    let record = array.record();
+    record.blocks.as_ref().map_or_else(|| record.data_end(), |blocks| blocks.index.end)
+}
+
+/// Whether a data file is missing because another process removed this version of the array.
+fn is_gone(store: &Store, array: &Array, error: &StoreError) -> bool {
+    matches!(error, StoreError::DataFile { what: DataFileFault::Missing, .. })
+        && store.refresh().is_ok()
+        && store.record(array.name()).map_or(true, |current| current.id() != array.id())
+}
+
+/// Checks one array. What keeps the rest of it from being checked is the error; all else goes to the report.
+fn check_array(
+    array: &Array,
+    depth: Depth,
+    report: &mut Report,
+    checked: &mut dyn FnMut(u64),
+) -> Result<(), StoreError> {
+    // A header that lags behind is mended by the next writer; one that is no header was damaged.
+    if array.backing()?.is_none() {
+        array.check_stored_header()?;
+    }
+    if array.codec().is_some() {
+        check_file_header(array, report)?;
+        return check_blocks(array, depth, report, checked);
+    }
+    if depth == Depth::Index {
+        return Ok(());
+    }
+    let mut buf = Vec::new();
+    let mut offset = 0;
+    while offset < array.nbytes() {
+        buf.resize(CHUNK_LEN.min(array.nbytes() - offset) as usize, 0);
+        array.read_part(offset, &mut buf)?;
+        offset += buf.len() as u64;
+        checked(offset);
+    }
+    Ok(())
+}
+
+/// Checks the header of a compressed data file: those who have it open after the array was removed rely on it.
+fn check_file_header(array: &Array, report: &mut Report) -> Result<(), StoreError> {
+    let (record, storage) = (array.record(), &*array.shared().storage);
+    let wrong = |source| fault(storage, record, DataFileFault::Header(source));
+    let bytes = array.data()?.file_header();
+    let bytes = bytes.map_err(|e| StoreError::io("read", storage.path(), &record.file, e))?;
+    let header = FileHeader::parse(&bytes).map_err(|source| wrong(Some(source)))?;
+    if header.npy_len != record.offset || Some(&header.codec) != array.codec() {
+        return Err(wrong(None));
+    }
+    if Slot::newest(&bytes).0.is_none() {
+        let what =
+            "has no copy of the index in its header; the next change of the array writes one".to_owned();
+        report.problems.push(Problem { what, ..Problem::of(array) });
+    }
+    Ok(())
+}
+
+/// Checks the index of a compressed array, and its blocks.
+fn check_blocks(
+    array: &Array,
+    depth: Depth,
+    report: &mut Report,
+    checked: &mut dyn FnMut(u64),
+) -> Result<(), StoreError> {
+    let (shared, record, data) = (array.shared(), array.record(), array.data()?);
+    let newest = || {
+        let view = shared.newest_view(record, data, true);
+        view.expect("the caller has looked: the array is compressed")
+    };
+    let mut view = newest();
+    for _ in 0..MAX_ATTEMPTS {
+        let mut blocks = Blocks { array, data, view, report: Report::default(), batch: Vec::new(), checked };
+        let (mut live, mut pages) = (0, Vec::new());
+        let walked = shared.walk_past(
+            record,
+            data,
+            &view,
+            &mut |block, pointer| {
+                live += match pointer.kind {
+                    BlockKind::OpenTail => view.block_len(),
+                    _ => u64::from(pointer.stored_len),
+                };
+                if pointer.kind == BlockKind::Page {
+                    blocks.report.n_pages += 1;
+                } else if depth == Depth::Elements {
+                    blocks.push(block, *pointer);
+                }
+            },
+            &mut |block, level, error| {
+                pages.push(page_problem(array, &view, block, level, error));
+                Ok(())
+            },
+        );
+        walked?;
+        blocks.check_batch();
+        let mut found = blocks.report;
+        if pages.is_empty() && live != view.index.live {
+            let what = format!("has {live} bytes of blocks in use, its index says {}", view.index.live);
+            pages.push(Problem { what, ..Problem::of(array) });
+        }
+        let again = newest();
+        if pages.is_empty() || again == view {
+            found.problems.append(&mut pages);
+            found.problems.sort_by_key(|problem| problem.block);
+            report.n_pages += found.n_pages;
+            report.n_blocks += found.n_blocks;
+            report.problems.append(&mut found.problems);
+            checked(view.nbytes);
+            return Ok(());
+        }
+        // Pages that were read may have been overwritten since that state was left.
+        view = again;
+    }
+    let what =
+        "was changed all the time while it was checked; check it again when its writer is done".to_owned();
+    report.problems.push(Problem { what, ..Problem::of(array) });
+    Ok(())
+}
+
+fn page_problem(array: &Array, view: &View, block: u64, level: u32, error: ReadError) -> Problem {
+    let last =
+        block.saturating_add(block_index::blocks_below(level) - 1).min(view.n_full().saturating_sub(1));
+    let page = match level {
+        0 => format!("block {block}"),
+        _ => format!("index page of blocks {block} to {last}"),
+    };
+    let block = Some(block);
+    match error {
+        ReadError::Fault(offset, fault) => {
+            let what = match fault {
+                BlockFault::Index(what) => format!("{page} at byte {offset} {what}"),
+                fault => format!("{page} at byte {offset} {fault}"),
+            };
+            Problem { block, offset: Some(offset), what, ..Problem::of(array) }
+        }
+        ReadError::Io(error) => {
+            Problem { block, what: format!("{page} cannot be read: {error}"), ..Problem::of(array) }
+        }
+    }
+}
+
+/// Blocks of one array that are being checked.
+struct Blocks<'a> {
+    array: &'a Array,
+    data: &'a DataFile,
+    view: View,
+    report: Report,
+    batch: Vec<(u64, Pointer)>,
+    checked: &'a mut dyn FnMut(u64),
+}
+
+impl Blocks<'_> {
+    fn push(&mut self, block: u64, pointer: Pointer) {
+        self.batch.push((block, pointer));
+        if self.batch.len() as u64 * self.view.block_len() >= CHUNK_LEN {
+            self.check_batch();
+            (self.checked)((block + 1).saturating_mul(self.view.block_len()).min(self.view.nbytes));
+        }
+    }
+
+    /// Checks the blocks that were collected, on all cores.
+    fn check_batch(&mut self) {
+        let batch = std::mem::take(&mut self.batch);
+        self.report.n_blocks += batch.len() as u64;
+        let next = Mutex::new(batch.iter());
+        let problems = Mutex::new(Vec::new());
+        let (array, data, view) = (self.array, self.data, &self.view);
+        let work = || {
+            let mut raw = Vec::new();
+            loop {
+                let Some((block, pointer)) = lock(&next).next() else { return };
+                raw.resize(view.raw_len(*block) as usize, 0);
+                if data.read_pointer(view, pointer, &mut raw).is_err()
+                    && let Some(problem) = look_again(array, data, *block)
+                {
+                    lock(&problems).push(problem);
+                }
+            }
+        };
+        let n_threads = thread::available_parallelism().map_or(1, NonZero::get).min(batch.len());
+        thread::scope(|scope| {
+            for _ in 1..n_threads {
+                scope.spawn(work);
+            }
+            work();
+        });
+        let mut problems = problems.into_inner().unwrap_or_default();
+        self.report.problems.append(&mut problems);
+    }
+}
+
+/// What is wrong with a block as it is now: it may have been written anew since its pointer was read.
+fn look_again(array: &Array, data: &DataFile, block: u64) -> Option<Problem> {
+    let (shared, record) = (array.shared(), array.record());
+    let newest = shared.newest_view(record, data, true)?;
+    let read = Cursor::new(shared, record, data, newest).block(block);
+    read.err().map(|error| Problem::from_error(array, &error))
+}
+
+impl Problem {
+    /// Something that is wrong with an array.
+    fn of(array: &Array) -> Self {
+        Self {
+            array: Some(Arc::clone(array.name())),
+            file: array.file_name().to_owned(),
+            block: None,
+            offset: None,
+            what: String::new(),
+        }
+    }
+
+    fn from_error(array: &Array, error: &StoreError) -> Self {
+        match error {
+            StoreError::Block { block, offset, what, .. } => Self {
+                block: Some(*block),
+                offset: Some(*offset),
+                what: format!("block {block} at byte {offset} {what}"),
+                ..Self::of(array)
+            },
+            error => Self { what: error.to_string(), ..Self::of(array) },
+        }
+    }
 }

@@ -221,37 +221,54 @@ impl Shared {
         view: &View,
         f: &mut dyn FnMut(u64, &Pointer),
     ) -> Result<(), StoreError> {
+        self.walk_past(record, data, view, f, &mut |block, _, error| {
+            Err(self.read_failed(record, block, error))
+        })
+    }
+
+    /// As [`Shared::walk`]. Calls `failed` with each page that cannot be read: its first block, and how many levels it
+    /// is above the blocks. The walk goes on past it, unless that gives an error.
+    pub(super) fn walk_past(
+        &self,
+        record: &Record,
+        data: &DataFile,
+        view: &View,
+        f: &mut dyn FnMut(u64, &Pointer),
+        failed: &mut dyn FnMut(u64, u32, ReadError) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         fn below(
             data: &DataFile,
             view: &View,
             at: (u64, u32, Pointer),
-            room: &mut u64,
+            room: &mut Option<u64>,
             f: &mut dyn FnMut(u64, &Pointer),
-        ) -> Result<(), (u64, ReadError)> {
+            failed: &mut dyn FnMut(u64, u32, ReadError) -> Result<(), StoreError>,
+        ) -> Result<(), StoreError> {
             let (block, level, pointer) = at;
-            if pointer.is_absent() {
-                return Ok(());
-            }
-            *room = room.checked_sub(u64::from(pointer.stored_len)).ok_or_else(|| {
+            let Some(before) = room.filter(|_| !pointer.is_absent()) else { return Ok(()) };
+            *room = before.checked_sub(u64::from(pointer.stored_len));
+            if room.is_none() {
                 let fault = BlockFault::Index("leads to more than the file has");
-                (block, ReadError::Fault(pointer.offset, fault))
-            })?;
+                return failed(block, level, ReadError::Fault(pointer.offset, fault));
+            }
             f(block, &pointer);
             if level == 0 {
                 return Ok(());
             }
-            let page = data.page(view, &pointer, level).map_err(|error| (block, error))?;
+            let page = match data.page(view, &pointer, level) {
+                Ok(page) => page,
+                Err(error) => return failed(block, level, error),
+            };
             let step = block_index::blocks_below(level - 1);
             for (child, pointer) in (0_u64..).zip(page.iter()) {
-                below(data, view, (block + child * step, level - 1, *pointer), room, f)?;
+                below(data, view, (block + child * step, level - 1, *pointer), room, f, failed)?;
             }
             Ok(())
         }
         let height = block_index::height(view.n_full());
         // Pages that lead to each other would have no end.
-        let mut room = data.file.stat().map_err(|e| self.io_of(record, "stat", e))?.len;
-        below(data, view, (0, height, view.index.root), &mut room, f)
-            .map_err(|(block, error)| self.read_failed(record, block, error))?;
+        let mut room = Some(data.file.stat().map_err(|e| self.io_of(record, "stat", e))?.len);
+        below(data, view, (0, height, view.index.root), &mut room, f, failed)?;
         if !view.index.tail.is_absent() {
             f(view.n_full(), &view.index.tail);
         }

@@ -36,7 +36,7 @@ pub struct Draft {
     compression: Option<Compression>,
     /// Whether the elements are compressed while they come, as soon as the header is known.
     at_once: bool,
-    blocks: Option<Compressed>,
+    blocks: Option<Box<Compressed>>,
     /// The time of change that was set since the last write.
     mtime: Option<SystemTime>,
 }
@@ -181,7 +181,7 @@ impl Draft {
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize, StoreError> {
         let len = self.len.saturating_sub(offset).min(buf.len() as u64) as usize;
         let buf = &mut buf[..len];
-        let Some(Compressed { header, elements, .. }) = &self.blocks else {
+        let Some(Compressed { header, elements, .. }) = self.blocks.as_deref() else {
             return self.file.read_at(buf, offset).map_err(|source| self.io("read", source));
         };
         let in_header = (header.len() as u64).saturating_sub(offset).min(len as u64) as usize;
@@ -204,7 +204,7 @@ impl Draft {
         }
         self.mtime = None;
         let end = offset.saturating_add(data.len() as u64);
-        if let Some(Compressed { header, npy_len, elements }) = &mut self.blocks {
+        if let Some(Compressed { header, npy_len, elements }) = self.blocks.as_deref_mut() {
             let in_header = (header.len() as u64).saturating_sub(offset).min(data.len() as u64) as usize;
             let (head, rest) = data.split_at(in_header);
             let is_same = head.is_empty() || header[offset as usize..][..in_header] == *head;
@@ -233,7 +233,7 @@ impl Draft {
     /// `Io`.
     pub fn set_len(&mut self, len: u64) -> Result<(), StoreError> {
         self.mtime = None;
-        if let Some(Compressed { npy_len, .. }) = &self.blocks {
+        if let Some(Compressed { npy_len, .. }) = self.blocks.as_deref() {
             if self.len <= len && len <= *npy_len {
                 self.len = len;
                 return Ok(());
@@ -347,7 +347,7 @@ impl Draft {
     fn staged(&mut self, name: &str, header: NpyHeader, layout: Layout) -> Result<Staged, StoreError> {
         let name: Arc<str> = name.into();
         let offset = header.header_len;
-        if let Some(Compressed { elements, .. }) = &mut self.blocks {
+        if let Some(Compressed { elements, .. }) = self.blocks.as_deref_mut() {
             let blocks = elements.seal().map_err(|error| self.shared.put_failed(&name, error))?;
             let data = Arc::clone(elements.data());
             return Ok(Staged { name, data, dtype: header.dtype, layout, offset, blocks: Some(blocks) });
@@ -409,7 +409,7 @@ impl Draft {
         let len = self.len;
         self.move_to(file)?;
         self.len = len;
-        self.blocks = Some(Compressed { header: bytes, npy_len, elements });
+        self.blocks = Some(Box::new(Compressed { header: bytes, npy_len, elements }));
         Ok(())
     }
 

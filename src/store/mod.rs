@@ -34,7 +34,7 @@ use std::time::Duration;
 
 pub use array::{Array, ArrayMap};
 pub use changed::BlocksState;
-pub use check::{Problem, Report, verify, verify_storage};
+pub use check::{Depth, Problem, Report, verify, verify_storage, verify_storage_with, verify_with};
 pub use compressed::Usage;
 pub use draft::Draft;
 pub use error::{BlockFault, DataFileFault, NotAStore, StoreError};

@@ -6,6 +6,7 @@
 
 mod commands;
 mod common;
+mod compression;
 mod edits;
 mod mounting;
 mod refusals;

@@ -3,8 +3,12 @@
 use std::fmt;
 use std::num::NonZeroUsize;
 
+use crate::cli::units;
+use crate::store::Compression;
+
 /// What `-o` can say, for messages.
-const KNOWN: &str = "ro, rw, allow_other, nonempty, passthrough=auto|off, threads=N, dev, nodev, suid, nosuid, \
+const KNOWN: &str = "ro, rw, allow_other, nonempty, passthrough=auto|off, threads=N, \
+                     compress=off|zstd[:LEVEL], decoded=SIZE, dev, nodev, suid, nosuid, \
                      exec, noexec, atime, noatime, nodiratime, relatime, \
                      strictatime, sync, async, dirsync, defaults";
 
@@ -24,6 +28,10 @@ pub struct Choices {
     pub passthrough: bool,
     /// Threads that answer the kernel; `None` is for the mount to choose.
     pub threads: Option<NonZeroUsize>,
+    /// How arrays are compressed that are made through the mount; `None`: as the store says.
+    pub compression: Option<Option<Compression>>,
+    /// Bytes that decoded arrays may take, for the kernel to serve them itself; `None` is for the mount to choose.
+    pub decoded: Option<u64>,
     /// Options that only concern the kernel.
     pub kernel: Vec<&'static str>,
 }
@@ -36,6 +44,8 @@ impl Default for Choices {
             nonempty: false,
             passthrough: true,
             threads: None,
+            compression: None,
+            decoded: None,
             kernel: Vec::new(),
         }
     }
@@ -113,6 +123,14 @@ impl Choices {
                 Some(n) if n.get() <= MAX_THREADS => self.threads = Some(n),
                 _ => return bad_value("threads=N, N from 1 to 16"),
             },
+            ("compress", value) => match value.and_then(units::compress) {
+                Some(compression) => self.compression = Some(compression),
+                None => return bad_value(units::COMPRESS_EXPECTED),
+            },
+            ("decoded", value) => match value.and_then(units::size) {
+                Some(n_bytes) => self.decoded = Some(n_bytes),
+                None => return bad_value("decoded=SIZE, SIZE in bytes, or with K, M, G or T; 0 for none"),
+            },
             (word, None) => match KERNEL_OPTIONS.iter().find(|(known, _)| *known == word) {
                 Some(&(known, opposite)) => {
                     self.kernel.retain(|&earlier| earlier != known && Some(earlier) != opposite);
@@ -151,8 +169,18 @@ mod tests {
     }
 
     #[test]
+    fn compression_is_the_stores_unless_it_is_chosen() {
+        assert_eq!((parse(&[]).unwrap().compression, parse(&[]).unwrap().decoded), (None, None));
+        assert_eq!(parse(&["compress=off,decoded=0"]).unwrap().compression, Some(None));
+        let choices = parse(&["compress=off", "compress=zstd:-3,decoded=512M"]).unwrap();
+        assert_eq!(choices.compression.flatten().map(|compression| compression.level), Some(-3));
+        assert_eq!(choices.decoded, Some(512 << 20));
+        assert_eq!(parse(&["decoded=0"]).unwrap().decoded, Some(0));
+    }
+
+    #[test]
     fn unknown_options_are_named_with_the_known_ones() {
-        for option in ["compres", "ro=1", "Passthrough=off", "nodev=", "fsname=x"] {
+        for option in ["compres", "compres=off", "ro=1", "Passthrough=off", "nodev=", "fsname=x"] {
             let message = parse(&["rw", option]).unwrap_err().to_string();
             assert!(message.starts_with(&format!("unknown mount option \"{option}\"")), "{message}");
             assert!(message.contains("allow_other") && message.contains("noatime"), "{message}");
@@ -168,9 +196,21 @@ mod tests {
 
     #[test]
     fn bad_values_say_what_is_expected() {
-        for option in
-            ["threads", "threads=", "threads=0", "threads=-1", "threads=17", "passthrough", "passthrough=on"]
-        {
+        for option in [
+            "threads",
+            "threads=",
+            "threads=0",
+            "threads=-1",
+            "threads=17",
+            "passthrough",
+            "passthrough=on",
+            "compress",
+            "compress=on",
+            "compress=zstd:23",
+            "decoded",
+            "decoded=much",
+            "decoded=-1",
+        ] {
             let message = parse(&[option]).unwrap_err().to_string();
             assert!(message.contains("expected") && message.contains(option), "{message}");
         }

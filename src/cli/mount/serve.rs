@@ -160,12 +160,12 @@ impl Drop for Mount {
 
 fn options(choices: &Choices, place: &Place) -> MountOptions {
     MountOptions {
-        compression: None,
-        decoded: None,
         read_only: choices.read_only,
         allow_other: choices.allow_other,
         passthrough: if choices.passthrough { PassthroughMode::Auto } else { PassthroughMode::Off },
         threads: choices.threads.map_or(0, NonZeroUsize::get),
+        compression: choices.compression,
+        decoded: choices.decoded,
         kernel: choices.kernel.iter().map(|&option| option.to_owned()).collect(),
         source_name: place.store.to_string_lossy().into_owned(),
     }

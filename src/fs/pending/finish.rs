@@ -40,9 +40,12 @@ impl Fs {
             let state = &mut *guard;
             state.flushed = true;
             match &state.body {
-                Body::Draft(draft) if state.array.is_some() => {
-                    draft.missing().map(|missing| missing == 0 && state.is_at_rest(draft))
-                }
+                Body::Draft(draft) if state.array.is_some() => match draft.missing() {
+                    Ok(missing) => Ok(missing == 0 && state.is_at_rest(draft)),
+                    // Somebody else has yet to write the beginning.
+                    Err(_) if state.written == 0 && state.n_writers > 1 => Ok(false),
+                    Err(error) => Err(error),
+                },
                 _ => return Ok(false),
             }
         };
@@ -91,10 +94,12 @@ impl Fs {
             if state.n_writers == 0 {
                 state.mapped = false;
             }
+            let was_refused = state.flushed && state.refusal.is_some();
             open.write
                 && state.n_writers == 0
                 && state.array.is_some()
                 && matches!(state.body, Body::Draft(_))
+                && !was_refused
         };
         if wants_finish {
             return Some(Closed(open.file.ino));
@@ -106,22 +111,29 @@ impl Fs {
     /// Makes an array of a file that was closed, if it is whole. May wait for other writers. What fails is logged.
     pub fn finish_closed(&self, closed: Closed) {
         let Some(file) = self.pending.get(closed.0) else { return };
-        let is_closed = file.state().n_writers == 0;
-        if is_closed && self.make_array(&file).is_ok() {
-            let state = file.state();
-            if let Body::Draft(draft) = &state.body
-                && let Ok(missing) = draft.missing()
-                && missing > 0
-            {
-                let (spot, len) = (state.spot.clone(), draft.len());
-                drop(state);
-                info!(
-                    "{}: not whole yet: has {len} bytes, {missing} or more are missing",
-                    self.path_of(&spot)
-                );
-            }
+        if file.state().n_writers == 0 {
+            // What fails is logged.
+            let _ = self.make_array(&file);
+            self.wait_for_rest(&file);
         }
         self.pending.prune(closed.0);
+    }
+
+    /// Says that a file that was closed is not whole; one that has no name will never be.
+    fn wait_for_rest(&self, file: &PendingFile) {
+        let mut state = file.state();
+        let Body::Draft(draft) = &state.body else { return };
+        let (len, missing) = (draft.len(), draft.missing().ok());
+        if !state.named && missing != Some(0) {
+            state.remove();
+        }
+        if let Some(missing @ 1..) = missing {
+            drop(state);
+            info!(
+                "{}: not whole yet: has {len} bytes, {missing} or more are missing",
+                self.path_of(&file.spot())
+            );
+        }
     }
 
     /// Makes an array of a pending file, if it is whole and named like one, and lets the name lead to it.

@@ -201,6 +201,7 @@ impl Fs {
             return Err(FsError::Stale { ino: to.parent });
         }
         let now = SystemTime::now();
+        tree.keep(parent);
         let gone = tree.remove_pending(parent, &from.name, ino, now).unwrap_or_default();
         let replaced = match tree.child(to.parent, &to.name) {
             Some(Child::Pending(replaced)) => Some(*replaced),
