@@ -294,6 +294,11 @@ impl Mounted {
         self.decoded.upgrade().map_or(0, |decoded| decoded.len())
     }
 
+    /// How many they may have.
+    pub fn decoded_limit(&self) -> u64 {
+        self.decoded.upgrade().map_or(0, |decoded| decoded.limit())
+    }
+
     /// Whether the mount is gone.
     pub fn is_finished(&self) -> bool {
         self.session.is_finished()

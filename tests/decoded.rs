@@ -1,0 +1,596 @@
+//! Compressed arrays that are decoded whole and served by the kernel: real mounts, as root. Programs of their own
+//! (`python3`, with nothing but its standard library) hold the mappings.
+#![cfg(feature = "fuse")]
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use numpack::fuse::{MountError, MountOptions, Mounted, mount};
+use numpack::store::{Access, Compression, Dtype, NewArray, Store};
+use numpack::sys::mounts;
+use tempfile::TempDir;
+
+const HEADER_LEN: u64 = 4096;
+const MIB: u64 = 1 << 20;
+/// Elements of an array that is decoded when it is first opened.
+const SMALL: u32 = 50_000;
+/// Elements of one that is decoded when it is opened for the second time.
+const LARGE: u32 = 5_000_000;
+
+/// A mounted store, and another handle of it as another process has it. Dropping it unmounts.
+struct Mount {
+    dir: TempDir,
+    other: Store,
+    mounted: Option<Mounted>,
+}
+
+/// Why these tests do nothing, said once.
+fn skip(why: &dyn std::fmt::Display) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if !SAID.swap(true, Ordering::Relaxed) {
+        let _ = writeln!(io::stderr(), "SKIPPED all tests of tests/decoded.rs: {why}");
+    }
+}
+
+impl Mount {
+    /// A mount where decoded arrays may have `limit` bytes.
+    fn new(limit: u64, fill: impl FnOnce(&Store)) -> Option<Self> {
+        Self::with(&MountOptions { decoded: Some(limit), ..MountOptions::default() }, fill)
+    }
+
+    fn with(options: &MountOptions, fill: impl FnOnce(&Store)) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("mnt")).unwrap();
+        let other = Store::create(&dir.path().join("data.npk")).unwrap();
+        fill(&other);
+        save(&other, "probe", 10, 0);
+        let mut this = Self { dir, other, mounted: None };
+        let access = if options.read_only { Access::Read } else { Access::Write };
+        match mount(Store::open(&this.store_path(), access).unwrap(), &this.path(""), options) {
+            Ok(mounted) => this.mounted = Some(mounted),
+            Err(error @ (MountError::Device { .. } | MountError::NoHelper)) => {
+                skip(&error);
+                return None;
+            }
+            Err(error) => panic!("{error}"),
+        }
+        if options.decoded != Some(0) {
+            let len = this.decoded_len();
+            fs::read(this.path("probe.npy")).unwrap();
+            if this.decoded_len() == len {
+                skip(&"the kernel takes no files to serve by itself (it needs root, and Linux 6.9)");
+                return None;
+            }
+        }
+        Some(this)
+    }
+
+    fn store_path(&self) -> PathBuf {
+        self.dir.path().join("data.npk")
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join("mnt").join(name)
+    }
+
+    fn mounted(&self) -> &Mounted {
+        self.mounted.as_ref().unwrap()
+    }
+
+    fn decoded_len(&self) -> u64 {
+        self.mounted().decoded_len()
+    }
+
+    fn values(&self, name: &str) -> Vec<u32> {
+        values_of(&fs::read(self.path(name)).unwrap())
+    }
+
+    fn stored(&self, name: &str) -> Vec<u32> {
+        let array = self.other.array(name).unwrap();
+        let mut bytes = vec![0; array.nbytes() as usize];
+        array.read_into(&mut bytes).unwrap();
+        numbers_of(&bytes)
+    }
+
+    /// Opens a file so that the kernel serves it.
+    fn open_decoded(&self, name: &str) -> File {
+        drop(File::open(self.path(name)).unwrap());
+        let file = File::open(self.path(name)).unwrap();
+        let n_decoded = self.mounted().n_decoded_blocks();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, file.metadata().unwrap().len() - 1).unwrap();
+        assert_eq!(self.mounted().n_decoded_blocks(), n_decoded, "{name} is served by the daemon");
+        file
+    }
+
+    /// Files without a name that this process has open in the store's folder.
+    fn n_unnamed(&self) -> usize {
+        let store = fs::canonicalize(self.store_path()).unwrap();
+        let links = fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+        links.filter(|link| link.starts_with(&store) && link.to_string_lossy().ends_with(" (deleted)")).count()
+    }
+
+    fn unmount(&mut self) {
+        let Some(mounted) = self.mounted.take() else { return };
+        let path = self.path("");
+        if let Err(error) = mounts::unmount(&path, false)
+            && mounts::find(&path).ok().flatten().is_some()
+        {
+            let _ = writeln!(io::stderr(), "unmounting lazily: {error}");
+            let _ = mounts::unmount(&path, true);
+        }
+        let (done, wait) = mpsc::channel();
+        std::thread::spawn(move || done.send(mounted.wait()));
+        if wait.recv_timeout(Duration::from_secs(10)).is_err() && !std::thread::panicking() {
+            panic!("the mount at {} does not end", path.display());
+        }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        self.unmount();
+    }
+}
+
+/// What an array of `len` elements from `first` on holds: numbers that compress, each different from those of another
+/// `first`.
+fn numbers(len: u32, first: u32) -> Vec<u32> {
+    (0..len).map(|i| first.wrapping_mul(1_000_003).wrapping_add(i / 2)).collect()
+}
+
+fn bytes_of(numbers: &[u32]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+}
+
+fn numbers_of(bytes: &[u8]) -> Vec<u32> {
+    bytes.chunks_exact(4).map(|bytes| u32::from_le_bytes(bytes.try_into().unwrap())).collect()
+}
+
+fn values_of(npy: &[u8]) -> Vec<u32> {
+    let header = numpack::format::npy::parse(npy).unwrap();
+    let elements = &npy[header.header_len as usize..];
+    assert_eq!(elements.len() as u64, 4 * header.shape.iter().product::<u64>(), "header and length disagree");
+    numbers_of(elements)
+}
+
+fn array<'a>(shape: &[u64], data: &'a [u8]) -> NewArray<'a> {
+    let dtype = Dtype::parse_python("'<u4'").unwrap();
+    NewArray { dtype, shape: shape.to_vec(), fortran_order: false, data }
+}
+
+fn save(store: &Store, name: &str, len: u32, first: u32) {
+    let data = bytes_of(&numbers(len, first));
+    let compression = Compression { level: 1, ..Compression::default() };
+    store.save_as(&[(name, array(&[len.into()], &data))], Some(&compression)).unwrap();
+}
+
+fn append(store: &Store, name: &str, elements: &[u32]) {
+    store.append(&[(name, array(&[elements.len() as u64], &bytes_of(elements)))]).unwrap();
+}
+
+fn replace(store: &Store, name: &str, at: u64, elements: &[u32]) {
+    let len = elements.len() as u64;
+    store.replace_range(name, at..at + len, array(&[len], &bytes_of(elements))).unwrap();
+}
+
+#[track_caller]
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(10), "{what} did not come about");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A program that maps a file and does what it is told, line by line.
+struct Mapper {
+    child: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+}
+
+const MAPPER: &str = r"
+import mmap, os, struct, sys
+f = open(sys.argv[1], sys.argv[2])
+m = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_WRITE if '+' in sys.argv[2] else mmap.ACCESS_READ)
+print('ready', len(m), flush=True)
+for line in sys.stdin:
+    try:
+        do, *args = line.split()
+        args = [int(arg) for arg in args]
+        if do == 'get': out = struct.unpack_from('<I', m, args[0])[0]
+        elif do == 'sum': out = sum(memoryview(m)[args[0]:].cast('I'))
+        elif do == 'set': out = struct.pack_into('<I', m, args[0], args[1])
+        elif do == 'flush': out = m.flush()
+        elif do == 'size': out = os.fstat(f.fileno()).st_size
+        elif do == 'close':
+            # The file, and the descriptor that the map has of its own: only the mapping is left.
+            path, out = f.name, f.close()
+            for fd in os.listdir('/proc/self/fd'):
+                try:
+                    if os.readlink('/proc/self/fd/' + fd) == path: os.close(int(fd))
+                except OSError: pass
+        print(out, flush=True)
+    except OSError as error:
+        print('errno', error.errno, flush=True)
+";
+
+impl Mapper {
+    fn new(path: &Path, mode: &str) -> Self {
+        let mut child = Command::new("python3")
+            .args(["-c", MAPPER])
+            .arg(path)
+            .arg(mode)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 is installed");
+        let (to, from) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        let mut this = Self { child, to, from };
+        let ready = this.answer();
+        assert!(ready.starts_with("ready"), "{ready}");
+        this
+    }
+
+    fn answer(&mut self) -> String {
+        let mut line = String::new();
+        self.from.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    fn tell(&mut self, line: &str) -> String {
+        writeln!(self.to, "{line}").unwrap();
+        self.answer()
+    }
+
+    /// An element, by number.
+    fn get(&mut self, i: u64) -> u32 {
+        self.tell(&format!("get {}", HEADER_LEN + 4 * i)).parse().unwrap()
+    }
+
+    fn set(&mut self, i: u64, value: u32) {
+        assert_eq!(self.tell(&format!("set {} {value}", HEADER_LEN + 4 * i)), "None");
+    }
+}
+
+impl Drop for Mapper {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn small_arrays_are_decoded_when_opened_and_large_ones_when_opened_again() {
+    let Some(m) = Mount::new(100 * MIB, |store| {
+        save(store, "small", SMALL, 1);
+        save(store, "g/large", LARGE, 2);
+        save(store, "empty", 0, 3);
+    }) else {
+        return;
+    };
+    let before = m.decoded_len();
+    assert_eq!(m.values("small.npy"), numbers(SMALL, 1));
+    assert_eq!(m.values("empty.npy"), []);
+    assert_eq!(m.decoded_len(), before + 2 * HEADER_LEN + 4 * u64::from(SMALL));
+    assert_eq!(m.mounted().n_decoded_blocks(), 0);
+
+    let before = m.decoded_len();
+    assert_eq!(m.values("g/large.npy"), numbers(LARGE, 2));
+    assert_eq!(m.decoded_len(), before);
+    let by_daemon = m.mounted().n_decoded_blocks();
+    assert!(by_daemon > 0);
+    assert_eq!(m.values("g/large.npy"), numbers(LARGE, 2));
+    assert_eq!(m.decoded_len(), before + HEADER_LEN + 4 * u64::from(LARGE));
+
+    // From here on the daemon decodes nothing, whoever reads.
+    let mut mapper = Mapper::new(&m.path("g/large.npy"), "rb");
+    let sum: u64 = numbers(LARGE, 2).iter().map(|number| u64::from(*number)).sum();
+    assert_eq!(mapper.tell("sum 4096"), sum.to_string());
+    let file = File::open(m.path("g/large.npy")).unwrap();
+    for i in (0..1000).map(|i| i * 7919 % u64::from(LARGE)) {
+        let mut bytes = [0; 4];
+        file.read_exact_at(&mut bytes, HEADER_LEN + 4 * i).unwrap();
+        assert_eq!(u32::from_le_bytes(bytes), 2 * 1_000_003 + i as u32 / 2);
+    }
+    assert_eq!(m.mounted().n_decoded_blocks(), by_daemon);
+}
+
+#[test]
+fn read_only_mounts_decode_too() {
+    let options = MountOptions { read_only: true, decoded: Some(MIB), ..MountOptions::default() };
+    let Some(m) = Mount::with(&options, |store| save(store, "a", SMALL, 1)) else { return };
+    m.open_decoded("a.npy");
+    assert_eq!(m.values("a.npy"), numbers(SMALL, 1));
+}
+
+#[test]
+fn nothing_is_decoded_without_room_for_it() {
+    for limit in [0, 20_000] {
+        let Some(m) = Mount::new(limit, |store| save(store, "a", SMALL, 1)) else { return };
+        let before = m.decoded_len();
+        for _ in 0..3 {
+            assert_eq!(m.values("a.npy"), numbers(SMALL, 1));
+        }
+        assert_eq!(m.decoded_len(), before);
+        assert!(m.mounted().n_decoded_blocks() > 0);
+    }
+}
+
+#[test]
+fn other_shapes_and_orders_are_decoded() {
+    let data = bytes_of(&numbers(60_000, 5));
+    let Some(m) = Mount::new(MIB, |store| {
+        let dtype = Dtype::parse_python("'>u4'").unwrap();
+        let new = NewArray { dtype, shape: vec![300, 200], fortran_order: true, data: &data };
+        let compression = Compression { block_len: 4096, ..Compression::default() };
+        store.save_as(&[("f", new)], Some(&compression)).unwrap();
+        store.save_as(&[("scalar", array(&[], &data[..4]))], Some(&compression)).unwrap();
+    }) else {
+        return;
+    };
+    for (name, elements) in [("f", &data[..]), ("scalar", &data[..4])] {
+        let file = m.open_decoded(&format!("{name}.npy"));
+        let mut npy = vec![0; m.other.array(name).unwrap().npy_len() as usize];
+        assert_eq!(file.metadata().unwrap().len(), npy.len() as u64);
+        file.read_exact_at(&mut npy, 0).unwrap();
+        let mut expected = vec![0; npy.len()];
+        m.other.array(name).unwrap().read_npy_at(0, &mut expected).unwrap();
+        assert!(npy == expected && npy[HEADER_LEN as usize..] == *elements, "{name}");
+    }
+}
+
+#[test]
+fn commits_of_others_reach_decoded_arrays_that_are_open() {
+    let Some(m) = Mount::new(100 * MIB, |store| save(store, "a", 300_000, 1)) else { return };
+    let file = m.open_decoded("a.npy");
+    let mut mapper = Mapper::new(&m.path("a.npy"), "rb");
+    let mut expected = numbers(300_000, 1);
+    for (round, at) in (0..).zip([0_u64, 16_383, 150_000, 299_990]) {
+        let new = numbers(10, 100 + round);
+        replace(&m.other, "a", at, &new);
+        expected[at as usize..at as usize + 10].copy_from_slice(&new);
+        wait_until("a replaced row", || mapper.get(at + 9) == new[9]);
+
+        let more = numbers([1, 5, 100_000, 7][round as usize], 200 + round);
+        append(&m.other, "a", &more);
+        expected.extend(&more);
+        let len = HEADER_LEN + 4 * expected.len() as u64;
+        wait_until("the new length", || file.metadata().unwrap().len() == len);
+        assert_eq!(mapper.tell("size"), len.to_string());
+        // Who sees the length finds the rows; the header follows.
+        let mut all = vec![0; 4 * expected.len()];
+        file.read_exact_at(&mut all, HEADER_LEN).unwrap();
+        assert!(numbers_of(&all) == expected);
+        // An open is answered when all of it is there.
+        assert!(m.values("a.npy") == expected);
+    }
+    assert_eq!(m.mounted().n_decoded_blocks(), 0);
+    assert_eq!(m.decoded_len(), HEADER_LEN + 40 + HEADER_LEN + 4 * expected.len() as u64);
+}
+
+#[test]
+fn commits_while_nobody_has_the_array_open_are_what_the_next_open_sees() {
+    let Some(m) = Mount::new(10 * MIB, |store| save(store, "a", SMALL, 0)) else { return };
+    let mut expected = numbers(SMALL, 0);
+    for round in 1..100 {
+        assert!(m.values("a.npy") == expected, "{round}");
+        let at = u64::from(round * 7919 % SMALL).min(u64::from(SMALL) - 20);
+        let new = numbers(20, round);
+        replace(&m.other, "a", at, &new);
+        expected[at as usize..at as usize + 20].copy_from_slice(&new);
+        if round % 3 == 0 {
+            append(&m.other, "a", &new);
+            expected.extend(&new);
+        }
+    }
+    assert_eq!(m.mounted().n_decoded_blocks(), 0);
+}
+
+#[test]
+fn a_mapping_follows_commits_when_its_file_is_closed() {
+    let Some(m) = Mount::new(10 * MIB, |store| save(store, "a", SMALL, 1)) else { return };
+    let mut mapper = Mapper::new(&m.path("a.npy"), "rb");
+    assert_eq!(mapper.tell("close"), "None");
+    replace(&m.other, "a", 40_000, &[77]);
+    wait_until("a replaced row", || mapper.get(40_000) == 77);
+    // It has its place as long as it is mapped.
+    assert_eq!(m.decoded_len(), 2 * HEADER_LEN + 40 + 4 * u64::from(SMALL));
+}
+
+#[test]
+fn overwriting_leaves_those_who_have_the_array_open_alone() {
+    let Some(m) = Mount::new(10 * MIB, |store| save(store, "a", SMALL, 1)) else { return };
+    let probe_len = HEADER_LEN + 40;
+    let old = m.open_decoded("a.npy");
+    let mut mapper = Mapper::new(&m.path("a.npy"), "rb");
+    save(&m.other, "a", 1000, 2);
+    assert_eq!(m.values("a.npy"), numbers(1000, 2));
+    m.other.drop_rows(&["a"], &[0]).unwrap();
+    assert_eq!(m.values("a.npy"), numbers(1000, 2)[1..]);
+    let mut bytes = vec![0; 4 * SMALL as usize];
+    old.read_exact_at(&mut bytes, HEADER_LEN).unwrap();
+    assert!(numbers_of(&bytes) == numbers(SMALL, 1));
+    assert_eq!(mapper.get(49_999), numbers(SMALL, 1)[49_999]);
+    drop((old, mapper));
+    wait_until("the end of decoded versions that are gone", || m.decoded_len() == probe_len);
+    m.other.remove(&["a"]).unwrap();
+    wait_until("the end of a name", || !m.path("a.npy").exists());
+}
+
+#[test]
+fn arrays_make_room_for_each_other_unless_they_are_open() {
+    let len = HEADER_LEN + 4 * u64::from(SMALL);
+    let names = ["a", "b", "c", "d", "e"];
+    let Some(m) = Mount::new(2 * len + len / 2, |store| {
+        for (first, name) in (1..).zip(names) {
+            save(store, name, SMALL, first);
+        }
+    }) else {
+        return;
+    };
+    for _ in 0..3 {
+        for (first, name) in (1..).zip(names) {
+            drop(m.open_decoded(&format!("{name}.npy")));
+            assert!(m.values(&format!("{name}.npy")) == numbers(SMALL, first));
+            assert!(m.decoded_len() <= m.mounted().decoded_limit());
+        }
+    }
+    assert_eq!(m.mounted().n_decoded_blocks(), 0);
+    let open = [m.open_decoded("a.npy"), m.open_decoded("b.npy")];
+    // No room is left: the third is served as it is.
+    assert!(m.values("c.npy") == numbers(SMALL, 3));
+    assert!(m.mounted().n_decoded_blocks() > 0);
+    assert!(m.decoded_len() <= m.mounted().decoded_limit());
+    for (file, first) in open.iter().zip(1..) {
+        let mut bytes = vec![0; 4 * SMALL as usize];
+        file.read_exact_at(&mut bytes, HEADER_LEN).unwrap();
+        assert!(numbers_of(&bytes) == numbers(SMALL, first));
+    }
+    drop(open);
+    wait_until("room", || {
+        let n_decoded = m.mounted().n_decoded_blocks();
+        let file = File::open(m.path("d.npy")).unwrap();
+        file.read_exact_at(&mut [0], len - 1).unwrap();
+        m.mounted().n_decoded_blocks() == n_decoded
+    });
+}
+
+#[test]
+fn many_programs_open_many_arrays_at_once() {
+    let names = ["a", "b", "g/c", "g/d"];
+    let Some(m) = Mount::new(100 * MIB, |store| {
+        for (first, name) in (1..).zip(names) {
+            save(store, name, 400_000, first);
+        }
+    }) else {
+        return;
+    };
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let m = &m;
+            scope.spawn(move || {
+                for (first, name) in (1..).zip(names).cycle().skip(thread % 4).take(12) {
+                    assert!(m.values(&format!("{name}.npy")) == numbers(400_000, first));
+                }
+            });
+        }
+    });
+    assert_eq!(m.decoded_len(), 5 * HEADER_LEN + 40 + 4 * 1_600_000);
+    assert_eq!(m.mounted().n_decoded_blocks(), 0);
+}
+
+#[test]
+fn the_space_is_given_back_with_the_mount() {
+    let Some(mut m) = Mount::new(10 * MIB, |store| save(store, "a", SMALL, 1)) else { return };
+    m.open_decoded("a.npy");
+    assert_eq!(m.n_unnamed(), 2);
+    m.unmount();
+    assert_eq!(m.n_unnamed(), 0);
+}
+
+#[test]
+fn writers_and_those_who_have_the_array_open_decoded_see_each_other() {
+    let Some(m) = Mount::new(10 * MIB, |store| save(store, "a", SMALL, 1)) else { return };
+    let reader = m.open_decoded("a.npy");
+    let mut mapped = Mapper::new(&m.path("a.npy"), "rb");
+
+    // What write() brings is there at once.
+    let writer = OpenOptions::new().read(true).write(true).open(m.path("a.npy")).unwrap();
+    writer.write_all_at(&77_u32.to_le_bytes(), HEADER_LEN + 400).unwrap();
+    assert_eq!(mapped.get(100), 77);
+    let mut bytes = [0; 4];
+    for file in [&reader, &writer, &File::open(m.path("a.npy")).unwrap()] {
+        file.read_exact_at(&mut bytes, HEADER_LEN + 400).unwrap();
+        assert_eq!(u32::from_le_bytes(bytes), 77);
+    }
+    writer.sync_all().unwrap();
+    assert_eq!(m.stored("a")[100], 77);
+
+    // What a mapping changes, when that is flushed, or ends.
+    let mut mapping = Mapper::new(&m.path("a.npy"), "r+b");
+    assert_eq!(mapping.get(100), 77);
+    mapping.set(20_000, 88);
+    assert_eq!(mapping.tell("flush"), "None");
+    assert_eq!(mapped.get(20_000), 88);
+    mapping.set(20_001, 89);
+    drop(mapping);
+    wait_until("writeback", || mapped.get(20_001) == 89);
+
+    // What others commit, all of them see.
+    replace(&m.other, "a", 30_000, &[99]);
+    wait_until("a replaced row", || mapped.get(30_000) == 99);
+    wait_until("a replaced row", || {
+        writer.read_exact_at(&mut bytes, HEADER_LEN + 120_000).unwrap();
+        u32::from_le_bytes(bytes) == 99
+    });
+    append(&m.other, "a", &[1, 2, 3]);
+    let len = HEADER_LEN + 4 * u64::from(SMALL + 3);
+    for file in [&reader, &writer] {
+        wait_until("the new length", || file.metadata().unwrap().len() == len);
+    }
+    writer.write_all_at(&55_u32.to_le_bytes(), len - 4).unwrap();
+    reader.read_exact_at(&mut bytes, len - 4).unwrap();
+    assert_eq!(u32::from_le_bytes(bytes), 55);
+
+    // When all have closed it, it has one inode again, and is decoded as it is by now.
+    let ino = reader.metadata().unwrap().ino();
+    drop((reader, mapped, writer));
+    let mut expected = numbers(SMALL, 1);
+    expected.extend([1, 2, 55]);
+    for (i, value) in [(100, 77), (20_000, 88), (20_001, 89), (30_000, 99)] {
+        expected[i] = value;
+    }
+    assert!(m.values("a.npy") == expected);
+    wait_until("the old inode", || fs::metadata(m.path("a.npy")).unwrap().ino() == ino);
+    m.open_decoded("a.npy");
+    assert!(m.values("a.npy") == expected && m.stored("a") == expected);
+}
+
+#[test]
+fn arrays_that_are_open_for_writing_are_not_decoded() {
+    let Some(m) = Mount::new(10 * MIB, |store| save(store, "a", SMALL, 1)) else { return };
+    let mut expected = numbers(SMALL, 1);
+    for round in 0..20 {
+        let writer = OpenOptions::new().read(true).write(true).open(m.path("a.npy")).unwrap();
+        writer.write_all_at(&[round; 8], HEADER_LEN + 4000 * u64::from(round)).unwrap();
+        expected[1000 * round as usize..][..2].fill(u32::from_le_bytes([round; 4]));
+        // By whichever inode, decoded or not.
+        assert!(m.values("a.npy") == expected);
+        let decoded = (round % 2 == 0).then(|| File::open(m.path("a.npy")).unwrap());
+        drop(writer);
+        assert!(m.values("a.npy") == expected);
+        drop(decoded);
+        assert!(m.values("a.npy") == expected);
+    }
+}
+
+#[test]
+fn only_damaged_blocks_of_an_array_cannot_be_read() {
+    let Some(m) = Mount::new(10 * MIB, |store| {
+        let compression = Compression { block_len: 65536, ..Compression::default() };
+        store.save_as(&[("a", array(&[200_000], &bytes_of(&numbers(200_000, 1))))], Some(&compression)).unwrap();
+    }) else {
+        return;
+    };
+    // The first blocks are written first, behind the headers.
+    let data = OpenOptions::new().write(true).open(m.store_path().join("data_a.npkd")).unwrap();
+    data.write_all_at(&[0xff; 64], 4096 + HEADER_LEN + 100).unwrap();
+    let before = m.decoded_len();
+    for _ in 0..2 {
+        let file = File::open(m.path("a.npy")).unwrap();
+        let mut bytes = [0; 4];
+        let error = file.read_exact_at(&mut bytes, HEADER_LEN).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        file.read_exact_at(&mut bytes, HEADER_LEN + 4 * 190_000).unwrap();
+        assert_eq!(u32::from_le_bytes(bytes), numbers(200_000, 1)[190_000]);
+    }
+    assert_eq!(m.decoded_len(), before);
+}
