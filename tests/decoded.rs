@@ -21,7 +21,7 @@ const MIB: u64 = 1 << 20;
 /// Elements of an array that is decoded when it is first opened.
 const SMALL: u32 = 50_000;
 /// Elements of one that is decoded when it is opened for the second time.
-const LARGE: u32 = 5_000_000;
+const LARGE: u32 = 2_500_000;
 
 /// A mounted store, and another handle of it as another process has it. Dropping it unmounts.
 struct Mount {
@@ -112,8 +112,11 @@ impl Mount {
     /// Files without a name that this process has open in the store's folder.
     fn n_unnamed(&self) -> usize {
         let store = fs::canonicalize(self.store_path()).unwrap();
-        let links = fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
-        links.filter(|link| link.starts_with(&store) && link.to_string_lossy().ends_with(" (deleted)")).count()
+        let links =
+            fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+        links
+            .filter(|link| link.starts_with(&store) && link.to_string_lossy().ends_with(" (deleted)"))
+            .count()
     }
 
     fn unmount(&mut self) {
@@ -278,7 +281,7 @@ fn small_arrays_are_decoded_when_opened_and_large_ones_when_opened_again() {
     };
     let before = m.decoded_len();
     assert_eq!(m.values("small.npy"), numbers(SMALL, 1));
-    assert_eq!(m.values("empty.npy"), []);
+    assert!(m.values("empty.npy").is_empty());
     assert_eq!(m.decoded_len(), before + 2 * HEADER_LEN + 4 * u64::from(SMALL));
     assert_eq!(m.mounted().n_decoded_blocks(), 0);
 
@@ -490,10 +493,12 @@ fn many_programs_open_many_arrays_at_once() {
 #[test]
 fn the_space_is_given_back_with_the_mount() {
     let Some(mut m) = Mount::new(10 * MIB, |store| save(store, "a", SMALL, 1)) else { return };
+    // That of "probe" is there, and maybe data files that were made without a name.
+    let before = m.n_unnamed();
     m.open_decoded("a.npy");
-    assert_eq!(m.n_unnamed(), 2);
+    assert_eq!(m.n_unnamed(), before + 1);
     m.unmount();
-    assert_eq!(m.n_unnamed(), 0);
+    assert_eq!(m.n_unnamed(), before - 1);
 }
 
 #[test]
@@ -576,13 +581,15 @@ fn arrays_that_are_open_for_writing_are_not_decoded() {
 fn only_damaged_blocks_of_an_array_cannot_be_read() {
     let Some(m) = Mount::new(10 * MIB, |store| {
         let compression = Compression { block_len: 65536, ..Compression::default() };
-        store.save_as(&[("a", array(&[200_000], &bytes_of(&numbers(200_000, 1))))], Some(&compression)).unwrap();
+        store
+            .save_as(&[("a", array(&[200_000], &bytes_of(&numbers(200_000, 1))))], Some(&compression))
+            .unwrap();
     }) else {
         return;
     };
     // The first blocks are written first, behind the headers.
     let data = OpenOptions::new().write(true).open(m.store_path().join("data_a.npkd")).unwrap();
-    data.write_all_at(&[0xff; 64], 4096 + HEADER_LEN + 100).unwrap();
+    data.write_all_at(&[0xff; 16], 4096 + HEADER_LEN).unwrap();
     let before = m.decoded_len();
     for _ in 0..2 {
         let file = File::open(m.path("a.npy")).unwrap();

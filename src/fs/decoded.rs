@@ -13,6 +13,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock, RwLockWriteGuard};
 use std::thread;
+use std::time::Duration;
 
 use log::{debug, info, warn};
 
@@ -26,6 +27,9 @@ use crate::sys::StorageFile;
 const CHUNK_LEN: u64 = 4 << 20;
 /// More threads gain nothing on the way to the page cache.
 const MAX_THREADS: usize = 8;
+/// The kernel closes a file a little later than it says so: who needs its place looks so often, after so long each time.
+const MAX_ATTEMPTS: u32 = 10;
+const CLOSING_PAUSE: Duration = Duration::from_millis(1);
 /// Arrays of which is remembered that they were opened, or could not be decoded.
 const MAX_REMEMBERED: usize = 1 << 16;
 
@@ -113,7 +117,9 @@ impl DecodedFile {
         thread::scope(|scope| {
             let others: Vec<_> = (1..n_threads).map(|_| scope.spawn(work)).collect();
             let own = work();
-            others.into_iter().fold(own, |result, other| result.and(other.join().expect("decoding does not panic")))
+            others
+                .into_iter()
+                .fold(own, |result, other| result.and(other.join().expect("decoding does not panic")))
         })
     }
 
@@ -180,6 +186,8 @@ pub struct DecodedFiles {
     state: Mutex<State>,
     /// As in `state`, to be asked without a lock.
     n_files: AtomicUsize,
+    /// Whether versions that are gone were in use.
+    leftover: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -207,12 +215,24 @@ impl Kept {
     fn is_used(&self) -> bool {
         Arc::strong_count(&self.file) > 1 || self.file.file.has_others()
     }
+
+    /// Whether the kernel is the only one who has it: for a program that has it mapped, or for a moment after a program
+    /// closed it.
+    fn is_closing(&self) -> bool {
+        Arc::strong_count(&self.file) == 1 && self.file.file.has_others()
+    }
 }
 
 impl DecodedFiles {
     /// Room for `limit` bytes; 0 if nothing is to be decoded.
     pub fn new(limit: u64, first_open_len: u64) -> Self {
-        Self { limit, first_open_len, state: Mutex::default(), n_files: AtomicUsize::new(0) }
+        Self {
+            limit,
+            first_open_len,
+            state: Mutex::default(),
+            n_files: AtomicUsize::new(0),
+            leftover: AtomicBool::new(false),
+        }
     }
 
     /// Bytes that decoded files may have together.
@@ -277,9 +297,18 @@ impl DecodedFiles {
     /// The file of an array, made if there is none; `None` if there is no room for it.
     fn take_place(&self, fs: &Fs, ino: Ino, array: &Array) -> Result<Option<Arc<DecodedFile>>, FsError> {
         let len = array.npy_len();
-        let mut state = lock(&self.state);
-        let grows_by = len.saturating_sub(state.files.get(&ino).map_or(0, |kept| kept.len));
-        let has_room = self.make_room(fs, &mut state, grows_by, ino);
+        let mut attempts = 0;
+        let (mut state, grows_by, has_room) = loop {
+            let mut state = lock(&self.state);
+            let grows_by = len.saturating_sub(state.files.get(&ino).map_or(0, |kept| kept.len));
+            let has_room = self.make_room(fs, &mut state, grows_by, ino);
+            attempts += 1;
+            if has_room || attempts > MAX_ATTEMPTS || !state.files.values().any(|kept| kept.is_closing()) {
+                break (state, grows_by, has_room);
+            }
+            drop(state);
+            thread::sleep(CLOSING_PAUSE);
+        };
         state.clock += 1;
         let used_at = state.clock;
         if let Some(kept) = state.files.get_mut(&ino) {
@@ -394,7 +423,10 @@ impl DecodedFiles {
         if let Err(error) = file.follow(fs, &array)
             && !was_behind
         {
-            warn!("array {:?}: programs that have it open do not see the newest state: {error}", array.name());
+            warn!(
+                "array {:?}: programs that have it open do not see the newest state: {error}",
+                array.name()
+            );
         }
     }
 
@@ -430,14 +462,22 @@ impl DecodedFiles {
             return;
         }
         let mut state = lock(&self.state);
-        let gone = |(ino, kept): (&Ino, &Kept)| {
-            let is_named = fs.inodes.get(*ino).is_some_and(|inode| inode.is_named());
-            (!is_named && !kept.is_used()).then_some(*ino)
-        };
-        let gone: Vec<_> = state.files.iter().filter_map(gone).collect();
+        let is_gone = |ino: &Ino| fs.inodes.get(*ino).is_none_or(|inode| !inode.is_named());
+        let gone: Vec<_> = state.files.keys().copied().filter(is_gone).collect();
+        let mut leftover = false;
         for ino in gone {
-            self.remove(fs, &mut state, ino);
+            if state.files.get(&ino).is_some_and(|kept| kept.is_used()) {
+                leftover = true;
+            } else {
+                self.remove(fs, &mut state, ino);
+            }
         }
+        self.leftover.store(leftover, Ordering::Relaxed);
+    }
+
+    /// Whether [`DecodedFiles::tidy`] left something behind, that it should look at again by and by.
+    pub fn has_leftover(&self) -> bool {
+        self.leftover.load(Ordering::Relaxed)
     }
 }
 

@@ -220,12 +220,7 @@ impl Inode {
             map: None,
             headers: VecDeque::new(),
         };
-        Self {
-            ino,
-            state: RwLock::new(state),
-            seen: Mutex::new(None),
-            untold: AtomicBool::new(false),
-        }
+        Self { ino, state: RwLock::new(state), seen: Mutex::new(None), untold: AtomicBool::new(false) }
     }
 
     /// The header as it is shown.
@@ -518,9 +513,8 @@ impl Inodes {
     /// The inode `ino` of `array`, made if the kernel does not know it; counts a lookup.
     pub(super) fn look_up(&self, ino: Ino, array: Array) -> Arc<Inode> {
         let mut known = lock(&self.known);
-        let known = known
-            .entry(ino)
-            .or_insert_with(|| Known { inode: Arc::new(Inode::new(ino, array)), nlookup: 0 });
+        let known =
+            known.entry(ino).or_insert_with(|| Known { inode: Arc::new(Inode::new(ino, array)), nlookup: 0 });
         known.nlookup += 1;
         Arc::clone(&known.inode)
     }

@@ -172,6 +172,9 @@ impl Opener {
     pub(super) fn closed(&self, ino: Ino) {
         if self.passthrough.close(ino) {
             self.decoded.tidy(&self.fs);
+            if self.decoded.has_leftover() {
+                let _ = self.jobs.send(Job::Written);
+            }
         }
     }
 }

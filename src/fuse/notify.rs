@@ -29,7 +29,7 @@ pub(super) enum Job {
     Invalidate(Invalidation),
     /// A file was opened through the page cache, and none was open so before.
     Cached,
-    /// A file was written to, and nobody told.
+    /// A file was written to, and nobody told; or a version that is gone was closed, and is to be tidied away.
     Written,
     /// What had to wait for the jobs before it.
     Then(Box<dyn FnOnce() + Send>),
@@ -57,7 +57,8 @@ impl Notice {
     fn run(&self, jobs: &Receiver<Job>) {
         let mut next_look = Instant::now();
         loop {
-            let job = if self.poll || self.passthrough.has_cached() || self.fs.has_untold() {
+            let looks = self.poll || self.passthrough.has_cached();
+            let job = if looks || self.fs.has_untold() || self.decoded.has_leftover() {
                 jobs.recv_timeout(next_look.saturating_duration_since(Instant::now()))
             } else {
                 let job = jobs.recv().map_err(RecvTimeoutError::from);
@@ -95,6 +96,9 @@ impl Notice {
         }
         for ino in self.passthrough.cached() {
             self.fs.revalidate(ino);
+        }
+        if self.decoded.has_leftover() {
+            self.decoded.tidy(&self.fs);
         }
         if self.fs.has_untold() {
             let fs = Arc::clone(&self.fs);

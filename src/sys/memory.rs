@@ -19,8 +19,17 @@ mod tests {
 
     #[test]
     fn the_total_is_found() {
-        assert_eq!(parse("MemTotal:       24683552 kB\nMemFree:         2256584 kB\n"), Some(24_683_552 * 1024));
-        for bad in ["", "MemFree: 1 kB\n", "MemTotal: many kB\n", "MemTotal: 1\n", "MemTotal: 99999999999999999999 kB"] {
+        assert_eq!(
+            parse("MemTotal:       24683552 kB\nMemFree:         2256584 kB\n"),
+            Some(24_683_552 * 1024)
+        );
+        for bad in [
+            "",
+            "MemFree: 1 kB\n",
+            "MemTotal: many kB\n",
+            "MemTotal: 1\n",
+            "MemTotal: 99999999999999999999 kB",
+        ] {
             assert_eq!(parse(bad), None, "{bad}");
         }
         assert!(total_len().is_none_or(|len| len > 1 << 20));
