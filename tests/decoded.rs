@@ -21,7 +21,7 @@ const MIB: u64 = 1 << 20;
 /// Elements of an array that is decoded when it is first opened.
 const SMALL: u32 = 50_000;
 /// Elements of one that is decoded when it is opened for the second time.
-const LARGE: u32 = 2_500_000;
+const LARGE: u32 = (33 << 20) / 4;
 
 /// A mounted store, and another handle of it as another process has it. Dropping it unmounts.
 struct Mount {

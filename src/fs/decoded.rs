@@ -270,7 +270,7 @@ impl DecodedFiles {
             drop(state);
             return if file.is_current(array) { Found::Current(file) } else { Found::Wanted };
         }
-        if !opened_before && array.npy_len() > self.first_open_len {
+        if !opened_before && array.nbytes() > self.first_open_len {
             return Found::Nothing;
         }
         match state.failed.get(&ino) {
