@@ -361,3 +361,25 @@ fn the_stores_default_is_kept() {
     let wrong = Compression { level: 99, ..compression };
     assert!(store.set_default_compression(Some(&wrong)).is_err());
 }
+
+/// Whoever has an array open writes to it under whatever name it has by now.
+#[test]
+fn an_array_that_was_renamed_is_written_through_an_old_handle() {
+    let (_dir, path) = temp();
+    let store = Store::create(&path).unwrap();
+    let mut all = numbers(5000, 0);
+    save(&store, &[5000], &all, &SMALL_BLOCKS);
+    let old = store.array("a").unwrap();
+    let other = Store::open(&path, Access::Read).unwrap().array("a").unwrap();
+    assert_eq!(read(&other), all);
+    store.rename("a", "b", false).unwrap();
+    for i in 0..3 {
+        let new = bytes(&noise(20, i));
+        old.write_npy_at(old.header_len() + 400 * i, &new).unwrap();
+        all[100 * i as usize..][..20].copy_from_slice(&elements(&new));
+        assert_eq!(read(&store.array("b").unwrap()), all);
+        assert_eq!(read(&Store::open(&path, Access::Read).unwrap().array("b").unwrap()), all);
+        assert_eq!(read(&old), all);
+        assert_eq!(read(&other), all);
+    }
+}

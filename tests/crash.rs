@@ -32,11 +32,7 @@ struct Death {
     is_done: bool,
 }
 
-/// Lives a story on `disk` until the death at the `n`-th call, if it comes.
-fn live(disk: &Disk, story: &Story, n: usize, last_write: LastWrite) -> Option<Death> {
-    live_in(&FaultyStorage::new(disk.storage()), story, n, last_write)
-}
-
+/// Lives a story until the death at the `n`-th call, if it comes.
 fn live_in(storage: &FaultyStorage, story: &Story, n: usize, last_write: LastWrite) -> Option<Death> {
     storage.die_at(n, last_write);
     let mut model = Model::default();
@@ -78,6 +74,7 @@ fn is_mixture(row: &[u8], rows: &[&Vec<u8>]) -> bool {
 /// Checks that each row of `state` is that of `before` or one that `op` wrote; of a torn write, one may be mixed.
 fn assert_rows_survived(state: &Content, before: &Content, after: &Content, op: &Op, may_tear: bool) {
     assert_eq!((&state.shape, &state.dtype), (&before.shape, &before.dtype));
+    let halfway = op.states_between(before);
     let mut n_torn = 0;
     for (at, (row, old)) in state.rows.iter().zip(&before.rows).enumerate() {
         let mut writes = vec![old, &after.rows[at]];
@@ -87,6 +84,8 @@ fn assert_rows_survived(state: &Content, before: &Content, after: &Content, op: 
                 rows.iter().zip(&data.rows).filter(|(row, _)| **row == at as u64).map(|(_, new)| new),
             );
         }
+        // So it is with ranges that overlap.
+        writes.extend(halfway.iter().map(|state| &state.rows[at]));
         if !writes.contains(&row) {
             assert!(may_tear && is_mixture(row, &writes), "{row:?} is none of {writes:?}");
             n_torn += 1;
@@ -97,12 +96,9 @@ fn assert_rows_survived(state: &Content, before: &Content, after: &Content, op: 
 
 fn assert_survived(state: &Model, death: &Death, op: Option<&Op>, last_write: LastWrite) {
     let (before, after) = (&death.before, &death.after);
-    let in_place = match op {
-        Some(op @ (Op::Replace { name, .. } | Op::ReplaceRange { name, .. } | Op::WriteNpy { name, .. })) => {
-            Some((op, name))
-        }
-        _ => None,
-    };
+    // What is compressed is written in one commit.
+    let is_plain = |name: &&String| before.get(name).is_some_and(|content| content.compression.is_none());
+    let in_place = op.and_then(|op| Some((op, op.in_place().filter(is_plain)?)));
     if death.is_done {
         assert_eq!(state, after, "after {op:?}");
         return;
@@ -115,7 +111,7 @@ fn assert_survived(state: &Model, death: &Death, op: Option<&Op>, last_write: La
     for (((own, content), (_, old)), (_, new)) in state.arrays.iter().zip(&before.arrays).zip(&after.arrays) {
         // Bytes written through the virtual file begin and end anywhere in a row; rows in Fortran order are written
         // column by column.
-        let is_piecewise = old.fortran_order || matches!(op, Op::WriteNpy { .. });
+        let is_piecewise = old.fortran_order || matches!(op, Op::WriteNpy { .. } | Op::WriteBack { .. });
         let may_tear = own == name && (last_write == LastWrite::Torn || is_piecewise);
         assert_rows_survived(content, old, new, op, may_tear);
     }
@@ -128,12 +124,23 @@ fn write_next(store: &Store, model: &mut Model) {
     store.set_attrs(None, set, &[]).expect("the next write works");
 }
 
+/// Calls of which a part may be done.
+const TORN_CALLS: [&str; 3] = ["write_at", "copy_from", "punch"];
+
 /// Lets the process die at each call of the story, and returns the number of deaths.
 fn die_everywhere(place: Place, story: &Story) -> usize {
+    let mut n_deaths = 0;
     for n in 1.. {
         for last_write in [LastWrite::Lost, LastWrite::Torn] {
             let disk = Disk::new(place);
-            let Some(death) = live(&disk, story, n, last_write) else { return 2 * (n - 1) };
+            let storage = FaultyStorage::new(disk.storage());
+            let Some(death) = live_in(&storage, story, n, last_write) else { return n_deaths };
+            let call = storage.failed_call().expect("it died");
+            if last_write == LastWrite::Torn && !TORN_CALLS.iter().any(|torn| call.starts_with(torn)) {
+                // As before.
+                continue;
+            }
+            n_deaths += 1;
             let op = death.op.map(|at| &story.ops[at]);
             let store = reopen(&disk, &death);
             let mut model = Model::read(&store).expect("reads");
@@ -165,7 +172,7 @@ fn death_at_any_call_leaves_old_or_new_in_memory() {
 
 #[test]
 fn death_at_any_call_leaves_old_or_new_on_disk() {
-    for story in stories() {
+    for story in stories().into_iter().filter(|story| story.durable || !story.has_blocks()) {
         let n_deaths = die_everywhere(Place::Disk, &story);
         eprintln!("{}: {n_deaths} deaths", story.name);
     }
@@ -212,7 +219,7 @@ fn temporaries_are_gone_after_a_death_at_a_new_snapshot() {
 fn leftovers_are_gone_after_a_write_of_a_handle_that_was_open_all_the_time() {
     let mut n_deaths = 0;
     for place in [Place::Memory, Place::Disk] {
-        for story in stories() {
+        for story in stories().into_iter().filter(|story| place == Place::Memory || !story.has_blocks()) {
             for (at, op) in story.ops.iter().enumerate() {
                 for n in 1.. {
                     let disk = Disk::new(place);

@@ -63,7 +63,7 @@ impl Fixture {
 
     fn find(&self, name: &str) -> Found {
         let (ino, array) = self.array(name);
-        self.files.find(ino, &array)
+        self.files.find(&self.fs, ino, &array)
     }
 
     /// Does what is to be done about commits, in order.

@@ -508,3 +508,21 @@ fn a_lagging_header_is_mended() {
     assert!(!a.mend().unwrap());
     assert!(a.backing().unwrap().is_some());
 }
+
+/// Versions of another store may have the same numbers.
+#[test]
+fn a_store_that_was_made_anew_has_other_arrays() {
+    let (_dir, path) = temp();
+    let store = Store::create(&path).unwrap();
+    save(&store, "a", &[3], 0);
+    let old = store.array("a").unwrap();
+    store.track_changes();
+    std::fs::write(path.join("notes.txt"), "keeps the folder").unwrap();
+    Store::remove_all(&path).unwrap();
+    let anew = Store::create(&path).unwrap();
+    save(&anew, "a", &[2], 7);
+    assert_eq!(elements(&store.array("a").unwrap()), [7, 8]);
+    let kinds: Vec<ChangeKind> = store.refresh().unwrap().into_iter().map(|change| change.kind).collect();
+    assert_eq!(kinds, [ChangeKind::Removed, ChangeKind::Added]);
+    assert_eq!(elements(&old), [0, 1, 2]);
+}

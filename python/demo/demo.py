@@ -161,9 +161,40 @@ def demonstrate(folder):
     tell(f"load the file in the mount, shape {images.shape} before, {longer.shape} now", seconds)
     check(np.array_equal(longer, np.concatenate([expected, rows])), "the mount does not see the appended rows")
 
-    step("$ npkfs umount mnt; npkfs verify data.npk")
+    step("$ npkfs recompress data.npk patches; ls -s mnt/patches.npy")
+    before = os.stat("mnt/patches.npy").st_blocks * 512
+    seconds, _ = npkfs("recompress", "data.npk", "patches")
+    after = os.stat("mnt/patches.npy").st_blocks * 512
+    tell(f"compress the patches while they are mounted: {before / 2**20:.1f} MiB before, {after / 2**20:.1f} MiB now", seconds)
+    check(after < before, "compression saved nothing")
+    check(Path("mnt/patches.npy").read_bytes() == Path("npy/patches.npy").read_bytes(), "the compressed file has other bytes")
+
+    step('>>> patches = np.load("mnt/patches.npy", mmap_mode="r+"); patches[1000:1010] = 255')
+    expected = arrays["patches"].copy()
+    expected[1000:1010] = 255
+
+    def edit_compressed():
+        patches = np.load("mnt/patches.npy", mmap_mode="r+")
+        patches[1000:1010] = 255
+        patches.flush()
+
+    seconds, _ = timed(edit_compressed)
+    tell("open, change ten compressed patches in place, wait for the disk", seconds)
+    with NumPack("data.npk") as npk:
+        seconds, patches = timed(lambda: npk.load("patches"))
+    tell("load all of it without the mount: the edit is there", seconds)
+    check(np.array_equal(patches, expected), "the API does not see the edit of a compressed array")
+
+    step('$ npkfs config data.npk compress=zstd  >>> np.save("mnt/photos/grey.npy", grey)')
+    npkfs("config", "data.npk", "compress=zstd")
+    grey = arrays["photos/china"].mean(axis=2).astype(np.uint8)
+    seconds, _ = timed(lambda: np.save("mnt/photos/grey.npy", grey))
+    tell("a new array, compressed as it is written", seconds)
+    check(np.array_equal(np.load("mnt/photos/grey.npy", mmap_mode="r"), grey), "the new array differs")
+
+    step("$ npkfs umount mnt; npkfs verify --deep data.npk")
     seconds, _ = npkfs("umount", "mnt")
-    npkfs("verify", "data.npk")
+    npkfs("verify", "--deep", "data.npk")
     tell("unmount", seconds)
     tell("no damage, and every value above was the right one; the demo's files are removed")
 

@@ -16,7 +16,7 @@ _Array: TypeAlias = NDArray[Any]
 class _Codec(TypedDict, total=False):
     level: int
     block: int
-    filter: Literal["auto", "none", "shuffle", "delta"]
+    filter: Literal["auto", "none", "shuffle", "delta", "delta2", "delta3", "delta4"]
 
 _Compress: TypeAlias = bool | int | _Codec | None
 

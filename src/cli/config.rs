@@ -13,7 +13,7 @@ use super::opts::{
     MvOpts, Opts, RecompressOpts, RmOpts, UmountOpts, VerifyOpts,
 };
 use super::units;
-use crate::store::{Compression, Filter};
+use crate::store::Compression;
 
 /// One run of `npkfs`.
 #[derive(Debug)]
@@ -230,12 +230,7 @@ fn compression(level: Option<i32>, blocks: &BlockOpts) -> Compression {
     Compression {
         level: level.unwrap_or(default.level),
         block_len: blocks.block.unwrap_or(default.block_len),
-        filter: match blocks.filter {
-            None | Some(FilterOpt::Auto) => None,
-            Some(FilterOpt::None) => Some(Filter::None),
-            Some(FilterOpt::Shuffle) => Some(Filter::Shuffle),
-            Some(FilterOpt::Delta) => Some(Filter::Delta),
-        },
+        filter: blocks.filter.and_then(|FilterOpt(filter)| filter),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
 use super::units;
 use crate::format::{MAX_LEVEL, MIN_LEVEL};
@@ -156,18 +156,24 @@ pub struct BlockOpts {
     pub block: Option<u32>,
 
     /// What is done to a block before zstd: none; shuffle, bytes of the same place together; delta, differences of
-    /// integers, shuffled; auto, what makes a sample smallest (default: auto)
-    #[arg(long, value_name = "FILTER", hide_possible_values = true)]
+    /// neighbouring integers, shuffled; delta2, delta3, delta4, the same of integers so many places apart, for pairs,
+    /// colours and vectors; auto, what makes a sample of the array smallest (default: auto)
+    #[arg(long, value_name = "FILTER", value_parser = filter)]
     pub filter: Option<FilterOpt>,
 }
 
-/// A filter as it is typed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum FilterOpt {
-    None,
-    Shuffle,
-    Delta,
-    Auto,
+/// A filter as it is typed; `None`: the one that fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FilterOpt(pub Option<Filter>);
+
+fn filter(text: &str) -> Result<FilterOpt, String> {
+    match text {
+        "auto" => Ok(FilterOpt(None)),
+        name => name.parse().map(|filter| FilterOpt(Some(filter))).map_err(|_| {
+            let known = Filter::ALL.map(Filter::name).join(", ");
+            format!("expected auto, {known}")
+        }),
+    }
 }
 
 fn level() -> clap::builder::RangedI64ValueParser<i32> {
@@ -327,8 +333,8 @@ pub struct RecompressOpts {
 /// Show or change the settings of a store
 ///
 /// compress=off|zstd|zstd:LEVEL: how arrays are compressed that are made through a mount whose options do not say;
-/// LEVEL is -7 (fastest) to 22 (smallest), zstd alone is zstd:1. A new store has compress=off. The API and
-/// "npkfs import" compress what they are told to.
+/// LEVEL is -7 (fastest) to 22 (smallest), zstd alone is zstd:1. A new store has compress=off: then only what replaces
+/// a compressed array is compressed, as that is. The API and "npkfs import" compress what they are told to.
 #[derive(Debug, Args)]
 pub struct ConfigOpts {
     /// The store

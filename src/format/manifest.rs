@@ -3,7 +3,7 @@
 //! The first frame of a manifest is a [`Snapshot`] of the whole table, each later one an [`Edit`]. An edit is one
 //! commit: its operations apply in order, all or none.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use roaring::RoaringTreemap;
@@ -201,6 +201,7 @@ pub struct Table {
     compression: Option<Compression>,
     records: BTreeMap<u64, Arc<Record>>,
     places: HashMap<Arc<str>, u64>,
+    places_by_id: HashMap<ArrayId, u64>,
 }
 
 impl Default for Table {
@@ -212,6 +213,7 @@ impl Default for Table {
             compression: None,
             records: BTreeMap::new(),
             places: HashMap::new(),
+            places_by_id: HashMap::new(),
         }
     }
 }
@@ -252,6 +254,11 @@ impl Table {
         self.records.get(self.places.get(name)?)
     }
 
+    /// The record of a version of an array, whatever name it has by now.
+    pub fn by_id(&self, id: ArrayId) -> Option<&Arc<Record>> {
+        self.records.get(self.places_by_id.get(&id)?)
+    }
+
     /// All records, in the order of their first save.
     pub fn records(&self) -> impl Iterator<Item = &Arc<Record>> {
         self.records.values()
@@ -270,16 +277,17 @@ impl Table {
             compression: snapshot.codec,
             records: BTreeMap::new(),
             places: HashMap::with_capacity(snapshot.arrays.len()),
+            places_by_id: HashMap::with_capacity(snapshot.arrays.len()),
         };
         if snapshot.generation.0 >= MAX_COUNT || snapshot.next_id.0 >= MAX_COUNT {
             let what = format!("counts up to 2**63: the next id is {}", snapshot.next_id.0);
             return Err(FormatError::Edit { generation: snapshot.generation.0, what });
         }
-        let mut ids = HashSet::with_capacity(snapshot.arrays.len());
         for (place, entry) in (0_u64..).zip(snapshot.arrays) {
             let record = decode_record(entry, offset)?;
             let refused = |what: String| FormatError::Edit { generation: snapshot.generation.0, what };
-            if !ids.insert(record.id) || record.id >= snapshot.next_id || record.id.0 == 0 {
+            let is_twice = table.places_by_id.insert(record.id, place).is_some();
+            if is_twice || record.id >= snapshot.next_id || record.id.0 == 0 {
                 return Err(refused(format!(
                     "array {:?} has the id {} of another",
                     record.name, record.id.0
@@ -331,7 +339,9 @@ impl Table {
                     self.next_id = ArrayId(record.id.0.saturating_add(1));
                     let end = self.records.last_key_value().map_or(0, |(last, _)| last.saturating_add(1));
                     let place = *self.places.entry(Arc::clone(&record.name)).or_insert(end);
+                    self.places_by_id.insert(record.id, place);
                     if let Some(old) = self.records.insert(place, Arc::new(record.clone())) {
+                        self.places_by_id.remove(&old.id);
                         tell(&old, ChangeKind::Removed);
                     }
                     tell(record, ChangeKind::Added);
@@ -339,10 +349,10 @@ impl Table {
                 Op::Delete(name) => {
                     let place = self.places.remove(name);
                     let record = place.and_then(|place| self.records.remove(&place));
-                    tell(
-                        &*record.ok_or_else(|| refused(format!("removes {name:?}, which is not there")))?,
-                        ChangeKind::Removed,
-                    );
+                    let record =
+                        record.ok_or_else(|| refused(format!("removes {name:?}, which is not there")))?;
+                    self.places_by_id.remove(&record.id);
+                    tell(&record, ChangeKind::Removed);
                 }
                 Op::Rename(from, to) => {
                     if self.places.contains_key(to) {
@@ -523,6 +533,11 @@ mod tests {
         assert_eq!(names_of(&decoded), names_of(&table));
         assert_eq!(decoded.generation(), Generation(4));
         assert_eq!(decoded.next_id(), ArrayId(6));
+        for table in [&table, &decoded] {
+            let names: Vec<_> =
+                (0..7).map(|id| table.by_id(ArrayId(id)).map(|record| &*record.name)).collect();
+            assert_eq!(names, [None, None, None, Some("z"), Some("c"), Some("a"), None]);
+        }
     }
 
     #[test]

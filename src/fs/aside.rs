@@ -2,8 +2,8 @@
 //!
 //! A kernel serves all open files of an inode in one way: by itself from a file, or through its page cache. Where a
 //! version is open in one way and somebody needs the other, the name leads to a second inode of it: for those who were
-//! told to look the name up anew ([`Fs::lead_to_other`]), and for everybody as long as that inode is open. Both inodes follow
-//! the version's changes.
+//! told to look the name up anew ([`Fs::lead_to_other`]), and for everybody as long as that inode is open. Both inodes
+//! follow the version's changes, and what is written through one is committed before the other is opened.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -63,10 +63,10 @@ impl Fs {
         if self.inodes.get(other).is_some_and(|inode| inode.is_open()) { other } else { ino }
     }
 
-    /// Elements were written through an inode: what is kept of the other one's is old.
-    pub(super) fn touch_other(&self, ino: Ino) {
-        if let Some(other) = ino.other().and_then(|other| self.inodes.get(other)) {
-            other.touch();
-        }
+    /// Whether something was written to the other inode of a version that is not committed: [`Fs::commit`] comes before
+    /// `ino` is read.
+    pub fn is_other_uncommitted(&self, ino: Ino) -> bool {
+        let other = ino.other().and_then(|other| self.inodes.get(other));
+        other.is_some_and(|other| !other.uncommitted.is_empty())
     }
 }

@@ -89,7 +89,7 @@ impl Fs {
     /// # Errors
     /// `ReadOnly`; `NotPermitted` for the owner, and other permissions; `Unsupported` for the length of an array, and
     /// for an earlier time of a version that is gone; `Finished` for the length of a pending file that became one:
-    /// [`Fs::detach_inode`] comes first; `Store` with `Locked` if another writer is at work, which is not waited for,
+    /// [`Fs::detach_inode`] comes first; `Uncommitted` for times, if [`Fs::commit`] comes first; `Store` with `Locked` if another writer is at work, which is not waited for,
     /// or if the data file cannot be changed.
     pub fn setattr(&self, ino: Ino, set: SetAttr) -> Result<Attr, FsError> {
         if ino.is_pending() {
@@ -123,6 +123,10 @@ impl Fs {
             array.set_mode(u32::from(perm))?;
         }
         if set.atime.is_some() || set.mtime.is_some() {
+            if !inode.uncommitted.is_empty() {
+                // Whose commit would set another time.
+                return Err(FsError::Uncommitted { ino });
+            }
             let set_times = || inode.set_times(&array, set.atime, set.mtime);
             inode.note_time(self.set_array_times(&array, set, set_times)?);
         }
@@ -179,7 +183,7 @@ impl Fs {
     pub(super) fn file_attr(&self, inode: &Inode) -> Attr {
         let (array, shown_len) = inode.array();
         let stat = self.data_file_stat(&array);
-        let mtime = stat.mtime.max(array.committed());
+        let mtime = stat.mtime.max(array.committed()).max(inode.uncommitted.written().unwrap_or(stat.mtime));
         Attr {
             ino: inode.ino,
             kind: FileKind::File,

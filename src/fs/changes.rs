@@ -103,8 +103,19 @@ impl Fs {
         for change in changes {
             match change.kind {
                 // What a program wrote through the mount, the kernel has in its pages.
-                ChangeKind::Written if change.is_own => {}
-                ChangeKind::Written => self.reconcile(&mut tree, &change.name, true, now, &mut round),
+                ChangeKind::Written if change.is_own => {
+                    if self.store.record(&change.name).is_ok_and(|array| array.codec().is_some()) {
+                        self.reconcile(&mut tree, &change.name, false, now, &mut round);
+                    }
+                }
+                ChangeKind::Written => {
+                    self.reconcile(&mut tree, &change.name, true, now, &mut round);
+                    if let Ok(array) = self.store.record(&change.name)
+                        && array.codec().is_some()
+                    {
+                        self.tell_other_views(&array, ino_of(&array));
+                    }
+                }
                 ChangeKind::Renamed { from } => {
                     self.reconcile(&mut tree, &from, false, now, &mut round);
                     self.reconcile(&mut tree, &change.name, false, now, &mut round);
@@ -157,7 +168,7 @@ impl Fs {
             round.parents.insert(place.parent);
         }
         // The kernel's lookups are counted, so there is nothing to tell it of an inode that is not in the table.
-        for inode in self.inodes.of_version(ino) {
+        for inode in self.inodes.with_other(ino) {
             let ino = inode.ino;
             match inode.follow(array.clone(), written) {
                 Effect::Attributes => round.out.push(Invalidation::Attr { ino }),
@@ -194,7 +205,7 @@ impl Fs {
                 });
                 continue;
             }
-            for inode in self.inodes.of_version(child) {
+            for inode in self.inodes.with_other(child) {
                 let (array, _) = inode.array();
                 let named = tree.ino_of_array(array.name()) == Some(child);
                 inode.set_named(named);

@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use log::{debug, info, warn};
 
-use super::inode::ino_of;
 use super::{Fs, FsError, Ino, lock, read, write};
 use crate::store::{Array, BlocksState, StoreError};
 use crate::sys::StorageFile;
@@ -33,6 +32,15 @@ const CLOSING_PAUSE: Duration = Duration::from_millis(1);
 /// Arrays of which is remembered that they were opened, or could not be decoded.
 const MAX_REMEMBERED: usize = 1 << 16;
 
+/// How far a decoded array has come.
+#[derive(Debug, Default)]
+struct State {
+    /// What is decoded; `None` at first.
+    blocks: Option<BlocksState>,
+    /// [`Fs::n_lost`] at that time.
+    n_lost: u64,
+}
+
 /// A decoded array.
 #[derive(Debug)]
 pub struct DecodedFile {
@@ -40,8 +48,8 @@ pub struct DecodedFile {
     ino: Ino,
     file: Arc<dyn StorageFile>,
     header_len: u64,
-    /// What is decoded; `None` at first. Held while the file follows the array.
-    state: Mutex<Option<BlocksState>>,
+    /// Held while the file follows the array.
+    state: Mutex<State>,
     /// Shared by those who decode, which is not to be mixed with what is written through the mount.
     gate: RwLock<()>,
     behind: AtomicBool,
@@ -61,10 +69,13 @@ impl DecodedFile {
     }
 
     /// Whether the file is decoded and as new as `array`.
-    fn is_current(&self, array: &Array) -> bool {
+    fn is_current(&self, fs: &Fs, array: &Array) -> bool {
         // Held by who is at work on it: it is not current, as far as anybody knows.
         let Ok(state) = self.state.try_lock() else { return false };
-        state.is_some() && !self.is_behind() && array.blocks_state().is_ok_and(|now| now == *state)
+        state.blocks.is_some()
+            && !self.is_behind()
+            && state.n_lost == fs.n_lost(self.ino)
+            && array.blocks_state().is_ok_and(|now| now == state.blocks)
     }
 
     /// Lets the elements follow those of `array`, on all cores.
@@ -72,10 +83,11 @@ impl DecodedFile {
         let mut state = lock(&self.state);
         // Taken before anything is read: what changes meanwhile is decoded once more the next time.
         let Some(now) = array.blocks_state()? else { return Ok(()) };
-        if self.lost.swap(false, Ordering::Relaxed) {
-            *state = None;
+        let n_lost = fs.n_lost(self.ino);
+        if self.lost.swap(false, Ordering::Relaxed) || n_lost != state.n_lost {
+            *state = State { blocks: None, n_lost };
         }
-        let stored = match &*state {
+        let stored = match &state.blocks {
             Some(before) if *before == now => Vec::new(),
             Some(before) => array.changed_between(before, &now)?,
             None => Vec::from([Range { start: 0, end: array.nbytes() }]),
@@ -83,7 +95,7 @@ impl DecodedFile {
         let result = self.decode(fs, array, &stored);
         self.behind.store(result.is_err(), Ordering::Relaxed);
         result?;
-        *state = Some(now);
+        state.blocks = Some(now);
         Ok(())
     }
 
@@ -151,7 +163,8 @@ pub struct DecodedWrite<'a> {
 impl DecodedWrite<'_> {
     /// Writes what was written to the array, at an offset of the virtual file, as far as it is elements.
     pub fn write(&self, fs: &Fs, offset: u64, data: &[u8]) {
-        let npy_len = fs.inodes.get(self.file.ino).map_or(0, |inode| inode.array().1);
+        // As far as both inodes show it: what a page holds behind the end is nobody's.
+        let npy_len = fs.inodes.with_other(self.file.ino).map(|inode| inode.array().1).min().unwrap_or(0);
         let skip = self.file.header_len.saturating_sub(offset).min(data.len() as u64);
         let len = npy_len.saturating_sub(offset).min(data.len() as u64);
         let elements = data.get(skip as usize..len as usize).unwrap_or_default();
@@ -183,7 +196,7 @@ pub struct DecodedFiles {
     limit: u64,
     /// Arrays of at most this many bytes are decoded when they are opened for the first time.
     first_open_len: u64,
-    state: Mutex<State>,
+    state: Mutex<Files>,
     /// As in `state`, to be asked without a lock.
     n_files: AtomicUsize,
     /// Whether versions that are gone were in use.
@@ -191,7 +204,7 @@ pub struct DecodedFiles {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Files {
     files: HashMap<Ino, Kept>,
     /// Bytes of all of them.
     len: u64,
@@ -251,7 +264,7 @@ impl DecodedFiles {
     }
 
     /// What there is for somebody who opens an array for reading, and remembers that it was opened.
-    pub fn find(&self, ino: Ino, array: &Array) -> Found {
+    pub fn find(&self, fs: &Fs, ino: Ino, array: &Array) -> Found {
         let is_decodable = array.codec().is_some() && array.n_deleted() == 0 && !ino.is_aside();
         if !is_decodable || array.npy_len() > self.limit {
             return Found::Nothing;
@@ -268,7 +281,7 @@ impl DecodedFiles {
             // From here on it is in use, and follows what is committed.
             let file = Arc::clone(&kept.file);
             drop(state);
-            return if file.is_current(array) { Found::Current(file) } else { Found::Wanted };
+            return if file.is_current(fs, array) { Found::Current(file) } else { Found::Wanted };
         }
         if !opened_before && array.nbytes() > self.first_open_len {
             return Found::Nothing;
@@ -338,7 +351,7 @@ impl DecodedFiles {
             ino,
             file: scratch,
             header_len: array.header_len(),
-            state: Mutex::new(None),
+            state: Mutex::default(),
             gate: RwLock::new(()),
             behind: AtomicBool::new(false),
             lost: AtomicBool::new(false),
@@ -367,7 +380,7 @@ impl DecodedFiles {
 
     /// Drops files that nobody uses, those first that were not used for longest, until there is room for `len` more
     /// bytes. Returns whether there is.
-    fn make_room(&self, fs: &Fs, state: &mut State, len: u64, but: Ino) -> bool {
+    fn make_room(&self, fs: &Fs, state: &mut Files, len: u64, but: Ino) -> bool {
         if state.len + len <= self.limit {
             return true;
         }
@@ -387,7 +400,7 @@ impl DecodedFiles {
         state.len + len <= self.limit
     }
 
-    fn remove(&self, fs: &Fs, state: &mut State, ino: Ino) {
+    fn remove(&self, fs: &Fs, state: &mut Files, ino: Ino) {
         if let Some(kept) = state.files.remove(&ino) {
             debug!("the decoded file of inode {ino} is dropped");
             state.len -= kept.len;
@@ -484,8 +497,15 @@ impl DecodedFiles {
 impl Fs {
     /// Reads elements of an array in their newest state, what was written through the mount included.
     fn read_newest(&self, ino: Ino, array: &Array, offset: u64, out: &mut [u8]) -> Result<(), FsError> {
-        debug_assert_eq!(ino, ino_of(array));
+        let overlays = self.inodes.with_other(ino).map(|inode| inode.uncommitted.overlay(offset, out.len()));
+        let overlays: Vec<_> = overlays.collect();
         array.read_npy_at(offset, out)?;
+        overlays.iter().for_each(|overlay| overlay.put_over(out));
         Ok(())
+    }
+
+    /// Changes whenever something is lost that was written to a version.
+    fn n_lost(&self, ino: Ino) -> u64 {
+        self.inodes.with_other(ino).map(|inode| inode.n_lost.load(Ordering::Relaxed)).sum()
     }
 }

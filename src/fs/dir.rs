@@ -126,10 +126,14 @@ impl Tree {
         }
     }
 
-    /// The folder and name under which an array is shown, or would be, were it not hidden.
-    pub(super) fn place_of(&self, array: &str) -> Option<(Ino, Arc<str>)> {
-        let (parent, name) = self.find(array)?;
-        self.directories.get(&parent)?.children.contains_key(&name).then_some((parent, name))
+    /// The folder and name under which an array is shown, or would be, were it there and not hidden.
+    pub(super) fn place_for(&self, array: &str) -> Option<(Ino, Arc<str>)> {
+        let (parent, component) = self.folder_of(array)?;
+        let name = match self.find_file(parent, component, array) {
+            Ok(name) => name,
+            Err(free) => free?.into(),
+        };
+        Some((parent, name))
     }
 
     /// Lets the name of `array` lead to `ino`, making the folders on the way.
@@ -267,6 +271,12 @@ impl Tree {
 
     /// The folder and name of an array that has a place.
     fn find(&self, array: &str) -> Option<(Ino, Arc<str>)> {
+        let (parent, component) = self.folder_of(array)?;
+        Some((parent, self.find_file(parent, component, array).ok()?))
+    }
+
+    /// The folder that an array belongs into, if it is there, and the last component of its name.
+    fn folder_of<'a>(&self, array: &'a str) -> Option<(Ino, &'a str)> {
         let mut parent = Ino::ROOT;
         let mut start = 0;
         while let Some(len) = array[start..].find('/') {
@@ -274,7 +284,7 @@ impl Tree {
             parent = self.find_directory(parent, &array[start..end - 1], &array[..end]).ok()?;
             start = end;
         }
-        Some((parent, self.find_file(parent, &array[start..], array).ok()?))
+        Some((parent, &array[start..]))
     }
 
     /// The name that `array` has in a folder, or else one that it can have.
@@ -405,7 +415,7 @@ mod tests {
     fn pending_files_hide_arrays_and_keep_folders() {
         let mut tree = Tree::new(NOW);
         place(&mut tree, "g/a", 3);
-        let g = tree.place_of("g/a").unwrap().0;
+        let g = tree.place_for("g/a").unwrap().0;
         let name: Arc<str> = "a.npy".into();
         assert_eq!(tree.add_pending(g, &name, Ino(9), NOW), Ok(None));
         assert_eq!(tree.child(g, &name), Some(&Child::Pending(Ino(9))));
@@ -433,7 +443,7 @@ mod tests {
         assert!(all(&tree).is_empty());
         // One that is implied is kept when what was made in it is removed.
         place(&mut tree, "g/a", 3);
-        let g = tree.place_of("g/a").unwrap().0;
+        let g = tree.place_for("g/a").unwrap().0;
         let h = tree.make_directory(g, "h", NOW).unwrap();
         tree.take("g/a", NOW);
         assert_eq!(all(&tree), ["g/", "g/h/"]);

@@ -31,6 +31,8 @@ impl Fs {
         }
         let name = Self::new_name(name)?;
         let array = read(&self.tree).array_at(parent, &name).map(|(array, _)| Arc::clone(array));
+        // Who has it open may go on, and should find all that was written. What fails is logged.
+        let _ = self.commit(child.ino());
         // It may be removed next.
         write(&self.tree).keep(parent);
         let n_removed = match array {
@@ -57,7 +59,8 @@ impl Fs {
     ) -> Result<(), FsError> {
         self.sync()?;
         self.reveal(parent, name);
-        let from = match self.child(parent, name)? {
+        let child = self.child(parent, name)?;
+        let from = match child.clone() {
             Child::Directory(_) => return Err(FsError::Unsupported { what: "renaming folders" }),
             _ if self.read_only => return Err(FsError::ReadOnly),
             Child::File { array, .. } => array,
@@ -73,6 +76,10 @@ impl Fs {
         }
         let to = self.array_for_new(new_parent, new_name)?;
         if from != to {
+            let over = read(&self.tree).child(new_parent, &new_name.to_string_lossy()).map(Child::ino);
+            for ino in [child.ino()].into_iter().chain(over) {
+                let _ = self.commit(ino);
+            }
             write(&self.tree).keep(parent);
             self.store.rename(&from, &to, how == Rename::Replace)?;
             self.give_up(new_parent, &Self::new_name(new_name)?);

@@ -58,6 +58,12 @@ pub enum FsError {
         /// The inode.
         ino: Ino,
     },
+    /// So much was written that is not committed, or to what is asked for, that [`Fs::commit`](super::Fs::commit) or
+    /// [`Fs::commit_all`](super::Fs::commit_all) comes first.
+    Uncommitted {
+        /// The inode.
+        ino: Ino,
+    },
     /// The store's answer.
     Store(StoreError),
 }
@@ -80,7 +86,7 @@ impl FsError {
             Self::NotPermitted { .. } => libc::EPERM,
             Self::Unsupported { .. } => libc::EOPNOTSUPP,
             // "Try again": who answers programs does so first.
-            Self::Finished { .. } => libc::EBUSY,
+            Self::Finished { .. } | Self::Uncommitted { .. } => libc::EBUSY,
             Self::Store(error) => store_errno(error),
         }
     }
@@ -132,6 +138,9 @@ impl fmt::Display for FsError {
                 write!(f, "a mount does not offer {what}")
             }
             Self::Finished { ino } => write!(f, "the file of inode {ino} is an array now"),
+            Self::Uncommitted { ino } => {
+                write!(f, "what was written to inode {ino} is to be committed first")
+            }
             Self::Store(error) => error.fmt(f),
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use log::{debug, warn};
 
 use super::inode::{Effect, Inode};
-use super::{Caller, Closed, Fh, Fs, FsError, Ino, Invalidation, lock};
+use super::{Caller, Closed, Fh, Fs, FsError, Ino, Invalidation, Written, lock};
 use crate::store::{Array, StoreError};
 
 thread_local! {
@@ -28,7 +28,7 @@ pub struct OpenFlags {
 /// An open file.
 #[derive(Debug)]
 pub(super) struct OpenFile {
-    inode: Arc<Inode>,
+    pub(super) inode: Arc<Inode>,
     write: bool,
     /// Whether a refusal was logged: a program may try again for ever.
     logged: AtomicBool,
@@ -79,8 +79,8 @@ impl Fs {
         let is_second = self.again.came(caller);
         let inode = self.inodes.get(ino).ok_or_else(stale)?;
         if flags.truncate {
-            // Whoever has this version open keeps it. The kernel comes again, and finds what is made here.
-            self.reserve_over(caller, inode.array().0.name())?;
+            // Whoever has this version open keeps it. The kernel comes again, and finds what is made then.
+            self.expect_emptied(caller, inode.array().0.name());
             return Err(stale());
         }
         if !inode.is_named() && !is_second {
@@ -125,7 +125,7 @@ impl Fs {
         }
     }
 
-    fn tell(&self, ino: Ino, effect: Option<Effect>) {
+    pub(super) fn tell(&self, ino: Ino, effect: Option<Effect>) {
         if let Some(Effect::Content { header_len, from }) = effect {
             (self.invalidate)(Invalidation::Content { ino, header_len, from });
         }
@@ -186,6 +186,7 @@ impl Fs {
         len: usize,
         reply: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, FsError> {
+        let overlay = file.inode.uncommitted.overlay(offset, len);
         let (array, epoch) = file.inode.readable();
         REPLY.with_borrow_mut(|bytes| {
             if bytes.len() < len {
@@ -204,21 +205,22 @@ impl Fs {
                 self.blocks.read(&file.inode, &array, epoch, offset + in_header, elements, spare)
             };
             read().inspect_err(|error| file.log("read", error))?;
+            overlay.put_over(out);
             Ok(reply(out))
         })
     }
 
-    /// Writes within the data of an open file. Returns whether it is the first write to the inode of which nobody is
-    /// told yet: [`Fs::tell_written`] must be called by and by.
+    /// Writes within the data of an open file. What is written to a compressed array is collected, until [`Fs::commit`] or
+    /// one of its kin.
     ///
     /// `from_cache`: the kernel writes back pages, which may hold bytes that nobody meant to change.
     ///
     /// # Errors
     /// `BadHandle`; `Store` with `HeaderWrite`, `OutOfBounds`, or `Locked` if another writer is at work, which is not
-    /// waited for, and nothing was written; or if writing fails.
-    pub fn write(&self, fh: Fh, offset: u64, data: &[u8], from_cache: bool) -> Result<bool, FsError> {
+    /// waited for, and nothing was written; or if writing fails; `Uncommitted` if [`Fs::commit_all`] comes first.
+    pub fn write(&self, fh: Fh, offset: u64, data: &[u8], from_cache: bool) -> Result<Written, FsError> {
         if fh.is_pending() {
-            return self.write_pending(fh, offset, data, from_cache).map(|()| false);
+            return self.write_pending(fh, offset, data, from_cache).map(|()| Written::Done);
         }
         let file = self.files.get(fh)?;
         // Writeback may come through any handle of the inode that was open for writing.
@@ -235,6 +237,9 @@ impl Fs {
             let len = usize::try_from(shown_len.saturating_sub(offset)).unwrap_or(usize::MAX);
             data = data.get(..len).unwrap_or(data);
         }
+        if array.codec().is_some() {
+            return self.collect(&file.inode, &array, offset, data, from_cache);
+        }
         let write = || match array.write_npy_within(Duration::ZERO, offset, data) {
             Err(StoreError::HeaderWrite { .. }) if from_cache => {
                 write_back_beside_header(&file.inode, &array, offset, data)
@@ -245,12 +250,11 @@ impl Fs {
         self.tell(file.inode.ino, effect);
         match result {
             Ok(()) => {
-                self.touch_other(file.inode.ino);
                 let is_first = file.inode.wrote();
                 if is_first {
                     lock(&self.untold).push(Arc::clone(&file.inode));
                 }
-                Ok(is_first)
+                Ok(if is_first { Written::First } else { Written::Done })
             }
             Err(error) => {
                 if !matches!(error, StoreError::Locked { .. }) {
@@ -301,6 +305,7 @@ impl Fs {
         if self.read_only {
             return Ok(());
         }
+        self.commit_inode(&file.inode)?;
         let (array, _) = file.inode.array();
         array.sync().inspect_err(|error| file.log("sync", error))?;
         Ok(self.store.sync().inspect_err(|error| file.log("sync", error))?)

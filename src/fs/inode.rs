@@ -14,6 +14,7 @@ use std::time::{Instant, SystemTime};
 use log::debug;
 
 use super::handle::AGAIN_WITHIN;
+use super::write_back::Uncommitted;
 use super::{lock, names, read, write};
 use crate::store::{Array, ArrayId, ArrayMap, StoreError};
 
@@ -119,12 +120,17 @@ impl Epoch {
 #[derive(Debug)]
 pub(super) struct Inode {
     pub(super) ino: Ino,
+    id: ArrayId,
     state: RwLock<State>,
     /// The data file's time of change of which the kernel's pages are, as far as anybody asked. Held while writing
     /// in place, so that our own writes are told from those of others.
     seen: Mutex<Option<SystemTime>>,
     /// Whether elements were written, and nobody told.
     untold: AtomicBool,
+    /// What was written, if the array is compressed, and is not committed.
+    pub(super) uncommitted: Uncommitted,
+    /// How often something was lost that had been written.
+    pub(super) n_lost: AtomicU64,
 }
 
 /// Headers that writeback may still bring, for arrays whose header shares a page with elements.
@@ -220,7 +226,15 @@ impl Inode {
             map: None,
             headers: VecDeque::new(),
         };
-        Self { ino, state: RwLock::new(state), seen: Mutex::new(None), untold: AtomicBool::new(false) }
+        Self {
+            ino,
+            id: state.array.id(),
+            state: RwLock::new(state),
+            seen: Mutex::new(None),
+            untold: AtomicBool::new(false),
+            uncommitted: Uncommitted::default(),
+            n_lost: AtomicU64::new(0),
+        }
     }
 
     /// The header as it is shown.
@@ -238,26 +252,27 @@ impl Inode {
         (state.array.clone(), state.shown_len)
     }
 
-    pub(super) fn is_open(&self) -> bool {
-        read(&self.state).n_open > 0
-    }
-
     /// The array, and which state its elements are in at least.
     pub(super) fn readable(&self) -> (Array, Epoch) {
         let state = read(&self.state);
         (state.array.clone(), state.epoch)
     }
 
-    /// The elements changed in a way that the kernel need not be told.
-    pub(super) fn touch(&self) {
-        write(&self.state).epoch = Epoch::next();
-    }
-
     /// The state whose elements may be stored into the kernel's page cache, if any may: not while it could have others,
     /// or dirty pages.
     pub(super) fn storable(&self) -> Option<Epoch> {
         let state = read(&self.state);
-        (state.n_writers == 0 && state.n_unsettled == 0).then_some(state.epoch)
+        let is_quiet = state.n_writers == 0 && state.n_unsettled == 0 && self.uncommitted.is_empty();
+        is_quiet.then_some(state.epoch)
+    }
+
+    /// Notes that the elements are not in the state any more in which they were.
+    pub(super) fn changed(&self) {
+        write(&self.state).epoch = Epoch::next();
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        read(&self.state).n_open > 0
     }
 
     pub(super) fn is_named(&self) -> bool {
@@ -298,9 +313,21 @@ impl Inode {
         let mut state = write(&self.state);
         state.n_open = state.n_open.saturating_sub(1);
         state.n_writers = state.n_writers.saturating_sub(u32::from(for_writing));
+        self.let_go_of(&mut state, again);
+    }
+
+    /// As [`Inode::closed`], when what was written before is committed.
+    pub(super) fn let_go(&self, again: impl FnOnce(&Array) -> Option<Array>) {
+        self.let_go_of(&mut write(&self.state), again);
+    }
+
+    fn let_go_of(&self, state: &mut State, again: impl FnOnce(&Array) -> Option<Array>) {
         if state.n_open == 0 {
             state.map = None;
             state.headers.clear();
+            if !self.uncommitted.is_empty() {
+                return;
+            }
             if state.wanted_at.is_some_and(|since| since.elapsed() < AGAIN_WITHIN) {
                 return;
             }
@@ -405,6 +432,9 @@ impl Inode {
         atime: Option<SystemTime>,
         mtime: Option<SystemTime>,
     ) -> Result<(), StoreError> {
+        if array.codec().is_some() {
+            return array.set_times(atime, mtime);
+        }
         let (result, effect) = self.write_with(array, || array.set_times(atime, mtime));
         // What others wrote must stay to be found: the next look would find only the time that was set.
         if effect.is_some() {
@@ -420,10 +450,14 @@ impl Inode {
     pub(super) fn written_elsewhere(&self) -> Option<Effect> {
         let (array, _) = self.array();
         let mut seen = lock(&self.seen);
+        if array.codec().is_some() {
+            // Each change is a commit, which is told.
+            seen.get_or_insert(SystemTime::UNIX_EPOCH);
+            return None;
+        }
         let now = array.stat().ok()?.mtime;
         let changed = seen.replace(now).is_some_and(|before| before != now);
-        // What changes a compressed array is a commit, which is told.
-        (changed && array.codec().is_none()).then(|| self.unsettle())
+        changed.then(|| self.unsettle())
     }
 
     /// Writes in place by `write`. Returns its result, and what the kernel has to be told if others wrote as well.
@@ -447,7 +481,8 @@ impl Inode {
         self.untold.store(false, Ordering::Relaxed);
     }
 
-    fn unsettle(&self) -> Effect {
+    /// The elements changed, other than by what the kernel wrote. What must follow is as after [`Inode::follow`].
+    pub(super) fn unsettle(&self) -> Effect {
         let mut state = write(&self.state);
         state.n_unsettled += 1;
         state.epoch = Epoch::next();
@@ -519,22 +554,32 @@ impl Inodes {
         Arc::clone(&known.inode)
     }
 
-    /// Those that the kernel knows of the one or two inodes of an array version.
-    pub(super) fn of_version(&self, ino: Ino) -> impl Iterator<Item = Arc<Inode>> {
+    /// Those that the kernel knows of an inode and the [other](Ino::other) one of its version, in this order.
+    pub(super) fn with_other(&self, ino: Ino) -> impl Iterator<Item = Arc<Inode>> {
         let known = lock(&self.known);
         let both = [Some(ino), ino.other()].map(|ino| Some(Arc::clone(&known.get(&ino?)?.inode)));
         both.into_iter().flatten()
     }
 
-    /// Uncounts lookups. The last one drops the inode, unless a file is open on it.
+    /// The inodes that show a version of an array, with more or fewer rows dropped: all of them.
+    pub(super) fn views_of(&self, id: ArrayId) -> Vec<Arc<Inode>> {
+        lock(&self.known).values().map(|known| &known.inode).filter(|inode| inode.id == id).cloned().collect()
+    }
+
+    /// Uncounts lookups. The last one drops the inode, unless a file is open on it, or something is not committed.
     pub(super) fn forget(&self, ino: Ino, nlookup: u64) {
         let mut inodes = lock(&self.known);
         if let Some(known) = inodes.get_mut(&ino) {
             known.nlookup = known.nlookup.saturating_sub(nlookup);
-            if known.nlookup == 0 {
+            if known.nlookup == 0 && known.inode.uncommitted.is_empty() {
                 inodes.remove(&ino);
             }
         }
+    }
+
+    /// Drops an inode that was kept only because something was not committed.
+    pub(super) fn tidy(&self, ino: Ino) {
+        self.forget(ino, 0);
     }
 
     pub(super) fn len(&self) -> usize {

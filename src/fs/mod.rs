@@ -32,6 +32,7 @@ mod handle;
 mod inode;
 pub mod names;
 mod pending;
+mod write_back;
 
 pub use attr::{Attr, BLKSIZE, FileKind, NAME_MAX, SetAttr};
 pub use changes::Invalidation;
@@ -42,6 +43,7 @@ pub use file::{OpenFlags, Opened};
 pub use handle::{Caller, DirEntry, Fh};
 pub use inode::{Ino, LastByte};
 pub use pending::{Closed, NewFile};
+pub use write_back::Written;
 
 use aside::Aside;
 use blocks::DecodedBlocks;
@@ -50,6 +52,7 @@ use file::OpenFile;
 use handle::{Again, Handles, OpenDirectory};
 use inode::{Inode, Inodes, ino_of};
 use pending::{OpenPending, Pendings};
+use write_back::WriteBack;
 
 /// How often a name is looked up anew because its array was overwritten before its file could be opened.
 const MAX_ATTEMPTS: u32 = 8;
@@ -69,6 +72,7 @@ pub struct Fs {
     pending: Pendings,
     files: Handles<OpenFile>,
     blocks: DecodedBlocks,
+    write_back: WriteBack,
     /// Pending files that are open.
     making: Handles<OpenPending>,
     directories: Handles<OpenDirectory>,
@@ -127,6 +131,7 @@ impl Fs {
             pending: Pendings::default(),
             files: Handles::new(),
             blocks: DecodedBlocks::default(),
+            write_back: WriteBack::default(),
             making: Handles::of_pending(),
             directories: Handles::new(),
             again: Again::default(),
@@ -173,12 +178,13 @@ impl Fs {
         let mut attempts = 0;
         loop {
             self.sync()?;
-            if let Some(name) = name.to_str()
-                && let Some(file) = self.pending.look_up_reserved(caller, parent, name)
-            {
-                return self.pending_attr(&file);
-            }
             let attr = self.entry(parent, name, Some(caller))?;
+            if attr.kind == FileKind::File
+                && let Some(new) = self.look_up_emptied(caller, parent, name)?
+            {
+                self.forget(attr.ino, 1);
+                return Ok(new);
+            }
             attempts += 1;
             if attr.kind == FileKind::Directory || attr.ino.is_pending() || !self.again.is_expected(caller) {
                 return Ok(attr);

@@ -20,7 +20,9 @@ use super::decoded::{Opener, Opening};
 use super::notify::Job;
 use super::passthrough::Passthrough;
 use super::worker::{Tasks, WaitingWrite, must_wait, waiting};
-use crate::fs::{Attr, BLKSIZE, Caller, Fs, FsError, Ino, NAME_MAX, NewFile, OpenFlags, Rename, SetAttr};
+use crate::fs::{
+    Attr, BLKSIZE, Caller, Fs, FsError, Ino, NAME_MAX, NewFile, OpenFlags, Rename, SetAttr, Written,
+};
 
 /// How long the kernel may use names and attributes without asking. Commits are told to it as they are seen, so this
 /// bounds only what is not told: times after writes to a mapping, and commits that inotify does not see.
@@ -307,9 +309,14 @@ impl Filesystem for Adapter {
         let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
         match self.opener.write(ino(node), fh(handle), offset, data, from_cache) {
-            Ok(is_first) => {
-                if is_first {
-                    let _ = self.jobs.send(Job::Written);
+            Ok(written) => {
+                match written {
+                    Written::Done => {}
+                    Written::First => drop(self.jobs.send(Job::Written)),
+                    Written::Much => {
+                        let fs = Arc::clone(&self.fs);
+                        self.tasks.hand_over(move || fs.commit_due());
+                    }
                 }
                 reply.written(len);
             }
@@ -322,15 +329,12 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn flush(
-        &self,
-        _req: &Request,
-        _node: INodeNo,
-        handle: FileHandle,
-        _owner: LockOwner,
-        reply: ReplyEmpty,
-    ) {
+    fn flush(&self, _req: &Request, node: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
         match self.fs.flush(fh(handle)) {
+            Ok(false) if self.fs.is_uncommitted(fh(handle)) => {
+                let fs = Arc::clone(&self.fs);
+                self.tasks.hand_over(move || empty(reply, fs.commit(ino(node))));
+            }
             Ok(false) => reply.ok(),
             Ok(true) => {
                 let fs = Arc::clone(&self.fs);
@@ -351,9 +355,14 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.opener.closed(ino(node));
+        let is_uncommitted = self.fs.is_uncommitted(fh(handle));
         if let Some(closed) = self.fs.release(fh(handle)) {
             let fs = Arc::clone(&self.fs);
             self.tasks.hand_over_names(move || fs.finish_closed(closed));
+        }
+        if is_uncommitted {
+            let fs = Arc::clone(&self.fs);
+            self.tasks.hand_over(move || fs.commit_closed(ino(node)));
         }
         reply.ok();
     }

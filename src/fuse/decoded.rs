@@ -12,11 +12,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use fuser::{Errno, INodeNo, Notifier, ReplyOpen};
 use log::debug;
 
-use super::convert::{answer_open, ino};
+use super::convert::{answer_open, errno, ino};
 use super::notify::Job;
 use super::passthrough::{OpenAs, Passthrough, Source};
 use super::worker::Tasks;
-use crate::fs::{Caller, DecodedFile, DecodedFiles, Fh, Found, Fs, FsError, Ino, Opened};
+use crate::fs::{Caller, DecodedFile, DecodedFiles, Fh, Found, Fs, FsError, Ino, Opened, Written};
 use crate::sys::memory;
 
 /// Arrays of at most this many bytes are decoded when they are first opened. On all cores that takes less time than to
@@ -63,14 +63,29 @@ pub(super) fn files(limit: u64) -> DecodedFiles {
 }
 
 impl Opener {
-    /// Answers at once, or when the array is decoded.
+    /// Answers at once, or when what is to be done before is done.
     pub(super) fn open(self: &Arc<Self>, opening: Opening) {
+        let ino = ino(opening.node);
+        if !self.fs.is_other_uncommitted(ino) {
+            return self.open_committed(opening);
+        }
+        let this = Arc::clone(self);
+        self.tasks.hand_over(move || match this.fs.commit(ino) {
+            Ok(()) => this.open_committed(opening),
+            Err(error) => {
+                this.fs.release(opening.opened.fh);
+                opening.reply.error(errno(&error));
+            }
+        });
+    }
+
+    fn open_committed(self: &Arc<Self>, opening: Opening) {
         let ino = ino(opening.node);
         let array = &opening.opened.array;
         if opening.write || array.codec().is_none() || self.decoded.limit() == 0 || !self.may_pass(&opening) {
             return self.answer(opening, None);
         }
-        match self.decoded.find(ino, array) {
+        match self.decoded.find(&self.fs, ino, array) {
             Found::Nothing => self.answer(opening, None),
             Found::Current(file) => self.answer(opening, Some(file)),
             Found::Wanted => {
@@ -124,11 +139,11 @@ impl Opener {
                 }
                 if decoded {
                     // What changes shows when the file has followed.
-                    self.fs.revalidate(ino);
+                    self.fs.revalidate(ino) && opened.settled
                 } else {
                     self.fs.bypass(ino);
+                    opened.settled
                 }
-                opened.settled
             }
             OpenAs::Cached { first, .. } => {
                 if first {
@@ -159,7 +174,7 @@ impl Opener {
         offset: u64,
         data: &[u8],
         from_cache: bool,
-    ) -> Result<bool, FsError> {
+    ) -> Result<Written, FsError> {
         let Some(file) = self.decoded.get(ino) else { return self.fs.write(fh, offset, data, from_cache) };
         let decoded = file.write();
         let result = self.fs.write(fh, offset, data, from_cache);

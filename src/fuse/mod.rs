@@ -328,6 +328,7 @@ impl Drop for Helpers {
         for worker in self.workers.drain(..) {
             let _ = worker.join();
         }
+        self.fs.commit_last();
         self.fs.tell_written();
         self.fs.end();
     }

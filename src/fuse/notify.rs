@@ -29,7 +29,7 @@ pub(super) enum Job {
     Invalidate(Invalidation),
     /// A file was opened through the page cache, and none was open so before.
     Cached,
-    /// A file was written to, and nobody told; or a version that is gone was closed, and is to be tidied away.
+    /// A file was written to, and nobody told, or it is not committed; or a version that is gone was closed.
     Written,
     /// What had to wait for the jobs before it.
     Then(Box<dyn FnOnce() + Send>),
@@ -58,7 +58,8 @@ impl Notice {
         let mut next_look = Instant::now();
         loop {
             let looks = self.poll || self.passthrough.has_cached();
-            let job = if looks || self.fs.has_untold() || self.decoded.has_leftover() {
+            let waits = self.fs.has_untold() || self.fs.has_uncommitted() || self.decoded.has_leftover();
+            let job = if looks || waits {
                 jobs.recv_timeout(next_look.saturating_duration_since(Instant::now()))
             } else {
                 let job = jobs.recv().map_err(RecvTimeoutError::from);
@@ -103,6 +104,10 @@ impl Notice {
         if self.fs.has_untold() {
             let fs = Arc::clone(&self.fs);
             self.tasks.hand_over(move || fs.tell_written());
+        }
+        if self.fs.has_uncommitted() {
+            let fs = Arc::clone(&self.fs);
+            self.tasks.hand_over(move || fs.commit_due());
         }
     }
 }

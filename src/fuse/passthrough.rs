@@ -7,7 +7,7 @@
 //! inode of that version, which is cached, and never is a version cached in both. Needs Linux 6.9 and CAP_SYS_ADMIN; at
 //! the first refusal of either the mount goes on without, for good.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -51,14 +51,7 @@ pub(super) struct Passthrough {
     n_cached: AtomicUsize,
     /// Inodes that are open and passed through.
     n_backed: AtomicUsize,
-    inodes: Mutex<Inodes>,
-}
-
-#[derive(Debug, Default)]
-struct Inodes {
-    open: HashMap<Ino, Open>,
-    /// Versions of which the second inode was ever open: pages of either may be old when it is opened again.
-    split: HashSet<Ino>,
+    open: Mutex<HashMap<Ino, Open>>,
 }
 
 #[derive(Debug)]
@@ -76,7 +69,7 @@ impl Passthrough {
             used: AtomicBool::new(false),
             n_cached: AtomicUsize::new(0),
             n_backed: AtomicUsize::new(0),
-            inodes: Mutex::default(),
+            open: Mutex::default(),
         }
     }
 
@@ -106,8 +99,7 @@ impl Passthrough {
         source: Source<'_>,
         register: impl FnOnce(BorrowedFd<'_>) -> io::Result<BackingId>,
     ) -> OpenAs {
-        let mut guard = self.inodes();
-        let Inodes { open: inodes, split } = &mut *guard;
+        let mut inodes = self.inodes();
         if let Some(open) = inodes.get(&ino) {
             if open.decoded.as_ref().is_some_and(|decoded| write || decoded.is_behind()) {
                 return OpenAs::Aside;
@@ -126,9 +118,6 @@ impl Passthrough {
             if backing.is_none() && other.is_some_and(|other| other.backing.is_none()) {
                 return OpenAs::Aside;
             }
-            if ino.is_aside() {
-                split.insert(ino.own());
-            }
             let decoded = decoded.filter(|_| backing.is_some());
             inodes.insert(ino, Open { n_handles: 0, backing: backing.map(Arc::new), decoded });
         }
@@ -142,9 +131,8 @@ impl Passthrough {
             }
             None => {
                 let never_passed = !self.on.load(Ordering::Relaxed) && !self.used.load(Ordering::Relaxed);
-                let may_be_old = is_first && split.contains(&ino.own());
                 OpenAs::Cached {
-                    keep: (!may_pass || never_passed) && !may_be_old,
+                    keep: !may_pass || never_passed,
                     first: is_first && self.n_cached.fetch_add(1, Ordering::Relaxed) == 0,
                 }
             }
@@ -156,7 +144,7 @@ impl Passthrough {
         if self.n_backed.load(Ordering::Relaxed) == 0 {
             return false;
         }
-        self.inodes().open.get(&ino).is_some_and(|open| open.backing.is_some())
+        self.inodes().get(&ino).is_some_and(|open| open.backing.is_some())
     }
 
     /// Whether any inode is open through the page cache.
@@ -166,24 +154,24 @@ impl Passthrough {
 
     /// The inodes that are open through the page cache.
     pub(super) fn cached(&self) -> Vec<Ino> {
-        self.inodes().open.iter().filter(|(_, open)| open.backing.is_none()).map(|(ino, _)| *ino).collect()
+        self.inodes().iter().filter(|(_, open)| open.backing.is_none()).map(|(ino, _)| *ino).collect()
     }
 
     /// One open file less. Returns whether it was the last one of a decoded array.
     pub(super) fn close(&self, ino: Ino) -> bool {
         let mut inodes = self.inodes();
-        let Some(open) = inodes.open.get_mut(&ino) else { return false };
+        let Some(open) = inodes.get_mut(&ino) else { return false };
         open.n_handles = open.n_handles.saturating_sub(1);
         if open.n_handles > 0 {
             return false;
         }
         let count = if open.backing.is_some() { &self.n_backed } else { &self.n_cached };
         count.fetch_sub(1, Ordering::Relaxed);
-        inodes.open.remove(&ino).is_some_and(|open| open.decoded.is_some())
+        inodes.remove(&ino).is_some_and(|open| open.decoded.is_some())
     }
 
-    fn inodes(&self) -> MutexGuard<'_, Inodes> {
-        self.inodes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn inodes(&self) -> MutexGuard<'_, HashMap<Ino, Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn register(

@@ -16,7 +16,8 @@ use log::{info, warn};
 
 use super::convert::errno;
 use super::decoded::Opener;
-use crate::fs::{Fh, Fs, FsError, Ino};
+use super::notify::Job;
+use crate::fs::{Fh, Fs, FsError, Ino, Written};
 use crate::store::StoreError;
 
 /// How long a program's `write` or the like waits for another writer before it fails, as changes of names do.
@@ -82,9 +83,10 @@ fn is_locked(error: &FsError) -> bool {
     matches!(error, FsError::Store(StoreError::Locked { .. }))
 }
 
-/// Whether an operation fails only because it may not wait: for another writer, or for a file that is copied first.
+/// Whether an operation fails only because it may not wait: for another writer, for a file that is copied first, or for
+/// a commit.
 pub(super) fn must_wait(error: &FsError) -> bool {
-    is_locked(error) || matches!(error, FsError::Finished { .. })
+    is_locked(error) || matches!(error, FsError::Finished { .. } | FsError::Uncommitted { .. })
 }
 
 /// Tries an operation on an inode until no other writer is at work.
@@ -98,6 +100,7 @@ pub(super) fn waiting<T>(
     loop {
         match attempt() {
             Err(FsError::Finished { .. }) if start.elapsed() < WRITE_TIMEOUT => fs.detach_inode(ino)?,
+            Err(FsError::Uncommitted { ino }) if start.elapsed() < WRITE_TIMEOUT => fs.commit(ino)?,
             Err(error) if is_locked(&error) && start.elapsed() < WRITE_TIMEOUT => {
                 thread::sleep(pause);
                 pause = (2 * pause).min(MAX_PAUSE);
@@ -107,7 +110,7 @@ pub(super) fn waiting<T>(
     }
 }
 
-/// A write that met another writer, or a file that became an array.
+/// A write that met another writer, or a file that became an array, or found no room.
 pub(super) struct WaitingWrite {
     pub(super) opener: Arc<Opener>,
     pub(super) ino: Ino,
@@ -126,7 +129,7 @@ impl WaitingWrite {
         let mut pause = Duration::from_micros(200);
         let mut said = false;
         let result = loop {
-            let result = self.opener.write(self.ino, self.fh, self.offset, &self.data, self.from_cache);
+            let result = self.write();
             let waited = start.elapsed();
             match &result {
                 Err(error) if is_locked(error) && (self.from_cache || waited < WRITE_TIMEOUT) => {
@@ -139,6 +142,16 @@ impl WaitingWrite {
                     Ok(()) => continue,
                     Err(error) => break Err(error),
                 },
+                Err(FsError::Uncommitted { .. }) => match self.opener.fs.commit_all() {
+                    Ok(()) => continue,
+                    Err(error) if is_locked(&error) && (self.from_cache || waited < WRITE_TIMEOUT) => {}
+                    // There may be room for all that.
+                    Err(error) => {
+                        let again = self.write();
+                        let is_full = matches!(again, Err(FsError::Uncommitted { .. }));
+                        break if is_full { Err(error) } else { again };
+                    }
+                },
                 _ => break result,
             }
             thread::sleep(pause);
@@ -148,8 +161,17 @@ impl WaitingWrite {
             info!("pages were written back after {:.0} s", start.elapsed().as_secs_f64());
         }
         match result {
-            Ok(_) => self.reply.written(len),
+            Ok(written) => {
+                if written == Written::First {
+                    let _ = self.opener.jobs.send(Job::Written);
+                }
+                self.reply.written(len);
+            }
             Err(error) => self.reply.error(errno(&error)),
         }
+    }
+
+    fn write(&self) -> Result<Written, FsError> {
+        self.opener.write(self.ino, self.fh, self.offset, &self.data, self.from_cache)
     }
 }

@@ -11,7 +11,7 @@ use crate::format::FormatError;
 use crate::store::{Compression, Filter};
 
 const KEYS: &str = "'level', 'block' or 'filter'";
-const FILTERS: &str = "'auto', 'none', 'shuffle' or 'delta'";
+const FILTERS: &str = "'auto', 'none', 'shuffle', 'delta', 'delta2', 'delta3' or 'delta4'";
 
 /// What a caller passed as `argument`; `None`: not compressed.
 ///

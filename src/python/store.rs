@@ -217,8 +217,9 @@ impl NumPack {
     ///     - int: at this level, -7 (fastest) to 22 (smallest).
     ///     - dict: ``"level"``; ``"block"``, bytes of elements that are encoded as one, a multiple of 4096 up to 16 MiB;
     ///       ``"filter"``, what is done to a block before: 'none', 'shuffle' (bytes of the same place together), 'delta'
-    ///       (differences of integers, shuffled), or 'auto', the one that makes a sample of the array smallest. What is
-    ///       left out is as with True.
+    ///       (differences of neighbouring integers, shuffled), 'delta2', 'delta3', 'delta4' (of integers so many places
+    ///       apart: pairs, colours, vectors), or 'auto', the one that makes a sample of the array smallest. What is left
+    ///       out is as with True.
     ///
     /// Raises
     /// ------
@@ -293,7 +294,8 @@ impl NumPack {
         rows::append(py, &self.store(py)?, arrays)
     }
 
-    /// Overwrite rows in place. Other readers see this at once; it is not atomic, unless the array is compressed.
+    /// Overwrite rows in place. Other readers see this at once; it is not atomic. Of a compressed array, a crash leaves
+    /// all of the rows changed or none.
     ///
     /// Parameters
     /// ----------

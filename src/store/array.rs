@@ -15,6 +15,7 @@ use super::error::{DataFileFault, StoreError};
 use super::writer::WriteGuard;
 use crate::format::npy::{self, NpyHeader};
 use crate::format::{ArrayId, Attrs, Codec, Compression, Dtype, Layout, Record};
+use crate::sys::process::n_cores;
 use crate::sys::{FileStat, Map};
 
 /// Reads of at least this many bytes are split among threads: one core does not reach the memory's speed.
@@ -64,6 +65,11 @@ impl Array {
 
     pub(super) fn record(&self) -> &Arc<Record> {
         &self.record
+    }
+
+    /// The newest record of this version, whatever name it has by now, unless it is gone.
+    pub(super) fn current(&self) -> Option<Arc<Record>> {
+        self.shared.current(&self.record, self.data.get().map(|data| &**data))
     }
 
     pub(super) fn shared(&self) -> &Arc<Shared> {
@@ -433,10 +439,7 @@ impl Array {
     pub fn mend(&self) -> Result<bool, StoreError> {
         let _guard = self.shared.lock_writers()?;
         // Only the newest state may be written into the file.
-        let current = self.shared.manifest().table.get(self.name()).cloned();
-        let Some(record) = current.filter(|current| current.id == self.id()) else {
-            return Ok(false);
-        };
+        let Some(record) = self.current() else { return Ok(false) };
         let data = self.data()?;
         if self.codec().is_some() {
             // Taking the lock has mended it.
@@ -482,7 +485,7 @@ impl Array {
 
     /// As [`Array::read_into`], from byte `offset` on and as much as `out` takes.
     pub(super) fn read_part(&self, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
-        let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+        let threads = n_cores().min(MAX_THREADS);
         let (parallel_len, chunk_len) = match self.codec() {
             None => (PARALLEL_LEN, out.len().div_ceil(threads).next_multiple_of(4096)),
             Some(codec) => {

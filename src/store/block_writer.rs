@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::num::NonZero;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
@@ -15,6 +14,7 @@ use super::data::{DataFile, lock};
 use crate::codec::Encoder;
 use crate::format::block_index::{self, PAGE_FANOUT, Pointer};
 use crate::format::{BlockKind, Index};
+use crate::sys::process::n_cores;
 
 /// Blocks are encoded in batches of this many raw bytes: each is written in one call.
 const BATCH_LEN: usize = 1 << 20;
@@ -36,6 +36,8 @@ pub(super) struct Space {
     of: Option<Index>,
     /// Dead extents that nobody needs, in order: the commit that made them so is on the disk.
     free: Vec<Extent>,
+    /// Whether the file system has taken them back.
+    is_punched: bool,
 }
 
 impl Space {
@@ -56,7 +58,7 @@ impl Space {
             }
             at = at.max(extent.offset + extent.len);
         }
-        Self { of: Some(*index), free }
+        Self { of: Some(*index), free, is_punched: false }
     }
 
     /// Remembers this as what is free in the state `index`.
@@ -67,6 +69,14 @@ impl Space {
 
     pub(super) fn free(&self) -> &[Extent] {
         &self.free
+    }
+
+    pub(super) fn is_punched(&self) -> bool {
+        self.is_punched
+    }
+
+    pub(super) fn set_punched(&mut self) {
+        self.is_punched = true;
     }
 
     /// Bytes that are free.
@@ -140,7 +150,7 @@ impl BlockWriter {
         let block_len = self.view.block_len() as usize;
         let per_batch = (BATCH_LEN / block_len).max(1);
         let n_batches = raw.len().div_ceil(block_len * per_batch);
-        let n_threads = thread::available_parallelism().map_or(1, NonZero::get).min(n_batches);
+        let n_threads = n_cores().min(n_batches);
         if n_threads < 2 {
             let mut encoder = self.encoder();
             for (batch, raw) in (0_u64..).zip(raw.chunks(block_len * per_batch)) {

@@ -378,12 +378,13 @@ impl<'a> Cursor<'a> {
         let pointer = self.data.pointer(&self.view, block)?;
         let raw_len = self.view.raw_len(block) as usize;
         if pointer.is_absent() {
-            return Ok(vec![0; raw_len].into());
+            return Ok(std::iter::repeat_n(0, raw_len).collect());
         }
         if let Some(bytes) = self.data.blocks.recent(&pointer) {
             return Ok(bytes);
         }
-        let mut bytes: Arc<[u8]> = vec![0; raw_len].into();
+        // Collected, it is allocated once; a vector would be copied.
+        let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, raw_len).collect();
         let out = Arc::get_mut(&mut bytes).expect("nobody else has it yet");
         self.data.read_pointer(&self.view, &pointer, out)?;
         self.data.blocks.keep_recent(pointer, &bytes);
@@ -422,12 +423,10 @@ impl Shared {
         if thorough || !self.manifest().is_fresh() {
             let _ = self.catch_up(&mut self.manifest_mut(), thorough);
         }
-        if let Some(current) = self.manifest().table.get(&record.name)
-            && current.id == record.id
-        {
-            return View::of(current);
+        if let Some(current) = self.current(record, Some(data)) {
+            return View::of(&current);
         }
-        // Renamed, overwritten or removed: the file says what was written to it last.
+        // Overwritten or removed: the file says what was written to it last.
         let header = data.file_header().unwrap_or_default();
         let noted = Slot::newest(&header).0.filter(|slot| {
             slot.nbytes >= own.nbytes && slot.index.check(slot.nbytes, record.offset, &own.codec).is_ok()
@@ -436,6 +435,21 @@ impl Shared {
             Some(Slot { index, nbytes, .. }) => View { index, nbytes, ..own },
             None => own,
         })
+    }
+
+    /// The newest record of the version that `record` describes, whatever name it has by now, unless it is gone. `data`
+    /// is its data file.
+    pub(super) fn current(&self, record: &Record, data: Option<&DataFile>) -> Option<Arc<Record>> {
+        if data.is_some_and(DataFile::is_gone) {
+            return None;
+        }
+        let current = self.manifest().table.by_id(record.id).cloned()?;
+        // Another one has this identity if it is of a store that was made anew.
+        let key = |record: &Record| (record.blocks.map(|blocks| blocks.codec), record.offset);
+        let is_same =
+            current.file == record.file && current.dtype == record.dtype && key(&current) == key(record);
+        let is_later = current.layout.nbytes() >= record.layout.nbytes();
+        (is_same && is_later).then_some(current)
     }
 
     pub(super) fn block_fault(

@@ -2,7 +2,6 @@
 //! for, every block.
 
 use std::collections::HashSet;
-use std::num::NonZero;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -14,6 +13,7 @@ use super::{Access, Array, Generation, Store};
 use crate::format::block_index::{self, FileHeader, Pointer, Slot};
 use crate::format::{BlockKind, names};
 use crate::sys::Storage;
+use crate::sys::process::n_cores;
 
 /// Bytes of elements that are checked between two reports of progress.
 const CHUNK_LEN: u64 = 32 << 20;
@@ -342,7 +342,7 @@ impl Blocks<'_> {
                 }
             }
         };
-        let n_threads = thread::available_parallelism().map_or(1, NonZero::get).min(batch.len());
+        let n_threads = n_cores().min(batch.len());
         thread::scope(|scope| {
             for _ in 1..n_threads {
                 scope.spawn(work);

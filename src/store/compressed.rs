@@ -3,7 +3,6 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::num::NonZero;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -15,9 +14,13 @@ use super::writer::{Commit, WriteGuard};
 use super::{Array, Shared, Store};
 use crate::format::block_index::{self, Pointer, Slot};
 use crate::format::{BlockKind, Index, Op, Record};
+use crate::sys::process::n_cores;
 
 /// Decoded blocks that are in memory at once while an array is changed, in bytes.
 const MAX_IN_HAND: u64 = 16 << 20;
+
+/// File systems give back space in pieces of this many bytes, or more.
+const PUNCH_ALIGN: u64 = 4096;
 
 /// Bytes to be written at a position of the stored elements.
 pub(super) type Part<'a> = (u64, Cow<'a, [u8]>);
@@ -71,7 +74,8 @@ impl Array {
     /// Offsets are those of elements, behind the header; of ranges that overlap the last counts. Waits for other
     /// writers.
     ///
-    /// For compressed arrays. Of a version that has no name any more, what is written is seen by those who have it open.
+    /// Of a version that has no name any more, what is written is seen by those who have it open. Elements that are not
+    /// compressed are written in place, as by [`Array::write_npy_at`], and nothing is synced.
     ///
     /// # Errors
     /// `OutOfBounds`; `ReadOnly`; `Locked`; `Block`; `DataFile`; `Io`.
@@ -90,6 +94,10 @@ impl Array {
             })?;
         }
         let guard = self.shared().lock_writers()?;
+        if self.codec().is_none() {
+            self.write_elements(&guard, parts)?;
+            return self.shared().tell_written(&guard, self);
+        }
         self.write_parts(&guard, parts, true)
     }
 
@@ -106,7 +114,6 @@ impl Array {
             unreachable!("only compressed arrays are written in parts");
         };
         let shared = self.shared();
-        shared.note_dirty(self.record());
         let mut writer = shared.block_writer(self.record(), data, view)?;
         let written = put_parts(&mut writer, &view, data, &parts).and_then(|()| writer.finish(view.nbytes));
         let (new, space) = written.map_err(|error| shared.write_failed(self.record(), error))?;
@@ -117,11 +124,11 @@ impl Array {
             let synced = data.file.sync_data();
             shared.or_poison(synced.map_err(|e| shared.io_of(self.record(), "sync", e)))?;
         }
-        let current = shared.manifest().table.get(self.name()).cloned();
-        if current.is_some_and(|current| current.id == self.id()) {
-            let n_rows = self.newest_n_rows();
-            let op = Op::Blocks(Arc::clone(self.name()), n_rows, new.index);
-            let headers = vec![(Arc::clone(self.name()), Arc::clone(data))];
+        if let Some(current) = self.current() {
+            // It may have another name by now, and more rows.
+            let name = &current.name;
+            let op = Op::Blocks(Arc::clone(name), current.layout.n_rows(), new.index);
+            let headers = vec![(Arc::clone(name), Arc::clone(data))];
             let spaces = vec![(Arc::clone(data), new.index, space)];
             shared.commit(Commit { ops: vec![op], headers, spaces, ..Commit::default() })?;
         } else {
@@ -131,21 +138,25 @@ impl Array {
         }
         Ok(())
     }
-
-    /// The number of stored rows in the newest committed state.
-    fn newest_n_rows(&self) -> u64 {
-        let manifest = self.shared().manifest();
-        manifest.table.get(self.name()).map_or(self.record().layout.n_rows(), |newest| newest.layout.n_rows())
-    }
 }
 
 impl Store {
+    /// Whether a compressed array has dead bytes that, as far as is known, were not given back to the file system.
+    pub(super) fn has_dead_bytes(&self, array: &Array) -> Result<bool, StoreError> {
+        let data = array.data()?;
+        let Some(view) = self.shared.newest_view(array.record(), data, false) else { return Ok(false) };
+        let known = Space::known(data, &view.index);
+        let given_back = if known.is_punched() { known.len() } else { 0 };
+        Ok(view.index.dead(array.header_len()) > given_back)
+    }
+
     /// Gives dead bytes of a compressed array back to the file system. Returns whether it could: if not, only a new
     /// version takes less space.
     pub(super) fn punch(&self, array: &Array) -> Result<bool, StoreError> {
         let data = array.data()?;
         let Some(view) = self.shared.newest_view(array.record(), data, false) else { return Ok(true) };
-        let (space, is_punched) = self.shared.reclaim(array.record(), data, &view)?;
+        let space = self.shared.reclaim(array.record(), data, &view)?;
+        let is_punched = space.is_punched();
         space.keep(data, &view.index);
         Ok(is_punched)
     }
@@ -178,14 +189,16 @@ impl Shared {
         let mut space = Space::known(data, &view.index);
         let lost = view.index.dead(record.offset).saturating_sub(space.len());
         if lost > view.index.live / 2 {
-            space = self.reclaim(record, data, &view)?.0;
+            space = self.reclaim(record, data, &view)?;
         }
+        // Not before: what is reclaimed was synced, and what is written now is not.
+        self.note_dirty(record);
         Ok(BlockWriter::new(Arc::clone(data), view, space))
     }
 
     /// Finds what is dead in a data file, for good: brings the commits that made it so to the disk. Returns what is
-    /// free then, and whether the file system took it back meanwhile.
-    fn reclaim(&self, record: &Record, data: &DataFile, view: &View) -> Result<(Space, bool), StoreError> {
+    /// free then, and gives it back to the file system meanwhile, if that can take it.
+    fn reclaim(&self, record: &Record, data: &DataFile, view: &View) -> Result<Space, StoreError> {
         let synced = data.file.sync_data().map_err(|e| self.io_of(record, "sync", e));
         self.or_poison(synced.and_then(|()| self.sync_all()))?;
         let mut live = Vec::new();
@@ -199,18 +212,23 @@ impl Shared {
         if let Err(error) = walked {
             // What is damaged may be saved yet: nothing is overwritten.
             log::warn!("no space is given back: {error}");
-            return Ok((Space::default(), true));
+            return Ok(Space::default());
         }
-        let space = Space::between(live, view.start, &view.index);
-        let mut is_punched = true;
+        let mut space = Space::between(live, view.start, &view.index);
         for extent in space.free() {
-            let punched = data.file.punch(extent.offset, extent.len);
-            is_punched &= punched.map_err(|e| self.io_of(record, "give back space of", e))?;
-            if !is_punched {
-                break;
+            // Of a part of a page, nothing is given back.
+            let start = extent.offset.next_multiple_of(PUNCH_ALIGN);
+            let end = (extent.offset + extent.len) / PUNCH_ALIGN * PUNCH_ALIGN;
+            if start >= end {
+                continue;
+            }
+            let punched = data.file.punch(start, end - start);
+            if !punched.map_err(|e| self.io_of(record, "give back space of", e))? {
+                return Ok(space);
             }
         }
-        Ok((space, is_punched))
+        space.set_punched();
+        Ok(space)
     }
 
     /// Calls `f` with each pointer of an array that leads somewhere, and the first block that it leads to.
@@ -398,7 +416,7 @@ fn overlay(view: &View, data: &DataFile, blocks: &[Changes<'_>], raw: &mut [u8])
             }
         }
     };
-    let n_threads = thread::available_parallelism().map_or(1, NonZero::get).min(blocks.len() / 2);
+    let n_threads = n_cores().min(blocks.len() / 2);
     if n_threads < 2 {
         return work();
     }
@@ -426,7 +444,7 @@ pub(super) fn gather(
         rows.iter_mut().try_for_each(|(offset, out)| cursor.read(*offset, out))
     };
     let n_blocks = rows.chunk_by(|(a, _), (b, _)| a / view.block_len() == b / view.block_len()).count();
-    let n_threads = thread::available_parallelism().map_or(1, NonZero::get).min(n_blocks / 4);
+    let n_threads = n_cores().min(n_blocks / 4);
     if n_threads < 2 {
         return work(&mut rows);
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use roaring::RoaringTreemap;
@@ -25,6 +26,8 @@ pub(super) struct DataFile {
     map: Mutex<Option<Map>>,
     /// Which stored rows are live, for the bitmap that it was computed from.
     live: Mutex<Option<(Arc<RoaringTreemap>, Arc<LiveRows>)>>,
+    /// Whether the version is gone: no record tells of it any more.
+    is_gone: AtomicBool,
     /// Of a compressed array: what was read of it.
     pub(super) blocks: BlockCache,
     /// Of a compressed array: where there is room in it.
@@ -37,9 +40,15 @@ impl DataFile {
             file,
             map: Mutex::new(None),
             live: Mutex::new(None),
+            is_gone: AtomicBool::new(false),
             blocks: BlockCache::default(),
             space: Mutex::default(),
         }
+    }
+
+    /// Whether the version was seen to go. Its identity may be that of another one, of a store made anew.
+    pub(super) fn is_gone(&self) -> bool {
+        self.is_gone.load(Ordering::Relaxed)
     }
 
     /// Opens the data file of `record` and checks that it holds what is committed.
@@ -141,7 +150,9 @@ impl DataFiles {
     /// Closes a version that is gone, unless somebody still uses it.
     pub(super) fn forget(&self, id: ArrayId) {
         let mut open = lock(&self.open);
-        open.by_id.remove(&id);
+        if let Some(data) = open.by_id.remove(&id).and_then(|data| data.upgrade()) {
+            data.is_gone.store(true, Ordering::Relaxed);
+        }
         open.recent.retain(|(recent, _)| *recent != id);
     }
 }

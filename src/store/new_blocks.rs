@@ -1,5 +1,6 @@
 //! The blocks of a new version of a compressed array, in a file that has no name yet.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::Shared;
@@ -120,10 +121,36 @@ impl NewBlocks {
 
 /// A few blocks of `elements`, from all over, to choose a filter by.
 fn sample<'a>(elements: &'a [u8], compression: &Compression) -> Vec<&'a [u8]> {
+    sample_ranges(elements.len(), compression).map(|range| &elements[range]).collect()
+}
+
+/// Where the sample of so many bytes is.
+fn sample_ranges(len: usize, compression: &Compression) -> impl Iterator<Item = Range<usize>> {
     let block_len = (compression.block_len as usize).min(SAMPLE_BLOCK_LEN);
-    let n_blocks = elements.len().div_ceil(block_len);
-    let step = n_blocks.div_ceil(MAX_SAMPLES).max(1);
-    elements.chunks(block_len).step_by(step).collect()
+    let step = len.div_ceil(block_len).div_ceil(MAX_SAMPLES).max(1);
+    (0..len).step_by(step * block_len).map(move |start| start..len.min(start + block_len))
+}
+
+/// `compression` with the filter that saving `len` bytes of elements as a whole chooses: for those who write them piece by
+/// piece. `read` fills a buffer from an offset on.
+pub(super) fn with_filter<E>(
+    compression: &Compression,
+    dtype: &Dtype,
+    len: u64,
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+) -> Result<Compression, E> {
+    if compression.filter.is_some() {
+        return Ok(*compression);
+    }
+    let mut blocks = Vec::new();
+    for range in sample_ranges(len as usize, compression) {
+        let mut block = vec![0; range.len()];
+        read(range.start as u64, &mut block)?;
+        blocks.push(block);
+    }
+    let blocks: Vec<&[u8]> = blocks.iter().map(|block| &**block).collect();
+    let filter = codec::choose_filter(dtype, &blocks, compression.level).unwrap_or_default();
+    Ok(Compression { filter: Some(filter), ..*compression })
 }
 
 impl Shared {

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use super::Shared;
 use super::data::DataFile;
 use super::error::StoreError;
-use super::new_blocks::NewBlocks;
+use super::new_blocks::{NewBlocks, with_filter};
 use crate::format::npy;
-use crate::format::{ArrayId, Blocks, Compression, Dtype, FormatError, Layout, names};
+use crate::format::{ArrayId, Blocks, Compression, Dtype, Filter, FormatError, Layout, names};
 
 /// Bytes copied at once, between two reports of progress, and compressed at once, on all cores.
 const CHUNK_LEN: u64 = 8 << 20;
@@ -196,6 +196,9 @@ impl Shared {
         compression: Option<&Compression>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Staged, StoreError> {
+        if let Some(compression) = compression {
+            compression.codec(Filter::None)?;
+        }
         let read = |action, source| StoreError::Io { action, path: path.to_owned(), source };
         let source = fs::File::open(path).map_err(|e| read("open", e))?;
         let metadata = source.metadata().map_err(|e| read("stat", e))?;
@@ -211,26 +214,29 @@ impl Shared {
         if metadata.len() < needed {
             return Err(truncated(metadata.len()));
         }
-        let mut stage = Stage::begin(self, &name.into(), &header.dtype, layout, bytes, compression)?;
+        let read_at = |out: &mut [u8], offset| match source.read_exact_at(out, offset) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(truncated(offset)),
+            result => result.map_err(|e| read("read", e)),
+        };
+        let sampled = |offset, out: &mut [u8]| read_at(out, header.header_len + offset);
+        let compression =
+            compression.map(|to| with_filter(to, &header.dtype, layout.nbytes(), sampled)).transpose()?;
+        let mut stage = Stage::begin(self, &name.into(), &header.dtype, layout, bytes, compression.as_ref())?;
         let mut done = header.header_len;
         let mut buf = Vec::new();
         while done < needed {
             let len = CHUNK_LEN.min(needed - done);
             let copied = if compression.is_some() {
                 buf.resize(len as usize, 0);
-                match source.read_exact_at(&mut buf, done) {
-                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
-                    result => result.map(|()| len).map_err(|e| read("read", e))?,
-                }
+                read_at(&mut buf, done)?;
+                stage.push(&buf)?;
+                len
             } else {
                 let copied = stage.staged.data.file.copy_from(source.as_fd(), done, done, len);
                 copied.map_err(|e| stage.failed("write", e))?
             };
             if copied < len {
                 return Err(truncated(done + copied));
-            }
-            if compression.is_some() {
-                stage.push(&buf)?;
             }
             done += copied;
             progress(done);

@@ -12,11 +12,12 @@ use roaring::RoaringTreemap;
 
 use super::compressed::Part;
 use super::error::StoreError;
+use super::new_blocks::with_filter;
 use super::stage::{NewArray, Stage, Staged};
 use super::writer::{Commit, WriteGuard, nanos_of};
 use super::{Array, Shared, Store};
 use crate::format::manifest::DeletedRows;
-use crate::format::{Compression, Filter, Layout, Op, Record, npy};
+use crate::format::{Compression, Filter, Layout, Op, npy};
 
 /// Bytes that are copied at once when an array is rewritten.
 const COPY_LEN: u64 = 8 << 20;
@@ -177,12 +178,13 @@ impl Store {
     pub fn compact(&self, name: &str) -> Result<bool, StoreError> {
         let _guard = self.shared.lock_writers()?;
         let array = self.record(name)?;
-        let is_dead = array.record().blocks.is_some_and(|blocks| blocks.index.dead(array.header_len()) > 0);
-        if array.n_deleted() == 0 && !is_dead {
-            return Ok(false);
-        }
-        if array.n_deleted() == 0 && self.punch(&array)? {
-            return Ok(true);
+        if array.n_deleted() == 0 {
+            if !self.has_dead_bytes(&array)? {
+                return Ok(false);
+            }
+            if self.punch(&array)? {
+                return Ok(true);
+            }
         }
         let staged = self.shared.stage_copy(&array, array.compression().as_ref(), &mut |_| ())?;
         self.shared.commit(Commit { staged: vec![staged], moves_rows: true, ..Commit::default() })?;
@@ -210,15 +212,12 @@ impl Store {
         }
         let _guard = self.shared.lock_writers()?;
         let array = self.record(name)?;
-        let is_so = match (array.codec(), to) {
-            (None, None) => true,
-            (Some(codec), Some(to)) => to.filter.is_some() && to.codec(Filter::None)? == *codec,
-            _ => false,
-        };
-        if is_so {
+        let read = |offset, out: &mut [u8]| array.read_elements_at(offset, out);
+        let to = to.map(|to| with_filter(to, array.dtype(), array.nbytes(), read)).transpose()?;
+        if array.compression() == to {
             return Ok(false);
         }
-        let staged = self.shared.stage_copy(&array, to, progress)?;
+        let staged = self.shared.stage_copy(&array, to.as_ref(), progress)?;
         self.shared.commit(Commit { staged: vec![staged], moves_rows: true, ..Commit::default() })?;
         Ok(true)
     }
@@ -247,12 +246,12 @@ impl Shared {
             return Ok(());
         }
         let data = array.data()?;
-        self.note_dirty(record);
         if record.blocks.is_some() {
             let (index, space) = self.append_blocks(record, data, new.data)?;
             commit.ops.push(Op::Blocks(Arc::clone(array.name()), shape[0], index));
             commit.spaces.push((Arc::clone(data), index, space));
         } else {
+            self.note_dirty(record);
             let failed = |action, e| StoreError::io(action, self.storage.path(), &record.file, e);
             data.file.write_at(new.data, record.data_end()).map_err(|e| failed("write", e))?;
             commit.ops.push(Op::Rows(Arc::clone(array.name()), shape[0]));
@@ -263,15 +262,12 @@ impl Shared {
 
     /// Tells those who watch that elements of `array` were written in place.
     pub(super) fn tell_written(&self, guard: &WriteGuard<'_>, array: &Array) -> Result<(), StoreError> {
-        let is_current = |record: &Arc<Record>| record.id == array.id();
         // Of blocks, the commit itself tells.
-        if array.codec().is_some()
-            || !guard.is_watched()
-            || !self.manifest().table.get(array.name()).is_some_and(is_current)
-        {
+        if array.codec().is_some() || !guard.is_watched() {
             return Ok(());
         }
-        self.commit(Commit { ops: vec![Op::Written(Arc::clone(array.name()))], ..Commit::default() })
+        let Some(current) = array.current() else { return Ok(()) };
+        self.commit(Commit { ops: vec![Op::Written(Arc::clone(&current.name))], ..Commit::default() })
     }
 
     /// Copies the rows that are not deleted into a new version, as they are: byte for byte, header included, if nothing

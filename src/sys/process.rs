@@ -1,6 +1,14 @@
 //! This process among others.
 
 use std::io;
+use std::sync::OnceLock;
+use std::thread;
+
+/// Threads that can run at once, 1 if the system does not say. Asked once: it takes as long as decoding a block.
+pub fn n_cores() -> usize {
+    static N_CORES: OnceLock<usize> = OnceLock::new();
+    *N_CORES.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
+}
 
 /// Leaves the terminal: this process becomes the first of a session of its own, which no terminal's end reaches.
 ///

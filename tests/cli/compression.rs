@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::common::{Place, Ran, files_below, npy, numbers};
 use crate::npkfs;
+use crate::ways::each_way;
 
 /// The whole of `a`, as `export` writes it.
 fn exported(place: &Place, name: &str) -> Vec<u8> {
@@ -103,14 +104,15 @@ fn recompress_converts_either_way() {
     assert!(ran.stderr.contains(" on disk, 784.0 KiB before"), "{ran:?}");
     let codec =
         |name| open(&place, name).codec().map(|codec| (codec.level, codec.block_len, codec.filter.name()));
-    assert_eq!((codec("a"), codec("g/b")), (None, Some((1, 65536, "delta"))));
+    let level_and_block = |name| codec(name).map(|(level, block_len, _)| (level, block_len));
+    assert_eq!((codec("a"), level_and_block("g/b")), (None, Some((1, 65536))));
 
     let ran =
         npkfs!("recompress", "-v", place.store, "g/b", "--level=-3", "--block", "8K", "--filter", "shuffle");
     let ran = ran.ok();
     assert!(ran.stderr.contains("recompressed \"g/b\": ") && ran.stderr.contains(" before\n"), "{ran:?}");
     assert_eq!(codec("g/b"), Some((-3, 8192, "shuffle")));
-    assert_eq!(codec("g/c"), Some((1, 65536, "delta")));
+    assert_eq!(level_and_block("g/c"), Some((1, 65536)));
     let generation = |place: &Place| Store::open(&place.store, Access::Read).unwrap().generation();
     let before = generation(&place);
     npkfs!("recompress", place.store, "g/b", "--level", "-3", "--block", "8192", "--filter", "shuffle").ok();
@@ -121,10 +123,13 @@ fn recompress_converts_either_way() {
         assert_eq!(codec(name), None);
     }
     npkfs!("-q", "recompress", place.store, "--level", "3", "--filter=auto").ok();
+    let before = generation(&place);
+    npkfs!("-q", "recompress", place.store, "--level", "3").ok();
+    assert_eq!(generation(&place), before, "no filter fits better");
     npkfs!("-q", "export", place.store, place.path("out")).ok();
     assert_eq!(files_below(&place.path("out")), ["a.npy", "g/b.npy", "g/c.npy"]);
     for name in ["a", "g/b", "g/c"] {
-        assert_eq!(codec(name), Some((3, 65536, "delta")));
+        assert_eq!(level_and_block(name), Some((3, 65536)));
         assert_eq!(fs::read(place.path("out").join(format!("{name}.npy"))).unwrap(), numbers(50_000, 1));
     }
     npkfs!("recompress", place.store, "nope").fails(1, &["\"nope\" does not exist"]);
@@ -142,7 +147,7 @@ fn wrong_ways_to_compress_are_usage_errors() {
         (&["recompress", "--block", "1000"], &["1000", "a multiple of 4096 bytes"]),
         (&["recompress", "--block", "32M"], &["33554432", "16 MiB"]),
         (&["recompress", "--block", "64KB"], &["64KB", "with K, M, G or T"]),
-        (&["recompress", "--filter", "bitshuffle"], &["bitshuffle"]),
+        (&["recompress", "--filter", "bitshuffle"], &["bitshuffle", "expected auto, none"]),
         (&["recompress", "--none", "--level", "1"], &["--none", "--level"]),
         (&["recompress", "--none", "--filter", "auto"], &["--none", "--filter"]),
         (&["import", "--compress=99", "a.npy"], &["99", "-7..=22"]),
@@ -190,7 +195,7 @@ fn info_and_ls_tell_how_arrays_are_compressed() {
     let plain = place.write("plain.npy", &numbers(32, 0));
     npkfs!("import", "--compress", place.write("noise.npy", &noise(200_000)), place.store).ok();
     let sorted = place.write("sorted.npy", &numbers(50_000, 0));
-    npkfs!("import", "--compress=2", "--block=16K", sorted, place.store).ok();
+    npkfs!("import", "--compress=2", "--block=16K", "--filter=delta", sorted, place.store).ok();
     npkfs!("import", plain, place.store).ok();
 
     let listed = npkfs!("ls", "-l", place.store).ok();
@@ -329,4 +334,34 @@ fn verify_finds_damage_in_the_header_of_a_compressed_file() {
         fs::write(&path, &whole).unwrap();
     }
     npkfs!("verify", "--deep", place.store).ok();
+}
+
+#[test]
+fn a_mount_compresses_what_is_copied_in_as_it_is_told() {
+    each_way(|way| {
+        way.make_store(&[("old", numbers(10, 0))]);
+        let store = way.place.store.to_str().unwrap();
+        let made = |name: &str| {
+            let file = way.place.write("new.npy", &numbers(50_000, 0));
+            let copied =
+                way.other_command("cp").arg(file).arg(way.mnt.join(format!("{name}.npy"))).output().unwrap();
+            assert!(copied.status.success(), "{copied:?}");
+            assert_eq!(way.read(&format!("{name}.npy")), numbers(50_000, 0));
+            let described = way.run(["info", "--json", store, name]).ok().json();
+            (described["codec"]["level"].as_i64(), described["stored_nbytes"].as_u64().unwrap())
+        };
+        way.run(["config", store, "compress=zstd:2"]).ok();
+        for (options, level) in
+            [("rw", Some(2)), ("compress=off", None), ("compress=zstd:-2,decoded=0", Some(-2))]
+        {
+            let (ran, unmount) = way.mount_with(options);
+            ran.ok();
+            let (found, stored) = made("a");
+            assert_eq!(found, level, "{options}");
+            assert_eq!(stored < 100_000, level.is_some(), "{options}: {stored}");
+            way.umount().ok();
+            drop(unmount);
+            way.run(["rm", store, "a"]).ok();
+        }
+    });
 }

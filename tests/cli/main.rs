@@ -8,6 +8,7 @@ mod commands;
 mod common;
 mod compression;
 mod edits;
+mod making;
 mod mounting;
 mod refusals;
 mod ways;

@@ -103,7 +103,10 @@ impl Way {
         let folder = way.place.dir.path();
         fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("folder is opened");
         let program = way.place.path("npkfs");
-        fs::copy(&way.program, &program).expect("program is copied");
+        // By another process: a child of another test may inherit a file that this one has open for writing, and until
+        // that child has run its own program, nobody can run the copy ("Text file busy").
+        let copied = Command::new("cp").args([&way.program, &program]).status().expect("cp runs");
+        assert!(copied.success(), "program is copied");
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("program can be run");
         way.program = program;
         for path in [folder, &way.mnt] {
@@ -332,9 +335,16 @@ pub fn is_mounted(mnt: &Path) -> bool {
 }
 
 pub fn is_running(pid: u32) -> bool {
-    // A zombie has ended; it waits for whoever runs the tests.
-    fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
+    let is_zombie =
+        |stat: &str| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'));
+    match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        // A zombie has ended, and waits for whoever runs the tests; its other threads may still be about to, with its
+        // files open.
+        Ok(stat) if is_zombie(&stat) => {
+            fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|tasks| tasks.count() > 1)
+        }
+        stat => stat.is_ok(),
+    }
 }
 
 pub fn signal(pid: u32, signal: Signal) {

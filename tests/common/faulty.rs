@@ -290,6 +290,16 @@ impl StorageFile for FaultyFile {
         self.inner.reserve(len)
     }
 
+    fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
+        match self.faults.count("punch", &self.name())? {
+            Verdict::Do => self.inner.punch(offset, len),
+            Verdict::Tear(error) => {
+                self.inner.punch(offset, len / 2)?;
+                Err(error)
+            }
+        }
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         self.faults.count_whole("sync_data", &self.name())?;
         self.inner.sync_data()

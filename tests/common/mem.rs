@@ -26,6 +26,7 @@ pub struct MemStorage(Arc<Shared>);
 struct Shared {
     names: Mutex<Names>,
     next_ino: AtomicU64,
+    can_punch: bool,
     locked: Mutex<HashSet<String>>,
     unlocked: Condvar,
 }
@@ -57,17 +58,24 @@ struct Bytes {
 enum ByteEdit {
     Write { offset: u64, data: Vec<u8> },
     SetLen(u64),
+    Punch { offset: u64, len: u64 },
 }
 
 impl MemStorage {
     pub fn new() -> Self {
-        Self::with(BTreeMap::new(), 1)
+        Self::with(BTreeMap::new(), 1, true)
     }
 
-    fn with(files: BTreeMap<String, Arc<Inode>>, next_ino: u64) -> Self {
+    /// One that cannot give space back from the middle of a file.
+    pub fn without_punch() -> Self {
+        Self::with(BTreeMap::new(), 1, false)
+    }
+
+    fn with(files: BTreeMap<String, Arc<Inode>>, next_ino: u64, can_punch: bool) -> Self {
         MemStorage(Arc::new(Shared {
             names: Mutex::new(Names { durable: files.clone(), now: files, journal: Vec::new() }),
             next_ino: AtomicU64::new(next_ino),
+            can_punch,
             locked: Mutex::default(),
             unlocked: Condvar::new(),
         }))
@@ -105,7 +113,7 @@ impl MemStorage {
             });
             copied.insert(name.clone(), Arc::clone(copy));
         }
-        MemStorage::with(copied, self.0.next_ino.load(Ordering::Relaxed))
+        MemStorage::with(copied, self.0.next_ino.load(Ordering::Relaxed), self.0.can_punch)
     }
 
     fn names(&self) -> MutexGuard<'_, Names> {
@@ -172,34 +180,49 @@ fn write_bytes(contents: &mut Vec<u8>, offset: u64, data: &[u8]) {
     contents[start..end].copy_from_slice(data);
 }
 
+fn punch_bytes(contents: &mut [u8], offset: u64, len: u64) {
+    let file_len = contents.len() as u64;
+    let (start, end) = (offset.min(file_len), offset.saturating_add(len).min(file_len));
+    contents[start as usize..end as usize].fill(0);
+}
+
+/// Calls `f` with the offset and length of the part of each page within `len` bytes from `offset` on.
+fn for_each_page(offset: u64, len: u64, mut f: impl FnMut(u64, u64)) {
+    let (mut at, end) = (offset, offset + len);
+    while at < end {
+        let in_page = (PAGE_LEN - at % PAGE_LEN).min(end - at);
+        f(at, in_page);
+        at += in_page;
+    }
+}
+
 fn surviving_bytes(bytes: &Bytes, survives: &mut dyn FnMut() -> bool) -> Vec<u8> {
     let mut contents = bytes.durable.clone();
     let mut lost_pages = HashSet::new();
+    let mut is_there = |at: Option<u64>| {
+        let page = at.map(|at| at / PAGE_LEN);
+        let is_lost = page.is_some_and(|page| lost_pages.contains(&page)) || !survives();
+        lost_pages.extend(page.filter(|_| is_lost));
+        !is_lost
+    };
     for edit in &bytes.journal {
         match edit {
             ByteEdit::SetLen(len) => {
-                if survives() {
+                if is_there(None) {
                     contents.resize(usize::try_from(*len).expect("tests write small files"), 0);
                 }
             }
-            ByteEdit::Write { offset, data } => {
-                let mut offset = *offset;
-                let mut rest = &data[..];
-                while !rest.is_empty() {
-                    let in_page = (PAGE_LEN - offset % PAGE_LEN).min(rest.len() as u64);
-                    let (piece, tail) = rest.split_at(in_page as usize);
-                    let page = offset / PAGE_LEN;
-                    if !lost_pages.contains(&page) {
-                        if survives() {
-                            write_bytes(&mut contents, offset, piece);
-                        } else {
-                            lost_pages.insert(page);
-                        }
-                    }
-                    offset += in_page;
-                    rest = tail;
+            ByteEdit::Write { offset, data } => for_each_page(*offset, data.len() as u64, |at, len| {
+                if is_there(Some(at)) {
+                    let start = (at - offset) as usize;
+                    write_bytes(&mut contents, at, &data[start..start + len as usize]);
                 }
-            }
+            }),
+            ByteEdit::Punch { offset, len } => for_each_page(*offset, *len, |at, len| {
+                if is_there(Some(at)) {
+                    punch_bytes(&mut contents, at, len);
+                }
+            }),
         }
     }
     contents
@@ -403,6 +426,16 @@ impl StorageFile for MemFile {
 
     fn reserve(&self, _len: u64) -> io::Result<()> {
         Ok(())
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
+        if !self.storage.0.can_punch {
+            return Ok(false);
+        }
+        let mut bytes = self.bytes_to_change()?;
+        punch_bytes(&mut bytes.now, offset, len);
+        bytes.journal.push(ByteEdit::Punch { offset, len });
+        Ok(true)
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -3,10 +3,14 @@
 
 #![allow(dead_code, unused_imports, reason = "each test crate uses some of it")]
 
+pub mod blocks;
 pub mod check;
 mod faulty;
+pub mod fixture;
 mod mem;
 pub mod model;
+#[cfg(feature = "fuse")]
+pub mod mounted;
 pub mod ops;
 pub mod random;
 pub mod rng;

@@ -2,13 +2,14 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use numpack::store::{Array, Attrs, Dtype, Store, StoreError};
+use numpack::store::{Array, Attrs, Compression, Dtype, Store, StoreError};
 
 /// The arrays of a store, in the order of their first save, and its attributes.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Model {
     pub arrays: Vec<(String, Content)>,
     pub attrs: Attrs,
+    pub default_compression: Option<Compression>,
 }
 
 /// One array.
@@ -24,19 +25,47 @@ pub struct Content {
     pub tags: Vec<u64>,
     /// The header of an imported file, while nothing has changed the shape.
     pub header: Option<Vec<u8>>,
+    /// How it is compressed; without a filter, with any.
+    pub compression: Option<Compression>,
 }
 
 impl PartialEq for Content {
     fn eq(&self, other: &Self) -> bool {
         (&self.dtype, &self.shape, self.fortran_order, &self.rows, &self.attrs)
             == (&other.dtype, &other.shape, other.fortran_order, &other.rows, &other.attrs)
+            && is_same_compression(self.compression, other.compression)
     }
+}
+
+/// Whether one may be the other, as far as it is known.
+fn is_same_compression(one: Option<Compression>, other: Option<Compression>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => {
+            let is_same_filter = one.filter.is_none() || other.filter.is_none() || one.filter == other.filter;
+            (one.level, one.block_len) == (other.level, other.block_len) && is_same_filter
+        }
+        _ => one.is_none() && other.is_none(),
+    }
+}
+
+fn compression_of(array: &Array) -> Option<Compression> {
+    let codec = array.codec()?;
+    Some(Compression { level: codec.level, block_len: codec.block_len, filter: Some(codec.filter) })
 }
 
 impl std::fmt::Debug for Content {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let order = if self.fortran_order { "F" } else { "C" };
-        write!(f, "{}{:?}{order} {:02x?}", self.dtype, self.shape, self.rows)?;
+        write!(f, "{}{:?}{order} ", self.dtype, self.shape)?;
+        if let Some(Compression { level, block_len, filter }) = self.compression {
+            write!(f, "zstd {level}, {block_len}, {filter:?} ")?;
+        }
+        match self.rows.concat() {
+            bytes if bytes.len() > 4000 => {
+                write!(f, "{} bytes, crc32 {:x}", bytes.len(), crc32fast::hash(&bytes))?
+            }
+            _ => write!(f, "{:02x?}", self.rows)?,
+        }
         if self.attrs.is_empty() { Ok(()) } else { write!(f, " {} attrs", self.attrs.len()) }
     }
 }
@@ -64,6 +93,7 @@ impl Content {
             attrs: Attrs::new(),
             tags: new_tags(n_rows),
             header: None,
+            compression: None,
         }
     }
 
@@ -77,7 +107,13 @@ impl Content {
         assert_eq!(len, content.c_bytes().len());
         content.set_stored_bytes(&stored);
         content.attrs = array.attrs().clone();
+        content.compression = compression_of(array);
         Ok(content)
+    }
+
+    /// Whether `array` is compressed as this is.
+    pub fn is_compressed_as(&self, array: &Array) -> bool {
+        is_same_compression(self.compression, compression_of(array))
     }
 
     pub fn row_len(&self) -> usize {
@@ -162,7 +198,8 @@ impl Model {
     /// What a store holds, read through it.
     pub fn read(store: &Store) -> Result<Self, StoreError> {
         store.refresh()?;
-        let mut model = Model { arrays: Vec::new(), attrs: store.attrs() };
+        let default_compression = store.default_compression();
+        let mut model = Model { arrays: Vec::new(), attrs: store.attrs(), default_compression };
         for name in store.names() {
             model.arrays.push((name.to_string(), Content::read(&store.array(&name)?)?));
         }

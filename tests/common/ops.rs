@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::ops::Range;
 
-use numpack::store::{Attrs, NewArray, Store, StoreError};
+use numpack::store::{Attrs, Compression, NewArray, Store, StoreError};
 
 use super::model::{Content, Model, new_tags};
 
 /// One operation with all its data. The attributes of a [`Content`] are not part of it.
 #[derive(Debug, Clone)]
 pub enum Op {
+    /// Of those that are saved together, the first says how they are compressed.
     Save(Vec<(String, Content)>),
     Import {
         name: String,
@@ -34,6 +35,11 @@ pub enum Op {
         rows: Vec<u64>,
     },
     Compact(String),
+    Recompress {
+        name: String,
+        to: Option<Compression>,
+    },
+    SetDefaultCompression(Option<Compression>),
     Rename {
         from: String,
         to: String,
@@ -52,6 +58,11 @@ pub enum Op {
         offset: u64,
         header_len: u64,
         data: Vec<u8>,
+    },
+    /// Writes over the elements, from these offsets on.
+    WriteBack {
+        name: String,
+        ranges: Vec<(u64, Vec<u8>)>,
     },
     Sync,
 }
@@ -111,7 +122,10 @@ impl Op {
         match self {
             Op::Save(arrays) => {
                 arrays.iter().try_for_each(|(name, _)| check_name(name))?;
-                arrays.iter().for_each(|(name, content)| put(model, name, content));
+                let compression = compression_of(arrays);
+                for (name, content) in arrays {
+                    put(model, name, &Content { compression, ..content.clone() });
+                }
             }
             Op::Import { name, content, overwrite, .. } => {
                 check_name(name)?;
@@ -129,6 +143,10 @@ impl Op {
             Op::Compact(name) => {
                 model.get(name).ok_or(Refusal::NotFound)?;
             }
+            Op::Recompress { name, to } => {
+                model.get_mut(name).ok_or(Refusal::NotFound)?.compression = *to;
+            }
+            Op::SetDefaultCompression(to) => model.default_compression = *to,
             Op::Rename { from, to, overwrite } => {
                 check_name(to)?;
                 model.get(from).ok_or(Refusal::NotFound)?;
@@ -152,11 +170,11 @@ impl Op {
                 attrs.extend(set.clone());
             }
             Op::WriteNpy { name, offset, data, .. } => {
+                write(model.get_mut(name).ok_or(Refusal::NotFound)?, *offset, data)?;
+            }
+            Op::WriteBack { name, ranges } => {
                 let content = model.get_mut(name).ok_or(Refusal::NotFound)?;
-                let mut bytes = content.stored_bytes();
-                let end = *offset as usize + data.len();
-                bytes.get_mut(*offset as usize..end).ok_or(Refusal::Bounds)?.copy_from_slice(data);
-                content.set_stored_bytes(&bytes);
+                ranges.iter().try_for_each(|(offset, data)| write(content, *offset, data))?;
             }
             Op::Sync => {}
         }
@@ -166,11 +184,15 @@ impl Op {
     /// Does it to a store.
     pub fn run(&self, store: &Store) -> Result<(), StoreError> {
         match self {
-            Op::Save(arrays) => with_arrays(arrays, |arrays| store.save(arrays)),
-            Op::Import { name, npy, overwrite, .. } => {
+            Op::Save(arrays) => {
+                let compression = compression_of(arrays);
+                with_arrays(arrays, |arrays| store.save_as(arrays, compression.as_ref()))
+            }
+            Op::Import { name, npy, overwrite, content } => {
                 let mut file = tempfile::NamedTempFile::new().expect("temporary file");
                 file.write_all(npy).expect("temporary file");
-                store.import_npy(name, file.path(), *overwrite, None, &mut |_| ())
+                let compression = content.compression.as_ref();
+                store.import_npy(name, file.path(), *overwrite, compression, &mut |_| ())
             }
             Op::Append(rows) => with_arrays(rows, |rows| store.append(rows)),
             Op::Replace { name, rows, data } => {
@@ -181,12 +203,30 @@ impl Op {
             }
             Op::DropRows { names, rows } => store.drop_rows(&strs(names), rows),
             Op::Compact(name) => {
-                let n_deleted = store.array(name)?.n_deleted();
+                let array = store.array(name)?;
+                let is_dead = array.usage()?.is_some_and(|usage| usage.dead > 0);
                 let was_needed = store.compact(name)?;
-                assert_eq!(was_needed, n_deleted > 0);
+                // Space that was given back before may be known to be so.
+                assert!(array.n_deleted() == 0 || was_needed);
+                assert!(!was_needed || array.n_deleted() > 0 || is_dead);
+                assert!(!store.compact(name)?, "twice");
                 assert_eq!(store.array(name)?.n_deleted(), 0);
                 Ok(())
             }
+            Op::Recompress { name, to } => {
+                let array = store.array(name)?;
+                let is_so = match (array.codec(), to) {
+                    (None, None) => true,
+                    (Some(own), Some(to)) => {
+                        (own.level, own.block_len, Some(own.filter)) == (to.level, to.block_len, to.filter)
+                    }
+                    _ => false,
+                };
+                let was_needed = store.recompress(name, to.as_ref(), &mut |_| ())?;
+                assert_eq!(was_needed, !is_so);
+                Ok(())
+            }
+            Op::SetDefaultCompression(to) => store.set_default_compression(to.as_ref()),
             Op::Rename { from, to, overwrite } => store.rename(from, to, *overwrite),
             Op::Remove(names) => {
                 store.refresh_quietly()?;
@@ -206,9 +246,49 @@ impl Op {
                 bytes.extend_from_slice(data);
                 array.write_npy_at(header.len() as u64 + offset - header_len, &bytes)
             }
+            Op::WriteBack { name, ranges } => {
+                let array = store.array(name)?;
+                let at = |offset: u64| array.header_len() + offset;
+                let ranges: Vec<(u64, &[u8])> =
+                    ranges.iter().map(|(offset, data)| (at(*offset), &data[..])).collect();
+                array.write_back(&ranges)
+            }
             Op::Sync => store.sync(),
         }
     }
+
+    /// The states that an array that is written to in place goes through, where it is not obvious.
+    pub fn states_between(&self, before: &Content) -> Vec<Content> {
+        let Op::WriteBack { ranges, .. } = self else { return Vec::new() };
+        let mut now = before.clone();
+        let after_each =
+            ranges.iter().map(|(offset, data)| write(&mut now, *offset, data).map(|()| now.clone()));
+        after_each.collect::<Result<_, _>>().unwrap_or_default()
+    }
+
+    /// Whether it writes elements in place, and which array's.
+    pub fn in_place(&self) -> Option<&String> {
+        match self {
+            Op::Replace { name, .. }
+            | Op::ReplaceRange { name, .. }
+            | Op::WriteNpy { name, .. }
+            | Op::WriteBack { name, .. } => Some(name),
+            _ => None,
+        }
+    }
+}
+
+fn compression_of(arrays: &[(String, Content)]) -> Option<Compression> {
+    arrays.first()?.1.compression
+}
+
+/// Writes `data` over the stored elements from byte `offset` on.
+pub fn write(content: &mut Content, offset: u64, data: &[u8]) -> Result<(), Refusal> {
+    let mut bytes = content.stored_bytes();
+    let range = offset as usize..offset as usize + data.len();
+    bytes.get_mut(range).ok_or(Refusal::Bounds)?.copy_from_slice(data);
+    content.set_stored_bytes(&bytes);
+    Ok(())
 }
 
 fn strs(names: &[String]) -> Vec<&str> {

@@ -1,14 +1,14 @@
 //! Random arrays, attributes and operations.
 
 use numpack::format::{Layout, npy};
-use numpack::store::{Attrs, Dtype};
+use numpack::store::{Attrs, Compression, Dtype, Filter};
 use rmpv::Value;
 
 use super::model::{Content, Model, row_len};
 use super::ops::Op;
 use super::rng::Rng;
 
-const DTYPES: [&str; 14] = [
+const DTYPES: [&str; 16] = [
     "'<f4'",
     "'<f4'",
     "'|b1'",
@@ -19,6 +19,8 @@ const DTYPES: [&str; 14] = [
     "'<M8[ns]'",
     "'<m8[25s]'",
     "'|S5'",
+    "'|S7'",
+    "'|V3'",
     "'>U3'",
     "'|S0'",
     "[('a', '<f4'), ('b', [('x', '|S3'), ('', '|V2')], (2,))]",
@@ -53,6 +55,32 @@ pub fn shape(rng: &mut Rng) -> Vec<u64> {
     }
 }
 
+/// A shape that takes up to six of the smallest blocks, some with rows longer than a block.
+fn long_shape(rng: &mut Rng, itemsize: u64) -> Vec<u64> {
+    let n_items = (4 << rng.below(4)) * 800 / itemsize.max(1);
+    match rng.below(6) {
+        0 => vec![1 + rng.below(3), 2, n_items / 6],
+        1 => vec![n_items / 101, 101],
+        2 => vec![n_items / 300, 3, 100],
+        // Blocks without a tail.
+        3 => vec![(1 + rng.below(3)) * 4, 1024 / itemsize.max(1)],
+        4 => vec![rng.below(n_items) / 64, 64],
+        // Not too many: the model takes its time for each row.
+        _ => vec![rng.below(n_items).min(1500)],
+    }
+}
+
+/// How to compress, now and then: mostly in blocks as small as can be, so that there are some.
+pub fn compression(rng: &mut Rng) -> Option<Compression> {
+    if rng.one_in(2) {
+        return None;
+    }
+    let level = *rng.pick(&[-3, 1, 1, 1, 3]);
+    let block_len = *rng.pick(&[4096, 4096, 4096, 8192, 65536]);
+    let filter = if rng.one_in(2) { None } else { Some(*rng.pick(&Filter::ALL)) };
+    Some(Compression { level, block_len, filter })
+}
+
 /// Elements that are found nowhere else.
 pub fn content(rng: &mut Rng, dtype: Dtype, shape: &[u64], fortran_order: bool) -> Content {
     let n_rows = shape.first().copied().unwrap_or(1) as usize;
@@ -65,6 +93,42 @@ pub fn any_content(rng: &mut Rng) -> Content {
     content(rng, dtype, &shape, fortran_order)
 }
 
+/// One that is to be compressed so, and is worth it, or not.
+pub fn content_for(rng: &mut Rng, compression: Option<Compression>) -> Content {
+    if compression.is_none() || rng.one_in(4) {
+        return Content { compression, ..any_content(rng) };
+    }
+    let dtype = dtype(rng);
+    let (shape, fortran_order) = (long_shape(rng, dtype.itemsize()), rng.one_in(4));
+    let len = shape[0] as usize * row_len(&dtype, &shape);
+    let bytes = elements(rng, dtype.itemsize() as usize, len);
+    Content { compression, ..Content::new(dtype, &shape, fortran_order, &bytes) }
+}
+
+/// `len` bytes of items of `itemsize` bytes: zeros, noise, or something between them.
+pub fn elements(rng: &mut Rng, itemsize: usize, len: usize) -> Vec<u8> {
+    if len == 0 {
+        return Vec::new();
+    }
+    let (start, step) = (rng.next(), rng.below(300));
+    let item = |i: usize| {
+        let mut item = (start.wrapping_add(i as u64 * step)).to_le_bytes().to_vec();
+        item.resize(itemsize, 7);
+        item
+    };
+    match rng.below(6) {
+        0 => vec![0; len],
+        1 => rng.bytes(len),
+        // Blocks of either kind.
+        2 => {
+            let noise = rng.bytes(len);
+            let is_noise = |at: usize| (at / 5000).is_multiple_of(2);
+            noise.iter().enumerate().map(|(at, byte)| if is_noise(at) { *byte } else { 3 }).collect()
+        }
+        _ => (0..len / itemsize).flat_map(item).collect(),
+    }
+}
+
 /// `n` rows for an array like `array`, in C-order.
 fn rows_for(rng: &mut Rng, array: &Content, n: u64) -> Content {
     let mut shape = array.shape.clone();
@@ -72,7 +136,17 @@ fn rows_for(rng: &mut Rng, array: &Content, n: u64) -> Content {
         Some(rows) => *rows = n,
         None => shape.push(n),
     }
-    content(rng, array.dtype.clone(), &shape, false)
+    if array.compression.is_none() || rng.one_in(3) {
+        return content(rng, array.dtype.clone(), &shape, false);
+    }
+    let bytes = elements(rng, array.dtype.itemsize() as usize, n as usize * row_len(&array.dtype, &shape));
+    Content::new(array.dtype.clone(), &shape, false, &bytes)
+}
+
+/// How many rows to append to an array: a few, or some blocks full.
+fn n_appended(rng: &mut Rng, array: &Content) -> u64 {
+    let is_long = array.compression.is_some() && array.row_len() > 0 && rng.one_in(3);
+    if is_long { rng.below(10_000 / array.row_len() as u64 + 1) } else { rng.below(5) }
 }
 
 fn value(rng: &mut Rng, depth: u64) -> Value {
@@ -107,7 +181,8 @@ fn key(rng: &mut Rng) -> String {
 
 /// A `.npy` file as other programs write it, and what is in it.
 fn npy_file(rng: &mut Rng) -> (Vec<u8>, Content) {
-    let mut content = any_content(rng);
+    let compression = compression(rng);
+    let mut content = content_for(rng, compression);
     let layout = Layout::new(&content.dtype, &content.shape, content.fortran_order).expect("a small array");
     let order = if layout.fortran_order() { "True" } else { "False" };
     let dims: Vec<String> = content.shape.iter().map(|dim| format!("{dim},")).collect();
@@ -159,9 +234,11 @@ pub fn op(rng: &mut Rng, model: &Model) -> Op {
     };
     let array = model.get(&name).cloned().unwrap_or_else(|| any_content(rng));
     let n_rows = array.n_rows();
-    match rng.below(23) {
+    match rng.below(25) {
         0..4 => {
-            Op::Save((0..1 + rng.below(3)).map(|_| (rng.pick(&names).clone(), any_content(rng))).collect())
+            let compression = compression(rng);
+            let array = |rng: &mut Rng| (rng.pick(&names).clone(), content_for(rng, compression));
+            Op::Save((0..1 + rng.below(3)).map(|_| array(rng)).collect())
         }
         4..6 => {
             let (npy, content) = npy_file(rng);
@@ -172,7 +249,7 @@ pub fn op(rng: &mut Rng, model: &Model) -> Op {
                 0 => any_content(rng),
                 1 => Content { fortran_order: true, ..rows_for(rng, &array, 2) },
                 _ => {
-                    let n = rng.below(5);
+                    let n = n_appended(rng, &array);
                     rows_for(rng, &array, n)
                 }
             };
@@ -212,12 +289,23 @@ pub fn op(rng: &mut Rng, model: &Model) -> Op {
         16 => Op::Compact(name),
         17 => Op::Rename { from: name, to: rng.pick(&names).clone(), overwrite: rng.one_in(2) },
         18 => Op::Remove((0..1 + rng.below(2)).map(|_| rng.pick(&names).clone()).collect()),
-        19 => match rng.below(6) {
+        19 => match rng.below(7) {
             0 => Op::Clear,
             1 => Op::Sync,
+            2 => Op::SetDefaultCompression(compression(rng)),
             _ => Op::SetAttrs { name: None, set: attrs(rng), remove: vec![key(rng)] },
         },
         20 => Op::SetAttrs { name: Some(name), set: attrs(rng), remove: vec![key(rng)] },
+        21 => Op::Recompress { name, to: compression(rng) },
+        22 => {
+            let len = array.stored_bytes().len() as u64;
+            let range = |rng: &mut Rng| {
+                let offset = rng.below(len + 1);
+                let end = offset + rng.below(len + 1 - offset) + u64::from(rng.one_in(30));
+                (offset, rng.bytes((end - offset) as usize))
+            };
+            Op::WriteBack { name, ranges: (0..rng.below(4)).map(|_| range(rng)).collect() }
+        }
         _ => {
             let len = array.stored_bytes().len() as u64;
             let offset = rng.below(len + 1);

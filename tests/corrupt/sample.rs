@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use numpack::format::{Edit, Table, frame};
-use numpack::store::{Access, Array, Attrs, Dtype, Report, Store, StoreError, verify_storage};
+use numpack::store::{Access, Array, Attrs, Compression, Dtype, Report, Store, StoreError, verify_storage};
 use numpack::sys::{FileAccess, Storage};
 
 use crate::common::MemStorage;
@@ -146,6 +146,7 @@ pub fn read(storage: &dyn Storage, name: &str) -> Vec<u8> {
 #[derive(Debug)]
 pub struct Seen {
     pub attrs: Attrs,
+    pub default_compression: Option<Compression>,
     pub arrays: Vec<(String, Result<Content, StoreError>)>,
     pub report: Report,
 }
@@ -166,6 +167,7 @@ pub fn look(storage: &MemStorage) -> Result<Seen, StoreError> {
     let look = |array: &Array| (array.name().to_string(), look_at(array));
     Ok(Seen {
         attrs: store.attrs(),
+        default_compression: store.default_compression(),
         arrays: arrays.iter().map(look).collect(),
         report: report.expect("verifies what opens"),
     })
@@ -198,6 +200,7 @@ impl Seen {
     pub fn model(&self) -> Option<Model> {
         let arrays =
             self.arrays.iter().map(|(name, content)| Some((name.clone(), content.as_ref().ok()?.clone())));
-        Some(Model { attrs: self.attrs.clone(), arrays: arrays.collect::<Option<_>>()? })
+        let default_compression = self.default_compression;
+        Some(Model { attrs: self.attrs.clone(), arrays: arrays.collect::<Option<_>>()?, default_compression })
     }
 }

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use numpack::format::block_index::FILE_HEADER_LEN;
 use numpack::format::npy;
 use numpack::store::{self, Access, Store, StoreError};
 use numpack::sys::{DirStorage, FileAccess, Storage};
 use tempfile::TempDir;
 
-use crate::common::MemStorage;
+use crate::common::{MemStorage, blocks};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Place {
@@ -77,10 +78,12 @@ impl Disk {
         let report = store::verify_storage(self.boxed()).expect("verifies");
         assert!(report.problems.is_empty(), "{:?}", report.problems);
         assert!(report.leftovers.is_empty(), "{:?}", report.leftovers);
+        blocks::assert_blocks(&*self.boxed());
         for array in store.arrays().expect("lists") {
             let file = self.boxed().open(array.file_name(), FileAccess::Read).expect("opens");
             let mut header = vec![0; array.header_len() as usize];
-            file.read_at(&mut header, 0).expect("reads");
+            let offset = if array.codec().is_some() { FILE_HEADER_LEN } else { 0 };
+            file.read_at(&mut header, offset).expect("reads");
             let header = npy::parse(&header).expect("is a header");
             let stored_rows = array.shape().first().map(|rows| rows + array.n_deleted());
             assert_eq!(header.shape.first().copied(), stored_rows, "{:?}", array.name());

@@ -1,6 +1,6 @@
 //! Sequences of operations that a process may die in.
 
-use numpack::store::{Attrs, Dtype};
+use numpack::store::{Attrs, Compression, Dtype, Filter};
 use rmpv::Value;
 
 use crate::common::model::{Content, Model};
@@ -15,6 +15,11 @@ pub struct Story {
 }
 
 impl Story {
+    /// Whether it is about compressed arrays: such stories are long, and told less often.
+    pub fn has_blocks(&self) -> bool {
+        self.name.ends_with("blocks")
+    }
+
     /// `n` random operations, all of which a store must do.
     pub fn random(rng: &mut Rng, n: usize, durable: bool) -> Self {
         let mut model = Model::default();
@@ -31,6 +36,23 @@ impl Story {
 
 fn u16s(rng: &mut Rng, shape: &[u64], fortran_order: bool) -> Content {
     random::content(rng, Dtype::parse_python("'<u2'").expect("a dtype"), shape, fortran_order)
+}
+
+/// With a filter: to choose one takes longer than all else.
+const SMALL_BLOCKS: Compression = Compression { level: 1, block_len: 4096, filter: Some(Filter::Shuffle) };
+
+/// Rows that count upwards, in small blocks.
+fn counting(rng: &mut Rng, shape: &[u64], fortran_order: bool) -> Content {
+    let len = 2 * shape.iter().product::<u64>() as usize;
+    let first = rng.next() as u16;
+    let bytes: Vec<u8> = (0..len / 2).flat_map(|i| first.wrapping_add(i as u16).to_le_bytes()).collect();
+    let dtype = Dtype::parse_python("'<u2'").expect("a dtype");
+    Content { compression: Some(SMALL_BLOCKS), ..Content::new(dtype, shape, fortran_order, &bytes) }
+}
+
+/// Rows that do not compress, in small blocks.
+fn noise(rng: &mut Rng, shape: &[u64]) -> Content {
+    Content { compression: Some(SMALL_BLOCKS), ..u16s(rng, shape, false) }
 }
 
 fn name(name: &str) -> String {
@@ -105,6 +127,68 @@ pub fn stories() -> Vec<Story> {
                 Op::Remove(vec![name("z"), name("missing")]),
                 Op::Clear,
                 three(r),
+            ],
+        ),
+        (
+            "save blocks",
+            vec![
+                Op::Save(vec![
+                    (name("a"), counting(r, &[9, 300], false)),
+                    (name("b"), counting(r, &[4], false)),
+                    (name("f"), counting(r, &[30, 100], true)),
+                ]),
+                Op::Save(vec![(name("a"), noise(r, &[25, 200])), (name("c"), counting(r, &[], false))]),
+                Op::Recompress { name: name("a"), to: None },
+                Op::Recompress {
+                    name: name("f"),
+                    to: Some(Compression { block_len: 8192, filter: None, ..SMALL_BLOCKS }),
+                },
+                Op::SetDefaultCompression(Some(SMALL_BLOCKS)),
+                Op::Recompress { name: name("a"), to: Some(SMALL_BLOCKS) },
+            ],
+        ),
+        (
+            "append to blocks",
+            vec![
+                Op::Save(vec![
+                    (name("a"), counting(r, &[19, 100], false)),
+                    (name("f"), counting(r, &[3, 4], true)),
+                ]),
+                Op::Append(vec![(name("a"), u16s(r, &[1, 100], false))]),
+                Op::Append(vec![
+                    (name("a"), u16s(r, &[2, 100], false)),
+                    (name("f"), u16s(r, &[2, 4], false)),
+                ]),
+                Op::Append(vec![
+                    (name("a"), u16s(r, &[50, 100], false)),
+                    (name("f"), u16s(r, &[1, 4], false)),
+                ]),
+                Op::Append(vec![(name("a"), u16s(r, &[3, 100], false))]),
+            ],
+        ),
+        (
+            "write blocks",
+            vec![
+                Op::Save(vec![(name("a"), noise(r, &[31, 200]))]),
+                Op::Replace { name: name("a"), rows: vec![10, 0, 1, 30], data: u16s(r, &[4, 200], false) },
+                Op::WriteNpy { name: name("a"), offset: 4095, header_len: 0, data: vec![1, 2, 3] },
+                Op::WriteBack { name: name("a"), ranges: vec![(2, vec![1; 5000]), (12_398, vec![1, 2])] },
+                Op::ReplaceRange { name: name("a"), rows: 3..5, data: u16s(r, &[2, 200], false) },
+                Op::Append(vec![(name("a"), u16s(r, &[1, 200], false))]),
+                Op::ReplaceRange { name: name("a"), rows: 30..32, data: u16s(r, &[2, 200], false) },
+            ],
+        ),
+        (
+            "drop blocks",
+            vec![
+                Op::Save(vec![(name("a"), noise(r, &[50, 100]))]),
+                Op::DropRows { names: vec![name("a")], rows: (1..40).step_by(3).collect() },
+                Op::ReplaceRange { name: name("a"), rows: 10..30, data: u16s(r, &[20, 100], false) },
+                Op::Compact(name("a")),
+                Op::ReplaceRange { name: name("a"), rows: 0..2, data: u16s(r, &[2, 100], false) },
+                Op::Compact(name("a")),
+                Op::Rename { from: name("a"), to: name("b"), overwrite: false },
+                Op::Remove(vec![name("b")]),
             ],
         ),
         (

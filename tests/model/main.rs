@@ -27,7 +27,7 @@ fn run(place: Place, default_cases: u64) {
     };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
     let case = |steps: &[u64], is_told: bool| {
-        let mut world = World::new(place, is_told);
+        let mut world = World::new(place, is_told, steps[0] % 4 != 0);
         steps.iter().for_each(|step| world.step(*step));
         world.finish();
     };
@@ -47,11 +47,11 @@ fn run(place: Place, default_cases: u64) {
 
 #[test]
 fn store_on_disk_does_what_the_model_does() {
-    run(Place::Disk, 50);
+    run(Place::Disk, 30);
 }
 
 /// Without the word that handles share on disk, they look at the manifest each time.
 #[test]
 fn store_in_memory_does_what_the_model_does() {
-    run(Place::Memory, 50);
+    run(Place::Memory, 30);
 }

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use numpack::store::{self, Access, Array, ArrayId, ChangeKind, Store};
-use numpack::sys::Storage as _;
+use numpack::sys::{DirStorage, Storage as _};
 use tempfile::TempDir;
 
 use crate::common::check::{assert_array, assert_store};
 use crate::common::model::{Content, Model};
 use crate::common::ops::{self, Op};
 use crate::common::rng::Rng;
-use crate::common::{MemStorage, random};
+use crate::common::{MemStorage, blocks, random};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Place {
@@ -33,9 +33,9 @@ pub struct World {
 }
 
 impl World {
-    /// `is_told`: whether each operation is printed.
-    pub fn new(place: Place, is_told: bool) -> Self {
-        let memory = MemStorage::new();
+    /// `is_told`: whether each operation is printed. `can_punch`: whether the memory gives space back.
+    pub fn new(place: Place, is_told: bool, can_punch: bool) -> Self {
+        let memory = if can_punch { MemStorage::new() } else { MemStorage::without_punch() };
         let dir = (place == Place::Disk).then(|| {
             let dir = tempfile::tempdir().expect("temporary directory");
             let path = dir.path().join("data.npk");
@@ -84,7 +84,8 @@ impl World {
         let which = rng.below(2) as usize;
         match rng.below(24) {
             0 => self.reopen(which),
-            1 => self.pin(&mut rng),
+            1..3 => self.pin(&mut rng),
+            3..6 => self.write_pinned(&mut rng),
             _ => self.operate(which, &mut rng),
         }
         for which in 0..2 {
@@ -97,6 +98,16 @@ impl World {
         }
         self.assert_pinned(&mut rng);
         assert_eq!(self.data_files(), self.live_files());
+        if rng.one_in(4) {
+            self.assert_blocks();
+        }
+    }
+
+    fn assert_blocks(&self) {
+        match &self.dir {
+            Some((_, path)) => blocks::assert_blocks(&DirStorage::open(path).expect("opens")),
+            None => blocks::assert_blocks(&self.memory),
+        }
     }
 
     fn operate(&mut self, which: usize, rng: &mut Rng) {
@@ -115,7 +126,8 @@ impl World {
         reader.refresh_quietly().expect("refreshes");
         let after = reader.generation();
         self.reader = reader;
-        let in_place = matches!(op, Op::Replace { .. } | Op::ReplaceRange { .. } | Op::WriteNpy { .. });
+        let written = op.in_place().and_then(|name| self.model.get(name));
+        let in_place = written.is_some_and(|content| content.compression.is_none());
         if expected.is_err() || in_place || matches!(op, Op::Sync) {
             assert_eq!(after, generation, "{op:?} committed something");
         } else {
@@ -141,24 +153,57 @@ impl World {
         }
     }
 
+    /// Writes through a handle that somebody holds on to, maybe of an earlier state, or of a version that is gone.
+    fn write_pinned(&mut self, rng: &mut Rng) {
+        let Some(at) = self.pinned.len().checked_sub(1).map(|last| rng.below(last as u64 + 1) as usize)
+        else {
+            return;
+        };
+        let (array, content) = &mut self.pinned[at];
+        if self.dir.is_none() && array.codec().is_none() {
+            return;
+        }
+        let array = array.clone();
+        let len = array.nbytes();
+        let offset = rng.below(len + 1);
+        let data = rng.bytes(rng.clone().below(len + 1 - offset) as usize);
+        if self.is_told {
+            eprintln!("{array:?}: {} bytes from {offset} on", data.len());
+        }
+        let at = array.header_len() + offset;
+        let written = match rng.below(2) {
+            0 => array.write_npy_at(at, &data),
+            _ => array.write_back(&[(at, &data)]),
+        };
+        written.expect("writes");
+        ops::write(content, offset, &data).expect("fits");
+        let written = content.clone();
+        for (other, content) in &mut self.pinned {
+            if other.id() == array.id() {
+                overwrite(content, &written);
+            }
+        }
+        let live = self.reader.arrays().expect("lists");
+        if let Some(now) = live.iter().find(|now| now.id() == array.id()) {
+            overwrite(self.model.get_mut(now.name()).expect("the model has it"), &written);
+        }
+    }
+
     /// What is written in place shows in each array of the same version.
     fn follow_pinned(&mut self) {
         let live = self.reader.arrays().expect("lists");
         for (array, content) in &mut self.pinned {
             let Some(now) = live.iter().find(|now| now.id() == array.id()) else { continue };
-            let now = self.model.get(now.name()).expect("the model has it");
-            for (tag, bytes) in now.tags.iter().zip(&now.rows) {
-                if let Some(row) = content.tags.iter().position(|own| own == tag) {
-                    content.rows[row].clone_from(bytes);
-                }
-            }
+            overwrite(content, self.model.get(now.name()).expect("the model has it"));
         }
     }
 
     fn assert_pinned(&self, rng: &mut Rng) {
-        // In memory they would have to show what was written after they were mapped.
-        if self.dir.is_some() {
-            self.pinned.iter().for_each(|(array, content)| assert_array(array, content, rng));
+        for (array, content) in &self.pinned {
+            // In memory, a map would have to show what was written after it was made.
+            if self.dir.is_some() || array.codec().is_some() {
+                assert_array(array, content, rng);
+            }
         }
     }
 
@@ -205,11 +250,21 @@ impl World {
     pub fn finish(&mut self) {
         let reader = self.open(Access::Read);
         assert_store(&reader, &self.model, &mut Rng::new(0));
+        self.assert_blocks();
         if let Some((_, path)) = &self.dir {
             let report = store::verify(path).expect("verifies");
             assert!(report.problems.is_empty(), "{:?}", report.problems);
             assert_eq!(report.leftovers, Vec::<String>::new());
             assert_eq!(report.n_arrays, self.model.arrays.len() as u64);
+        }
+    }
+}
+
+/// Gives the rows of `content` that `of` has the elements that they have there.
+fn overwrite(content: &mut Content, of: &Content) {
+    for (tag, bytes) in of.tags.iter().zip(&of.rows) {
+        if let Some(row) = content.tags.iter().position(|own| own == tag) {
+            content.rows[row].clone_from(bytes);
         }
     }
 }

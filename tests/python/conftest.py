@@ -1,18 +1,41 @@
 """Fixtures for every test: the package, once per backend, and an open store in a temporary directory."""
 
 import importlib
+import types
 
 import pytest
 
 BACKENDS = ["rust"]
 
+# Test modules in which every store is made uncompressed, compressed, and compressed in the smallest blocks.
+COMPRESSED_AS_WELL = {"test_concurrency", "test_lazy", "test_model", "test_rows", "test_save_load"}
+COMPRESSIONS = {"uncompressed": None, "compressed": True, "small blocks": {"block": 4096, "level": 3}}
+
+
+def pytest_generate_tests(metafunc):
+    if "compress" in metafunc.fixturenames and metafunc.module.__name__ in COMPRESSED_AS_WELL:
+        metafunc.parametrize("compress", COMPRESSIONS.values(), ids=COMPRESSIONS, scope="function")
+
+
+@pytest.fixture
+def compress():
+    """How `save` compresses where a test does not say it."""
+    return None
+
 
 @pytest.fixture(params=BACKENDS)
-def numpack(request):
+def numpack(request, compress):
     """The package numpack with one of its backends."""
     package = importlib.import_module("numpack")
     assert package.get_backend_info()["backend_type"] == request.param
-    return package
+    if compress is None:
+        return package
+
+    class NumPack(package.NumPack):
+        def save(self, arrays, compress=compress):
+            super().save(arrays, compress)
+
+    return types.SimpleNamespace(**vars(package) | {"NumPack": NumPack})
 
 
 @pytest.fixture

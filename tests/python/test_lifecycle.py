@@ -66,6 +66,8 @@ CALLS = {
     "has_array": lambda npk: npk.has_array("a"),
     "reset": lambda npk: npk.reset(),
     "update": lambda npk: npk.update("a"),
+    "recompress": lambda npk: npk.recompress("a"),
+    "stream_load": lambda npk: npk.stream_load("a"),
     "[name]": lambda npk: npk["a"],
     "in": lambda npk: "a" in npk,
     "iter": lambda npk: iter(npk),
@@ -184,6 +186,7 @@ def test_closed_stores_leave_no_descriptors_and_no_mappings(numpack, path):
 
 
 def test_store_that_nobody_holds_closes(numpack, path):
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     npk = numpack.NumPack(path)
     npk.open()

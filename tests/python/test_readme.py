@@ -58,3 +58,14 @@ def test_shell_example_mounts_what_the_python_example_saved(tmp_path):
     assert "x.npy" in listing and "ids.npy" in listing
     check = 'with NumPack("data.npk") as npk: assert npk.load("x")[0].tolist() == [3] * 8'
     run([sys.executable, "-c", f"from numpack import NumPack\n{check}"], tmp_path)
+
+
+def test_commands_for_compressed_arrays_run(tmp_path):
+    if shutil.which("npkfs", path=Path(sys.executable).parent) is None:
+        pytest.skip("no npkfs next to this Python")
+    (python,) = blocks("python")
+    (commands,) = (block for block in blocks("sh") if "npkfs recompress" in block)
+    run([sys.executable, "-c", python + '\nnp.save("big.npy", np.arange(10**5))'], tmp_path)
+    said = run(["sh", "-eu", "-c", commands], tmp_path)
+    assert "zstd:1, 64 KiB blocks" in said and "sound: 4 arrays" in said
+    assert not (tmp_path / "mnt").exists()

@@ -154,6 +154,43 @@ def test_rows_of_every_dtype(npk, dtype, row_shape):
     assert_same(npk.getitem("a", [-1, 0]), expected[[-1, 0]])
 
 
+@pytest.mark.parametrize("buffer_size", [None, 1, 2, 6, 7, np.int64(4), 2**70], ids=str)
+def test_stream_load_gives_all_rows_in_order(stored, buffer_size):
+    chunks = list(stored.stream_load("a", buffer_size))
+    n_at_once = 1 if buffer_size is None else buffer_size
+    assert [len(chunk) for chunk in chunks] == [min(n_at_once, 6 - row) for row in range(0, 6, min(n_at_once, 6))]
+    for chunk in chunks:
+        assert chunk.flags.writeable and chunk.flags.owndata and chunk.dtype == A.dtype
+    assert_same(np.concatenate(chunks), A)
+
+
+def test_stream_load_reads_as_it_goes(npk):
+    npk.save({"a": A, "empty": A[:0], "one": A[:, 0]})
+    assert list(npk.stream_load("empty", 5)) == list(npk.stream_load("empty")) == []
+    assert [row.tolist() for row in npk.stream_load(array_name="one")] == A[:, :1].tolist()
+    stream = npk.stream_load("a", buffer_size=4)
+    assert iter(stream) is stream
+    npk.append({"a": A})
+    npk.replace({"a": A[:1]}, 4)
+    assert_same(next(stream), A[:4])
+    npk.drop("a")
+    npk.close()
+    assert_same(next(stream), A[[0, 5]])
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+@pytest.mark.parametrize("buffer_size", [0, -1, 1.5, "2", -(2**70)], ids=repr)
+def test_stream_load_refuses_at_the_call(npk, numpack, buffer_size):
+    npk.save({"a": A, "0-d": np.array(1.0)})
+    with pytest.raises(ValueError, match=f"buffer_size is {buffer_size!r}, expected a positive number of rows"):
+        npk.stream_load("a", buffer_size)
+    with pytest.raises(numpack.ArrayNotFoundError, match='"b" does not exist'):
+        npk.stream_load("b")
+    with pytest.raises(ValueError, match='"0-d" is 0-d'):
+        npk.stream_load("0-d")
+
+
 def test_append_grows_arrays_of_any_history(npk, load_all, path):
     expected = {"c": A, "fortran": A, "one": A[:, 0], "empty": A[:0], "zero-width": A[:, :0]}
     npk.save({name: np.asfortranarray(array) if name == "fortran" else array for name, array in expected.items()})

@@ -3,14 +3,14 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
 
 use log::warn;
 
 use super::{Body, PendingFile, State};
 use crate::fs::attr::FILE_PERM;
+use crate::fs::dir::Child;
 use crate::fs::file::OpenFlags;
-use crate::fs::{Attr, Caller, Fh, Fs, FsError, Ino, SetAttr, write};
+use crate::fs::{Attr, Caller, Fh, Fs, FsError, Ino, SetAttr};
 use crate::store::{Draft, StoreError};
 
 /// How a file is made.
@@ -46,8 +46,8 @@ impl Fs {
     ///
     /// # Errors
     /// `ReadOnly`; `NameTooLong`; `BadName` for names that are not UTF-8, and for names of arrays that none is shown
-    /// under; `Exists`; `Stale` if the folder is gone, or the name is there by now and may be: it must be looked up
-    /// again; `Store` if there is no room for a file.
+    /// under; `Exists`; `IsADirectory`; `Stale` if the folder is gone, or the name is there by now and may be: it must
+    /// be looked up again; `Store` if there is no room for a file.
     pub fn create(
         &self,
         parent: Ino,
@@ -55,41 +55,42 @@ impl Fs {
         new: NewFile,
         caller: Caller,
     ) -> Result<(Attr, Fh), FsError> {
+        self.pending.come(caller);
+        self.again.came(caller);
         self.sync()?;
         match self.child(parent, name) {
             Err(FsError::NoEntry) => {}
             Err(error) => return Err(error),
             Ok(_) if new.exclusive => return Err(FsError::Exists),
-            Ok(child) => {
-                if new.truncate && !self.read_only {
-                    self.reserve_for(caller, parent, name, child.ino())?;
-                }
-                return Err(FsError::Stale { ino: child.ino() });
-            }
+            Ok(Child::Directory(_)) => return Err(FsError::IsADirectory),
+            // It came since the kernel looked. To be emptied, it is made anew as well.
+            Ok(child) if !new.truncate => return Err(FsError::Stale { ino: child.ino() }),
+            Ok(_) => {}
         }
         if self.read_only {
             return Err(FsError::ReadOnly);
         }
         let (spot, array) = self.new_spot(parent, name)?;
-        let mut state = State::new(self.new_draft(array.as_deref())?, spot.clone(), array);
-        state.n_open = 1;
-        state.n_writers = u32::from(new.write);
-        state.named = true;
-        let mut tree = write(&self.tree);
-        if tree.child(parent, &spot.name).is_some() {
-            return Err(if new.exclusive { FsError::Exists } else { FsError::Stale { ino: parent } });
-        }
+        let state = State::new(self.new_draft(array.as_deref())?, spot, array);
         let file = self.pending.insert(state, 1);
-        if tree.add_pending(parent, &spot.name, file.ino, SystemTime::now()).is_err() {
-            drop(tree);
-            file.state().named = false;
-            file.state().n_open = 0;
-            self.pending.forget(file.ino, 1);
-            return Err(FsError::Stale { ino: parent });
-        }
-        drop(tree);
-        let attr = self.pending_attr(&file)?;
-        Ok((attr, self.open_handle(file, new.write)))
+        let made = self.open_new(&file, new.write, new.exclusive).and_then(|fh| {
+            let attr = self.pending_attr(&file).inspect_err(|_| {
+                self.release_pending(fh);
+            })?;
+            Ok((attr, fh))
+        });
+        made.inspect_err(|_| self.pending.forget(file.ino, 1))
+    }
+
+    /// Opens a file that has no name yet, and lets it take that; with `exclusive`, only if nothing has it.
+    fn open_new(&self, file: &Arc<PendingFile>, write: bool, exclusive: bool) -> Result<Fh, FsError> {
+        // Whoever finds the name finds that the file is open.
+        file.state().opened(write);
+        let fh = self.open_handle(Arc::clone(file), write);
+        self.show(file, exclusive).map(|()| fh).inspect_err(|_| {
+            file.state().remove();
+            self.release_pending(fh);
+        })
     }
 
     /// Opens a pending file.
@@ -108,19 +109,30 @@ impl Fs {
         };
         let file = self.pending.get(ino).ok_or_else(stale)?;
         if self.pending.claim(caller, ino) {
-            self.show(&file)?;
+            if !flags.truncate {
+                // Whoever was to come gave up, and now wants what everybody sees.
+                return Err(stale());
+            }
+            return self.open_new(&file, flags.write, false);
         }
+        // A link to an open file, such as /dev/stdout, leads here without a name.
+        let by_link = flags.truncate && self.pending.came_without_name(caller, &file.spot());
         let mut guard = file.state();
         let state = &mut *guard;
         if !state.named && !is_second {
+            let spot = state.spot.clone();
+            drop(guard);
+            if flags.truncate {
+                self.expect_at(caller, spot);
+            }
             return Err(stale());
         }
         if flags.truncate {
-            if state.n_open > 0 && !is_second {
-                // Whoever has it open makes a version of his own of it, and this will be another.
-                let (spot, array) = (state.spot.clone(), state.array.clone());
+            // Whoever has it open makes a version of his own of it, and this will be another.
+            if state.n_open > 0 && !by_link {
+                let spot = state.spot.clone();
                 drop(guard);
-                self.reserve(caller, spot, array)?;
+                self.expect_at(caller, spot);
                 return Err(stale());
             }
             match &mut state.body {
@@ -130,8 +142,7 @@ impl Fs {
             state.written = 0;
             state.changed();
         }
-        state.n_open += 1;
-        state.n_writers += u32::from(flags.write);
+        state.opened(flags.write);
         drop(guard);
         Ok(self.open_handle(file, flags.write))
     }

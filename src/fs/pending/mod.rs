@@ -5,29 +5,29 @@
 //! open go on with the pending file: it shows the array that it became, and is a file of its own again when somebody
 //! changes it ([`Fs::detach`]). So to finish early is never wrong, only wasteful.
 //!
-//! Opening an array to be emptied is answered with `ESTALE`, by which the kernel looks the name up anew: for that
-//! caller, and nobody else, a new pending file is [reserved](Pendings::reserve), which takes the name when it is opened.
+//! To empty a file that others have open is to make another one of its name ([`reserve`]).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
 
 use log::warn;
 
 use super::attr::FILE_PERM;
-use super::handle::AGAIN_WITHIN;
-use super::{Attr, Caller, FileKind, Fs, FsError, Ino, lock};
+use super::{Attr, FileKind, Fs, FsError, Ino, lock};
 use crate::store::{Array, Draft};
 
 mod file;
 mod finish;
 mod names;
+mod reserve;
 
 pub use file::NewFile;
 pub use finish::Closed;
 
 pub(super) use file::OpenPending;
+
+use reserve::Reserved;
 
 /// A name in a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,6 +105,11 @@ impl State {
         }
     }
 
+    fn opened(&mut self, write: bool) {
+        self.n_open += 1;
+        self.n_writers += u32::from(write);
+    }
+
     /// Whether nothing is to be expected of those who have the file open: they closed it, or wrote all of it.
     fn is_at_rest(&self, draft: &Draft) -> bool {
         self.n_writers == 0 || !self.mapped && self.written >= draft.len()
@@ -142,7 +147,7 @@ pub(super) struct Pendings {
 struct Table {
     known: HashMap<Ino, Known>,
     /// The files that are made for those who come again.
-    reserved: HashMap<Caller, (Instant, Ino)>,
+    reserved: Reserved,
 }
 
 #[derive(Debug)]
@@ -152,14 +157,11 @@ struct Known {
     nlookup: u64,
 }
 
-/// As many files as are reserved at a time before those are dropped for which nobody came.
-const MAX_RESERVED: usize = 64;
-
 impl Table {
     /// Drops a file that nobody can reach any more.
     fn prune(&mut self, ino: Ino) {
         let Some(known) = self.known.get(&ino) else { return };
-        if known.nlookup > 0 || self.reserved.values().any(|(_, reserved)| *reserved == ino) {
+        if known.nlookup > 0 || self.reserved.holds(ino) {
             return;
         }
         let state = known.file.state();
@@ -212,58 +214,6 @@ impl Pendings {
     /// Drops a file, if nobody can reach it any more.
     fn prune(&self, ino: Ino) {
         self.table().prune(ino);
-    }
-
-    /// Keeps a file for the second attempt of `caller`.
-    fn reserve(&self, caller: Caller, file: &PendingFile) {
-        let mut table = self.table();
-        let Table { reserved, .. } = &mut *table;
-        let mut dropped: Vec<Ino> =
-            reserved.insert(caller, (Instant::now(), file.ino)).map(|(_, ino)| ino).into_iter().collect();
-        if reserved.len() > MAX_RESERVED {
-            reserved.retain(|_, (since, ino)| {
-                let keep = since.elapsed() < AGAIN_WITHIN;
-                if !keep {
-                    dropped.push(*ino);
-                }
-                keep
-            });
-        }
-        dropped.into_iter().for_each(|ino| table.prune(ino));
-    }
-
-    /// The file that is reserved for `caller` under a name. Counts a lookup.
-    pub(super) fn look_up_reserved(
-        &self,
-        caller: Caller,
-        parent: Ino,
-        name: &str,
-    ) -> Option<Arc<PendingFile>> {
-        let mut table = self.table();
-        let (since, ino) = *table.reserved.get(&caller)?;
-        if since.elapsed() >= AGAIN_WITHIN {
-            table.reserved.remove(&caller);
-            table.prune(ino);
-            return None;
-        }
-        let known = table.known.get_mut(&ino)?;
-        {
-            let state = known.file.state();
-            if state.spot.parent != parent || *state.spot.name != *name {
-                return None;
-            }
-        }
-        known.nlookup += 1;
-        Some(Arc::clone(&known.file))
-    }
-
-    /// Ends a reservation. Returns whether `ino` was reserved for `caller`.
-    fn claim(&self, caller: Caller, ino: Ino) -> bool {
-        let mut table = self.table();
-        match table.reserved.get(&caller) {
-            Some((_, reserved)) if *reserved == ino => table.reserved.remove(&caller).is_some(),
-            _ => false,
-        }
     }
 }
 

@@ -5,10 +5,10 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::{Body, PendingFile, Spot, State};
+use super::{Body, PendingFile, Spot};
 use crate::fs::attr::NAME_MAX;
 use crate::fs::dir::{Child, Tree};
-use crate::fs::{Attr, Caller, FileKind, Fs, FsError, Ino, Rename, names, read, write};
+use crate::fs::{Attr, FileKind, Fs, FsError, Ino, Rename, names, read, write};
 
 impl Fs {
     /// The text of a name for something new.
@@ -72,10 +72,15 @@ impl Fs {
         Ok(())
     }
 
-    /// Lets a file that was reserved for somebody take its name.
-    pub(super) fn show(&self, file: &PendingFile) -> Result<(), FsError> {
+    /// Lets a new file take its name; with `exclusive`, only if nothing has it.
+    pub(super) fn show(&self, file: &PendingFile, exclusive: bool) -> Result<(), FsError> {
         let mut tree = write(&self.tree);
         let spot = file.spot();
+        match tree.child(spot.parent, &spot.name) {
+            Some(_) if exclusive => return Err(FsError::Exists),
+            Some(Child::Directory(_)) => return Err(FsError::IsADirectory),
+            _ => {}
+        }
         // It may have been removed since.
         let array = array_for(&tree, &spot)?;
         let before = tree
@@ -97,40 +102,6 @@ impl Fs {
         drop(tree);
         before.into_iter().for_each(|ino| self.pending.prune(ino));
         Ok(())
-    }
-
-    /// Makes a new file for the second attempt of `caller`, who wants to empty one that others have.
-    pub(super) fn reserve(&self, caller: Caller, spot: Spot, array: Option<Arc<str>>) -> Result<(), FsError> {
-        let file = self.pending.insert(State::new(self.new_draft(array.as_deref())?, spot, array), 0);
-        self.pending.reserve(caller, &file);
-        Ok(())
-    }
-
-    /// As [`Fs::reserve`], if what a name leads to cannot be emptied as it is.
-    pub(super) fn reserve_for(
-        &self,
-        caller: Caller,
-        parent: Ino,
-        name: &OsStr,
-        ino: Ino,
-    ) -> Result<(), FsError> {
-        if ino.is_directory() {
-            return Ok(());
-        }
-        if ino.is_pending() && self.pending.get(ino).is_none_or(|file| file.state().n_open == 0) {
-            return Ok(());
-        }
-        let (spot, array) = self.new_spot(parent, name)?;
-        self.reserve(caller, spot, array)
-    }
-
-    /// Opening an array to be emptied: makes a new file for `caller`, who is to look the name up again.
-    pub(in crate::fs) fn reserve_over(&self, caller: Caller, array: &Arc<str>) -> Result<(), FsError> {
-        let place = read(&self.tree).place_of(array);
-        match place {
-            Some((parent, name)) => self.reserve(caller, Spot { parent, name }, Some(Arc::clone(array))),
-            None => Ok(()),
-        }
     }
 
     /// Takes a name from the pending file that has it, if one has: the store was changed in its place already.
