@@ -383,3 +383,56 @@ fn an_array_that_was_renamed_is_written_through_an_old_handle() {
         assert_eq!(read(&other), all);
     }
 }
+
+#[test]
+fn a_flipped_byte_or_a_cut_is_the_right_data_or_an_error_that_names_the_block() {
+    let (_dir, path) = temp();
+    let store = Store::create(&path).unwrap();
+    // Blocks of several kinds, a page, and a tail that grows.
+    let mut all = numbers(3 * 1024, 0);
+    all[1024..2048].copy_from_slice(&noise(1024, 5));
+    save(&store, &[3 * 1024], &all, &SMALL_BLOCKS);
+    let more = noise(20, 9);
+    store.append(&[("a", array(&[20], &bytes(&more)))]).unwrap();
+    all.extend(&more);
+    drop(store);
+    let file = path.join("data_a.npkd");
+    let good = std::fs::read(&file).unwrap();
+    let check = |bytes: &[u8], what: &str| {
+        std::fs::write(&file, bytes).unwrap();
+        let array = match Store::open(&path, Access::Read).unwrap().array("a") {
+            Ok(array) => array,
+            Err(StoreError::DataFile { .. }) => return false,
+            Err(error) => panic!("{what}: {error}"),
+        };
+        let mut out = vec![0; array.nbytes() as usize];
+        match array.read_into(&mut out) {
+            Ok(()) => assert!(elements(&out) == all, "{what}: other data"),
+            Err(error @ StoreError::Block { .. }) => {
+                let said = error.to_string();
+                assert!(
+                    said.contains("\"a\"") && said.contains("block ") && said.contains("at byte "),
+                    "{said}"
+                );
+                return false;
+            }
+            Err(error) => panic!("{what}: {error}"),
+        }
+        true
+    };
+    let mut n_damaged = 0;
+    for at in 0..good.len() {
+        // Headers are not read for the elements: a sample of them.
+        if at < 8192 && at % 61 != 0 {
+            continue;
+        }
+        let mut bytes = good.clone();
+        bytes[at] ^= 1 << (at % 8);
+        n_damaged += usize::from(!check(&bytes, &format!("byte {at}")));
+    }
+    assert!(n_damaged > (good.len() - 8192) / 3, "{n_damaged} of {}", good.len());
+    for len in (0..good.len()).step_by(37) {
+        check(&good[..len], &format!("cut at {len}"));
+    }
+    assert!(check(&good, "whole"));
+}

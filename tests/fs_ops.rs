@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
 use common::fixture::*;
-use numpack::fs::{Caller, Fh, FileKind, Fs, Ino, Invalidation, OpenFlags, Rename, SetAttr};
+use numpack::fs::{Caller, Fh, FileKind, Fs, Ino, Invalidation, Rename, SetAttr};
 use numpack::store::{Access, Store};
 
 // Names

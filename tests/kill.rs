@@ -1,12 +1,16 @@
 //! Writers that are killed: whatever the moment, the store opens, and each operation is there wholly or not at all.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use numpack::store::{Access, Dtype, NewArray, Store};
+use common::blocks;
+use numpack::store::{Access, Array, Compression, Dtype, Filter, NewArray, Store};
+use numpack::sys::DirStorage;
 
 /// Rounds: each starts a writer and kills it.
 const N_ROUNDS: u32 = 120;
@@ -26,34 +30,64 @@ fn array(data: &[u8]) -> NewArray<'_> {
     }
 }
 
-/// What operation `n` does to the array that it is about: `None` for an array that is not there.
+/// As small as can be: every array that is not short has several.
+const BLOCKS: Compression = Compression { level: 1, block_len: 4096, filter: Some(Filter::Shuffle) };
+
+/// What operation `n` does to the array that it is about, if that is there.
 enum Operation {
-    Save(Vec<u32>),
+    Save(Vec<u32>, Option<Compression>),
     Append(Vec<u32>),
+    /// Only what is compressed is written in one commit.
+    ReplaceBlocks(usize, Vec<u32>),
+    WriteBlocksBack(usize, Vec<u32>),
     DropFirstRow,
+    Compact,
+    Recompress(Option<Compression>),
     Remove,
 }
 
 fn operation(n: u32) -> (String, Operation) {
     let name = format!("array{}", n % 3);
-    let values: Vec<u32> = (0..n % 2000 + 1).map(|i| n ^ i).collect();
-    let operation = match n / 3 % 7 {
-        0 | 4 => Operation::Save(values),
+    // Some blocks' worth of elements that do not compress.
+    let values: Vec<u32> = (0..n % 2000 + 1).map(|i| (n ^ i).wrapping_mul(2_654_435_761)).collect();
+    let at = (n * 7 % 3000) as usize;
+    let compression = (!n.is_multiple_of(4)).then_some(BLOCKS);
+    let operation = match n / 3 % 16 {
+        0 | 9 => Operation::Save(values, compression),
         3 => Operation::DropFirstRow,
-        6 if n.is_multiple_of(5) => Operation::Remove,
-        _ => Operation::Append(values),
+        1 | 6 | 12 => Operation::Append(values),
+        7 if n.is_multiple_of(5) => Operation::Remove,
+        8 => Operation::Compact,
+        13 => Operation::Recompress(compression),
+        5 | 10 | 15 => Operation::WriteBlocksBack(at, values),
+        _ => Operation::ReplaceBlocks(at, values),
     };
     (name, operation)
 }
 
-type Model = BTreeMap<String, Vec<u32>>;
+/// The part of `values` that fits, put over elements from `at` on.
+fn fitting(len: usize, at: usize, values: &[u32]) -> Option<&[u32]> {
+    Some(&values[..values.len().min(len.checked_sub(at)?)])
+}
+
+/// Elements, and whether they are compressed.
+type Model = BTreeMap<String, (Vec<u32>, bool)>;
 
 fn apply(model: &mut Model, n: u32) {
     let (name, operation) = operation(n);
     match (operation, model.get_mut(&name)) {
-        (Operation::Save(values), _) => drop(model.insert(name, values)),
-        (Operation::Append(values), Some(array)) => array.extend(values),
-        (Operation::DropFirstRow, Some(array)) if !array.is_empty() => drop(array.remove(0)),
+        (Operation::Save(values, to), _) => drop(model.insert(name, (values, to.is_some()))),
+        (Operation::Append(values), Some((array, _))) => array.extend(values),
+        (
+            Operation::ReplaceBlocks(at, values) | Operation::WriteBlocksBack(at, values),
+            Some((array, true)),
+        ) => {
+            if let Some(values) = fitting(array.len(), at, &values) {
+                array[at..at + values.len()].copy_from_slice(values);
+            }
+        }
+        (Operation::DropFirstRow, Some((array, _))) if !array.is_empty() => drop(array.remove(0)),
+        (Operation::Recompress(to), Some((_, is_compressed))) => *is_compressed = to.is_some(),
         (Operation::Remove, Some(_)) => drop(model.remove(&name)),
         _ => {}
     }
@@ -61,27 +95,44 @@ fn apply(model: &mut Model, n: u32) {
 
 fn run(store: &Store, n: u32) {
     let (name, operation) = operation(n);
-    let is_there = store.refresh().is_ok() && store.contains(&name);
-    match operation {
-        Operation::Save(values) => store.save(&[(&name, array(&rows(&values)))]).unwrap(),
-        Operation::Append(values) if is_there => store.append(&[(&name, array(&rows(&values)))]).unwrap(),
-        Operation::DropFirstRow => store.drop_rows(&[&name], &[0]).unwrap(),
-        Operation::Remove => drop(store.remove(&[&name]).unwrap()),
-        Operation::Append(_) => {}
+    store.refresh().unwrap();
+    let there = store.contains(&name).then(|| store.array(&name).unwrap());
+    match (operation, there) {
+        (Operation::Save(values, to), _) => {
+            store.save_as(&[(&name, array(&rows(&values)))], to.as_ref()).unwrap();
+        }
+        (Operation::Append(values), Some(_)) => store.append(&[(&name, array(&rows(&values)))]).unwrap(),
+        (Operation::ReplaceBlocks(at, values), Some(there)) if there.codec().is_some() => {
+            if let Some(values) = fitting(there.n_rows() as usize, at, &values) {
+                let range = at as u64..(at + values.len()) as u64;
+                store.replace_range(&name, range, array(&rows(values))).unwrap();
+            }
+        }
+        (Operation::WriteBlocksBack(at, values), Some(there)) if there.codec().is_some() => {
+            if let Some(values) = fitting(there.n_rows() as usize, at, &values) {
+                there.write_back(&[(there.header_len() + 4 * at as u64, &rows(values))]).unwrap();
+            }
+        }
+        (Operation::DropFirstRow, _) => store.drop_rows(&[&name], &[0]).unwrap(),
+        (Operation::Compact, Some(_)) => drop(store.compact(&name).unwrap()),
+        (Operation::Recompress(to), Some(_)) => {
+            store.recompress(&name, to.as_ref(), &mut |_| ()).unwrap();
+        }
+        (Operation::Remove, _) => drop(store.remove(&[&name]).unwrap()),
+        _ => {}
     }
+}
+
+fn elements(array: &Array) -> Vec<u32> {
+    let mut bytes = vec![0; array.nbytes() as usize];
+    array.read_into(&mut bytes).unwrap();
+    bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
 fn read(store: &Store) -> Model {
     let arrays = store.arrays().unwrap();
-    arrays
-        .iter()
-        .map(|array| {
-            let mut bytes = vec![0; array.nbytes() as usize];
-            array.read_into(&mut bytes).unwrap();
-            let values = bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
-            (array.name().to_string(), values)
-        })
-        .collect()
+    let content = |array: &Array| (elements(array), array.codec().is_some());
+    arrays.iter().map(|array| (array.name().to_string(), content(array))).collect()
 }
 
 /// Not a test of its own: what a writer process runs. It says the number of each operation that is done.
@@ -124,7 +175,10 @@ fn a_killed_writer_leaves_each_operation_wholly_or_not_at_all() {
     let mut model = Model::new();
     let mut next = 0;
     let (mut n_done, mut n_halfway) = (0, 0);
+    let mut held: Vec<Array> = Vec::new();
     for round in 0..N_ROUNDS {
+        let reader = Store::open(&path, Access::Read).unwrap();
+        held.extend(reader.names().iter().map(|name| reader.array(name).unwrap()));
         let mut writer = start_writer(&path, next);
         // Delays of all lengths up to that of some hundred operations, start-up included.
         std::thread::sleep(Duration::from_micros(u64::from(round * 7919 % 40_000)));
@@ -143,6 +197,17 @@ fn a_killed_writer_leaves_each_operation_wholly_or_not_at_all() {
             n_halfway += 1;
         }
         assert!(found == model, "round {round}: operation {next} is half done");
+        blocks::assert_whole(&DirStorage::open(&path).unwrap());
+        // Whoever holds on to an array reads it, also if it is gone, and as it is if it has all its rows.
+        for array in &held {
+            let elements = elements(array);
+            let now = reader.array(array.name()).ok().filter(|now| now.id() == array.id());
+            if let Some(now) = now.filter(|now| now.n_deleted() == array.n_deleted()) {
+                let (expected, _) = &model[&**now.name()];
+                assert!(elements == expected[..elements.len()], "round {round}: {array:?}");
+            }
+        }
+        held.drain(..held.len().saturating_sub(6));
     }
     println!(
         "{N_ROUNDS} writers killed after {n_done} operations; {n_halfway} between a commit and its report"
@@ -179,7 +244,7 @@ fn two_writers_at_once_lose_no_append_and_a_killed_one_blocks_nobody() {
             victim.wait().unwrap();
         }
     });
-    let mut values = read(&Store::open(&path, Access::Read).unwrap()).remove("a").unwrap();
+    let (mut values, _) = read(&Store::open(&path, Access::Read).unwrap()).remove("a").unwrap();
     values.sort_unstable();
     let expected: Vec<u32> =
         std::iter::once(0).chain((1..=4).flat_map(|w| (0..250).map(move |i| w * 1000 + i))).collect();

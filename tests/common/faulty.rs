@@ -42,6 +42,7 @@ enum Plan {
     #[default]
     Work,
     FailAt(usize, io::Error, LastWrite),
+    FailNext(&'static str, io::Error),
     DieAt(usize, LastWrite),
     Dead,
 }
@@ -72,6 +73,11 @@ impl FaultyStorage {
     /// Like [`FaultyStorage::fail_at`], but a write does its first half, as one that fills the disk may.
     pub fn fail_halfway_at(&self, n: usize, error: io::Error) {
         self.faults.state().plan = Plan::FailAt(n, error, LastWrite::Torn);
+    }
+
+    /// Lets the next call of this name fail with `error` and do nothing.
+    pub fn fail_next(&self, call: &'static str, error: io::Error) {
+        self.faults.state().plan = Plan::FailNext(call, error);
     }
 
     /// Lets the process die at the `n`-th counted call: it and all later calls, reading ones too, fail, and nothing
@@ -127,6 +133,7 @@ impl Faults {
         let n = state.calls.len();
         let (error, last_write) = match mem::take(&mut state.plan) {
             Plan::FailAt(at, error, last_write) if at == n => (error, last_write),
+            Plan::FailNext(of, error) if of == call => (error, LastWrite::Lost),
             Plan::DieAt(at, last_write) if at == n => {
                 state.plan = Plan::Dead;
                 (death(), last_write)

@@ -32,9 +32,16 @@ impl Fixture {
         let path = dir.path().join("data.npk");
         let other = Store::create(&path).unwrap();
         fill(&other);
+        let store = Store::open(&path, Access::Write).unwrap();
+        Self { _dir: dir, path, ..Self::over(other, store, read_only) }
+    }
+
+    /// Over `store`, of which `other` is the other handle. There is no path that leads to it.
+    pub fn over(other: Store, store: Store, read_only: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("none");
         let told = Arc::new(Mutex::new(Vec::new()));
         let tell = Arc::clone(&told);
-        let store = Store::open(&path, Access::Write).unwrap();
         let fs =
             Fs::new(store, read_only, move |invalidation| tell.lock().unwrap().push(invalidation)).unwrap();
         Self { _dir: dir, path, other, fs, told }

@@ -86,8 +86,9 @@ impl Mount {
     }
 }
 
-impl Drop for Mount {
-    fn drop(&mut self) {
+impl Mount {
+    /// Unmounts, and returns when the mount has ended.
+    pub fn unmount(&mut self) {
         let Some(mounted) = self.mounted.take() else { return };
         let path = self.path("");
         if let Err(error) = mounts::unmount(&path, false)
@@ -101,6 +102,12 @@ impl Drop for Mount {
         if wait.recv_timeout(Duration::from_secs(10)).is_err() && !std::thread::panicking() {
             panic!("the mount at {} does not end", path.display());
         }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        self.unmount();
     }
 }
 
@@ -167,6 +174,10 @@ for line in sys.stdin:
             numbers = memoryview(m)[offset:].cast('I')
             out = sum(numbers[i] - i for i in (rng.randrange(len(numbers)) for _ in range(n)))
         elif do == 'set': out = struct.pack_into('<I', m, args[0], args[1])
+        elif do == 'fill':
+            m[args[0]:args[0] + args[1]] = bytes([args[2]]) * args[1]
+            out = 'filled'
+        elif do == 'pwrite': out = os.pwrite(f.fileno(), bytes([args[2]]) * args[1], args[0])
         elif do == 'flush': out = m.flush()
         elif do == 'size': out = os.fstat(f.fileno()).st_size
         elif do == 'fsync': out = os.fsync(f.fileno())
@@ -191,6 +202,7 @@ impl Mapper {
         this
     }
 
+    /// The next line that it says; empty if it is gone.
     pub fn answer(&mut self) -> String {
         let mut line = String::new();
         self.from.read_line(&mut line).unwrap();
@@ -200,6 +212,17 @@ impl Mapper {
     pub fn tell(&mut self, line: &str) -> String {
         writeln!(self.to, "{line}").unwrap();
         self.answer()
+    }
+
+    /// Writes lines without waiting for answers.
+    pub fn send(&mut self, lines: &str) {
+        self.to.write_all(lines.as_bytes()).unwrap();
+    }
+
+    /// Ends the program, and returns when its mapping is gone.
+    pub fn end(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     pub fn get(&mut self, offset: u64) -> u32 {

@@ -27,7 +27,7 @@ fn run(place: Place, default_cases: u64) {
     };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
     let case = |steps: &[u64], is_told: bool| {
-        let mut world = World::new(place, is_told, steps[0] % 4 != 0);
+        let mut world = World::new(place, is_told, !steps[0].is_multiple_of(4));
         steps.iter().for_each(|step| world.step(*step));
         world.finish();
     };

@@ -95,8 +95,10 @@ impl Server {
 /// Whether a process has ended, even if its parent has not been told yet.
 fn has_ended(pid: u32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
-    // The state follows the program's name, which is in parentheses and may have some itself.
+    // The state follows the program's name, which is in parentheses and may have some itself. It is that of the first
+    // thread: others may still be about to end, with the process's files open.
     stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+        && fs::read_dir(format!("/proc/{pid}/task")).map_or(true, |threads| threads.count() <= 1)
 }
 
 /// Removes the sockets of processes that were killed.
