@@ -2,81 +2,64 @@
 //! (`python3`, with nothing but its standard library) hold the mappings.
 #![cfg(feature = "fuse")]
 
+mod common;
+
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Write};
+use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
 
-use numpack::fuse::{MountError, MountOptions, Mounted, mount};
-use numpack::store::{Access, Compression, Dtype, NewArray, Store};
-use numpack::sys::mounts;
-use tempfile::TempDir;
+use common::mounted::*;
+use numpack::fuse::{MountOptions, Mounted};
+use numpack::store::{Compression, Dtype, NewArray, Store};
 
-const HEADER_LEN: u64 = 4096;
 const MIB: u64 = 1 << 20;
 /// Elements of an array that is decoded when it is first opened.
 const SMALL: u32 = 50_000;
 /// Elements of one that is decoded when it is opened for the second time.
 const LARGE: u32 = (33 << 20) / 4;
 
-/// A mounted store, and another handle of it as another process has it. Dropping it unmounts.
-struct Mount {
-    dir: TempDir,
-    other: Store,
-    mounted: Option<Mounted>,
-}
+/// A mount that decodes arrays.
+struct Decoding(Mount);
 
-/// Why these tests do nothing, said once.
-fn skip(why: &dyn std::fmt::Display) {
-    static SAID: AtomicBool = AtomicBool::new(false);
-    if !SAID.swap(true, Ordering::Relaxed) {
-        let _ = writeln!(io::stderr(), "SKIPPED all tests of tests/decoded.rs: {why}");
+impl Deref for Decoding {
+    type Target = Mount;
+
+    fn deref(&self) -> &Mount {
+        &self.0
     }
 }
 
-impl Mount {
+impl DerefMut for Decoding {
+    fn deref_mut(&mut self) -> &mut Mount {
+        &mut self.0
+    }
+}
+
+impl Decoding {
     /// A mount where decoded arrays may have `limit` bytes.
     fn new(limit: u64, fill: impl FnOnce(&Store)) -> Option<Self> {
         Self::with(&MountOptions { decoded: Some(limit), ..MountOptions::default() }, fill)
     }
 
     fn with(options: &MountOptions, fill: impl FnOnce(&Store)) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("mnt")).unwrap();
-        let other = Store::create(&dir.path().join("data.npk")).unwrap();
-        fill(&other);
-        save(&other, "probe", 10, 0);
-        let mut this = Self { dir, other, mounted: None };
-        let access = if options.read_only { Access::Read } else { Access::Write };
-        match mount(Store::open(&this.store_path(), access).unwrap(), &this.path(""), options) {
-            Ok(mounted) => this.mounted = Some(mounted),
-            Err(error @ (MountError::Device { .. } | MountError::NoHelper)) => {
-                skip(&error);
-                return None;
-            }
-            Err(error) => panic!("{error}"),
-        }
+        let this = Self(Mount::with(options, |store| {
+            fill(store);
+            save(store, "probe", 10, 0);
+        })?);
         if options.decoded != Some(0) {
-            let len = this.decoded_len();
             fs::read(this.path("probe.npy")).unwrap();
-            if this.decoded_len() == len {
-                skip(&"the kernel takes no files to serve by itself (it needs root, and Linux 6.9)");
+            if this.decoded_len() == 0 {
+                static SAID: AtomicBool = AtomicBool::new(false);
+                if !SAID.swap(true, Ordering::Relaxed) {
+                    let why = "the kernel takes no files to serve by itself: that needs root, and Linux 6.9";
+                    let _ = writeln!(io::stderr(), "SKIPPED all tests of decoded arrays: {why}");
+                }
                 return None;
             }
         }
         Some(this)
-    }
-
-    fn store_path(&self) -> PathBuf {
-        self.dir.path().join("data.npk")
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join("mnt").join(name)
     }
 
     fn mounted(&self) -> &Mounted {
@@ -118,33 +101,11 @@ impl Mount {
             .filter(|link| link.starts_with(&store) && link.to_string_lossy().ends_with(" (deleted)"))
             .count()
     }
-
-    fn unmount(&mut self) {
-        let Some(mounted) = self.mounted.take() else { return };
-        let path = self.path("");
-        if let Err(error) = mounts::unmount(&path, false)
-            && mounts::find(&path).ok().flatten().is_some()
-        {
-            let _ = writeln!(io::stderr(), "unmounting lazily: {error}");
-            let _ = mounts::unmount(&path, true);
-        }
-        let (done, wait) = mpsc::channel();
-        std::thread::spawn(move || done.send(mounted.wait()));
-        if wait.recv_timeout(Duration::from_secs(10)).is_err() && !std::thread::panicking() {
-            panic!("the mount at {} does not end", path.display());
-        }
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        self.unmount();
-    }
 }
 
 /// What an array of `len` elements from `first` on holds: numbers that compress, each different from those of another
 /// `first`.
-fn numbers(len: u32, first: u32) -> Vec<u32> {
+fn pattern(len: u32, first: u32) -> Vec<u32> {
     (0..len).map(|i| first.wrapping_mul(1_000_003).wrapping_add(i / 2)).collect()
 }
 
@@ -156,20 +117,8 @@ fn numbers_of(bytes: &[u8]) -> Vec<u32> {
     bytes.chunks_exact(4).map(|bytes| u32::from_le_bytes(bytes.try_into().unwrap())).collect()
 }
 
-fn values_of(npy: &[u8]) -> Vec<u32> {
-    let header = numpack::format::npy::parse(npy).unwrap();
-    let elements = &npy[header.header_len as usize..];
-    assert_eq!(elements.len() as u64, 4 * header.shape.iter().product::<u64>(), "header and length disagree");
-    numbers_of(elements)
-}
-
-fn array<'a>(shape: &[u64], data: &'a [u8]) -> NewArray<'a> {
-    let dtype = Dtype::parse_python("'<u4'").unwrap();
-    NewArray { dtype, shape: shape.to_vec(), fortran_order: false, data }
-}
-
 fn save(store: &Store, name: &str, len: u32, first: u32) {
-    let data = bytes_of(&numbers(len, first));
+    let data = bytes_of(&pattern(len, first));
     let compression = Compression { level: 1, ..Compression::default() };
     store.save_as(&[(name, array(&[len.into()], &data))], Some(&compression)).unwrap();
 }
@@ -183,96 +132,14 @@ fn replace(store: &Store, name: &str, at: u64, elements: &[u32]) {
     store.replace_range(name, at..at + len, array(&[len], &bytes_of(elements))).unwrap();
 }
 
-#[track_caller]
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < Duration::from_secs(10), "{what} did not come about");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// A program that maps a file and does what it is told, line by line.
-struct Mapper {
-    child: Child,
-    to: ChildStdin,
-    from: BufReader<ChildStdout>,
-}
-
-const MAPPER: &str = r"
-import mmap, os, struct, sys
-f = open(sys.argv[1], sys.argv[2])
-m = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_WRITE if '+' in sys.argv[2] else mmap.ACCESS_READ)
-print('ready', len(m), flush=True)
-for line in sys.stdin:
-    try:
-        do, *args = line.split()
-        args = [int(arg) for arg in args]
-        if do == 'get': out = struct.unpack_from('<I', m, args[0])[0]
-        elif do == 'sum': out = sum(memoryview(m)[args[0]:].cast('I'))
-        elif do == 'set': out = struct.pack_into('<I', m, args[0], args[1])
-        elif do == 'flush': out = m.flush()
-        elif do == 'size': out = os.fstat(f.fileno()).st_size
-        elif do == 'close':
-            # The file, and the descriptor that the map has of its own: only the mapping is left.
-            path, out = f.name, f.close()
-            for fd in os.listdir('/proc/self/fd'):
-                try:
-                    if os.readlink('/proc/self/fd/' + fd) == path: os.close(int(fd))
-                except OSError: pass
-        print(out, flush=True)
-    except OSError as error:
-        print('errno', error.errno, flush=True)
-";
-
-impl Mapper {
-    fn new(path: &Path, mode: &str) -> Self {
-        let mut child = Command::new("python3")
-            .args(["-c", MAPPER])
-            .arg(path)
-            .arg(mode)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python3 is installed");
-        let (to, from) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        let mut this = Self { child, to, from };
-        let ready = this.answer();
-        assert!(ready.starts_with("ready"), "{ready}");
-        this
-    }
-
-    fn answer(&mut self) -> String {
-        let mut line = String::new();
-        self.from.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
-    }
-
-    fn tell(&mut self, line: &str) -> String {
-        writeln!(self.to, "{line}").unwrap();
-        self.answer()
-    }
-
-    /// An element, by number.
-    fn get(&mut self, i: u64) -> u32 {
-        self.tell(&format!("get {}", HEADER_LEN + 4 * i)).parse().unwrap()
-    }
-
-    fn set(&mut self, i: u64, value: u32) {
-        assert_eq!(self.tell(&format!("set {} {value}", HEADER_LEN + 4 * i)), "None");
-    }
-}
-
-impl Drop for Mapper {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Where element `i` is.
+fn offset_of(i: u64) -> u64 {
+    HEADER_LEN + 4 * i
 }
 
 #[test]
 fn small_arrays_are_decoded_when_opened_and_large_ones_when_opened_again() {
-    let Some(m) = Mount::new(100 * MIB, |store| {
+    let Some(m) = Decoding::new(100 * MIB, |store| {
         save(store, "small", SMALL, 1);
         save(store, "g/large", LARGE, 2);
         save(store, "empty", 0, 3);
@@ -280,22 +147,22 @@ fn small_arrays_are_decoded_when_opened_and_large_ones_when_opened_again() {
         return;
     };
     let before = m.decoded_len();
-    assert_eq!(m.values("small.npy"), numbers(SMALL, 1));
+    assert_eq!(m.values("small.npy"), pattern(SMALL, 1));
     assert!(m.values("empty.npy").is_empty());
     assert_eq!(m.decoded_len(), before + 2 * HEADER_LEN + 4 * u64::from(SMALL));
     assert_eq!(m.mounted().n_decoded_blocks(), 0);
 
     let before = m.decoded_len();
-    assert_eq!(m.values("g/large.npy"), numbers(LARGE, 2));
+    assert_eq!(m.values("g/large.npy"), pattern(LARGE, 2));
     assert_eq!(m.decoded_len(), before);
     let by_daemon = m.mounted().n_decoded_blocks();
     assert!(by_daemon > 0);
-    assert_eq!(m.values("g/large.npy"), numbers(LARGE, 2));
+    assert_eq!(m.values("g/large.npy"), pattern(LARGE, 2));
     assert_eq!(m.decoded_len(), before + HEADER_LEN + 4 * u64::from(LARGE));
 
     // From here on the daemon decodes nothing, whoever reads.
     let mut mapper = Mapper::new(&m.path("g/large.npy"), "rb");
-    let sum: u64 = numbers(LARGE, 2).iter().map(|number| u64::from(*number)).sum();
+    let sum: u64 = pattern(LARGE, 2).iter().map(|number| u64::from(*number)).sum();
     assert_eq!(mapper.tell("sum 4096"), sum.to_string());
     let file = File::open(m.path("g/large.npy")).unwrap();
     for i in (0..1000).map(|i| i * 7919 % u64::from(LARGE)) {
@@ -309,18 +176,18 @@ fn small_arrays_are_decoded_when_opened_and_large_ones_when_opened_again() {
 #[test]
 fn read_only_mounts_decode_too() {
     let options = MountOptions { read_only: true, decoded: Some(MIB), ..MountOptions::default() };
-    let Some(m) = Mount::with(&options, |store| save(store, "a", SMALL, 1)) else { return };
+    let Some(m) = Decoding::with(&options, |store| save(store, "a", SMALL, 1)) else { return };
     m.open_decoded("a.npy");
-    assert_eq!(m.values("a.npy"), numbers(SMALL, 1));
+    assert_eq!(m.values("a.npy"), pattern(SMALL, 1));
 }
 
 #[test]
 fn nothing_is_decoded_without_room_for_it() {
     for limit in [0, 20_000] {
-        let Some(m) = Mount::new(limit, |store| save(store, "a", SMALL, 1)) else { return };
+        let Some(m) = Decoding::new(limit, |store| save(store, "a", SMALL, 1)) else { return };
         let before = m.decoded_len();
         for _ in 0..3 {
-            assert_eq!(m.values("a.npy"), numbers(SMALL, 1));
+            assert_eq!(m.values("a.npy"), pattern(SMALL, 1));
         }
         assert_eq!(m.decoded_len(), before);
         assert!(m.mounted().n_decoded_blocks() > 0);
@@ -329,8 +196,8 @@ fn nothing_is_decoded_without_room_for_it() {
 
 #[test]
 fn other_shapes_and_orders_are_decoded() {
-    let data = bytes_of(&numbers(60_000, 5));
-    let Some(m) = Mount::new(MIB, |store| {
+    let data = bytes_of(&pattern(60_000, 5));
+    let Some(m) = Decoding::new(MIB, |store| {
         let dtype = Dtype::parse_python("'>u4'").unwrap();
         let new = NewArray { dtype, shape: vec![300, 200], fortran_order: true, data: &data };
         let compression = Compression { block_len: 4096, ..Compression::default() };
@@ -352,17 +219,17 @@ fn other_shapes_and_orders_are_decoded() {
 
 #[test]
 fn commits_of_others_reach_decoded_arrays_that_are_open() {
-    let Some(m) = Mount::new(100 * MIB, |store| save(store, "a", 300_000, 1)) else { return };
+    let Some(m) = Decoding::new(100 * MIB, |store| save(store, "a", 300_000, 1)) else { return };
     let file = m.open_decoded("a.npy");
     let mut mapper = Mapper::new(&m.path("a.npy"), "rb");
-    let mut expected = numbers(300_000, 1);
+    let mut expected = pattern(300_000, 1);
     for (round, at) in (0..).zip([0_u64, 16_383, 150_000, 299_990]) {
-        let new = numbers(10, 100 + round);
+        let new = pattern(10, 100 + round);
         replace(&m.other, "a", at, &new);
         expected[at as usize..at as usize + 10].copy_from_slice(&new);
-        wait_until("a replaced row", || mapper.get(at + 9) == new[9]);
+        wait_until("a replaced row", || mapper.get(offset_of(at + 9)) == new[9]);
 
-        let more = numbers([1, 5, 100_000, 7][round as usize], 200 + round);
+        let more = pattern([1, 5, 100_000, 7][round as usize], 200 + round);
         append(&m.other, "a", &more);
         expected.extend(&more);
         let len = HEADER_LEN + 4 * expected.len() as u64;
@@ -381,12 +248,12 @@ fn commits_of_others_reach_decoded_arrays_that_are_open() {
 
 #[test]
 fn commits_while_nobody_has_the_array_open_are_what_the_next_open_sees() {
-    let Some(m) = Mount::new(10 * MIB, |store| save(store, "a", SMALL, 0)) else { return };
-    let mut expected = numbers(SMALL, 0);
+    let Some(m) = Decoding::new(10 * MIB, |store| save(store, "a", SMALL, 0)) else { return };
+    let mut expected = pattern(SMALL, 0);
     for round in 1..100 {
         assert!(m.values("a.npy") == expected, "{round}");
         let at = u64::from(round * 7919 % SMALL).min(u64::from(SMALL) - 20);
-        let new = numbers(20, round);
+        let new = pattern(20, round);
         replace(&m.other, "a", at, &new);
         expected[at as usize..at as usize + 20].copy_from_slice(&new);
         if round % 3 == 0 {
@@ -399,29 +266,29 @@ fn commits_while_nobody_has_the_array_open_are_what_the_next_open_sees() {
 
 #[test]
 fn a_mapping_follows_commits_when_its_file_is_closed() {
-    let Some(m) = Mount::new(10 * MIB, |store| save(store, "a", SMALL, 1)) else { return };
+    let Some(m) = Decoding::new(10 * MIB, |store| save(store, "a", SMALL, 1)) else { return };
     let mut mapper = Mapper::new(&m.path("a.npy"), "rb");
     assert_eq!(mapper.tell("close"), "None");
     replace(&m.other, "a", 40_000, &[77]);
-    wait_until("a replaced row", || mapper.get(40_000) == 77);
+    wait_until("a replaced row", || mapper.get(offset_of(40_000)) == 77);
     // It has its place as long as it is mapped.
     assert_eq!(m.decoded_len(), 2 * HEADER_LEN + 40 + 4 * u64::from(SMALL));
 }
 
 #[test]
 fn overwriting_leaves_those_who_have_the_array_open_alone() {
-    let Some(m) = Mount::new(10 * MIB, |store| save(store, "a", SMALL, 1)) else { return };
+    let Some(m) = Decoding::new(10 * MIB, |store| save(store, "a", SMALL, 1)) else { return };
     let probe_len = HEADER_LEN + 40;
     let old = m.open_decoded("a.npy");
     let mut mapper = Mapper::new(&m.path("a.npy"), "rb");
     save(&m.other, "a", 1000, 2);
-    assert_eq!(m.values("a.npy"), numbers(1000, 2));
+    assert_eq!(m.values("a.npy"), pattern(1000, 2));
     m.other.drop_rows(&["a"], &[0]).unwrap();
-    assert_eq!(m.values("a.npy"), numbers(1000, 2)[1..]);
+    assert_eq!(m.values("a.npy"), pattern(1000, 2)[1..]);
     let mut bytes = vec![0; 4 * SMALL as usize];
     old.read_exact_at(&mut bytes, HEADER_LEN).unwrap();
-    assert!(numbers_of(&bytes) == numbers(SMALL, 1));
-    assert_eq!(mapper.get(49_999), numbers(SMALL, 1)[49_999]);
+    assert!(numbers_of(&bytes) == pattern(SMALL, 1));
+    assert_eq!(mapper.get(offset_of(49_999)), pattern(SMALL, 1)[49_999]);
     drop((old, mapper));
     wait_until("the end of decoded versions that are gone", || m.decoded_len() == probe_len);
     m.other.remove(&["a"]).unwrap();
@@ -432,7 +299,7 @@ fn overwriting_leaves_those_who_have_the_array_open_alone() {
 fn arrays_make_room_for_each_other_unless_they_are_open() {
     let len = HEADER_LEN + 4 * u64::from(SMALL);
     let names = ["a", "b", "c", "d", "e"];
-    let Some(m) = Mount::new(2 * len + len / 2, |store| {
+    let Some(m) = Decoding::new(2 * len + len / 2, |store| {
         for (first, name) in (1..).zip(names) {
             save(store, name, SMALL, first);
         }
@@ -442,20 +309,20 @@ fn arrays_make_room_for_each_other_unless_they_are_open() {
     for _ in 0..3 {
         for (first, name) in (1..).zip(names) {
             drop(m.open_decoded(&format!("{name}.npy")));
-            assert!(m.values(&format!("{name}.npy")) == numbers(SMALL, first));
+            assert!(m.values(&format!("{name}.npy")) == pattern(SMALL, first));
             assert!(m.decoded_len() <= m.mounted().decoded_limit());
         }
     }
     assert_eq!(m.mounted().n_decoded_blocks(), 0);
     let open = [m.open_decoded("a.npy"), m.open_decoded("b.npy")];
     // No room is left: the third is served as it is.
-    assert!(m.values("c.npy") == numbers(SMALL, 3));
+    assert!(m.values("c.npy") == pattern(SMALL, 3));
     assert!(m.mounted().n_decoded_blocks() > 0);
     assert!(m.decoded_len() <= m.mounted().decoded_limit());
     for (file, first) in open.iter().zip(1..) {
         let mut bytes = vec![0; 4 * SMALL as usize];
         file.read_exact_at(&mut bytes, HEADER_LEN).unwrap();
-        assert!(numbers_of(&bytes) == numbers(SMALL, first));
+        assert!(numbers_of(&bytes) == pattern(SMALL, first));
     }
     drop(open);
     wait_until("room", || {
@@ -469,7 +336,7 @@ fn arrays_make_room_for_each_other_unless_they_are_open() {
 #[test]
 fn many_programs_open_many_arrays_at_once() {
     let names = ["a", "b", "g/c", "g/d"];
-    let Some(m) = Mount::new(100 * MIB, |store| {
+    let Some(m) = Decoding::new(100 * MIB, |store| {
         for (first, name) in (1..).zip(names) {
             save(store, name, 400_000, first);
         }
@@ -481,7 +348,7 @@ fn many_programs_open_many_arrays_at_once() {
             let m = &m;
             scope.spawn(move || {
                 for (first, name) in (1..).zip(names).cycle().skip(thread % 4).take(12) {
-                    assert!(m.values(&format!("{name}.npy")) == numbers(400_000, first));
+                    assert!(m.values(&format!("{name}.npy")) == pattern(400_000, first));
                 }
             });
         }
@@ -492,7 +359,7 @@ fn many_programs_open_many_arrays_at_once() {
 
 #[test]
 fn the_space_is_given_back_with_the_mount() {
-    let Some(mut m) = Mount::new(10 * MIB, |store| save(store, "a", SMALL, 1)) else { return };
+    let Some(mut m) = Decoding::new(10 * MIB, |store| save(store, "a", SMALL, 1)) else { return };
     // That of "probe" is there, and maybe data files that were made without a name.
     let before = m.n_unnamed();
     m.open_decoded("a.npy");
@@ -503,14 +370,14 @@ fn the_space_is_given_back_with_the_mount() {
 
 #[test]
 fn writers_and_those_who_have_the_array_open_decoded_see_each_other() {
-    let Some(m) = Mount::new(10 * MIB, |store| save(store, "a", SMALL, 1)) else { return };
+    let Some(m) = Decoding::new(10 * MIB, |store| save(store, "a", SMALL, 1)) else { return };
     let reader = m.open_decoded("a.npy");
     let mut mapped = Mapper::new(&m.path("a.npy"), "rb");
 
     // What write() brings is there at once.
     let writer = OpenOptions::new().read(true).write(true).open(m.path("a.npy")).unwrap();
     writer.write_all_at(&77_u32.to_le_bytes(), HEADER_LEN + 400).unwrap();
-    assert_eq!(mapped.get(100), 77);
+    assert_eq!(mapped.get(offset_of(100)), 77);
     let mut bytes = [0; 4];
     for file in [&reader, &writer, &File::open(m.path("a.npy")).unwrap()] {
         file.read_exact_at(&mut bytes, HEADER_LEN + 400).unwrap();
@@ -521,17 +388,17 @@ fn writers_and_those_who_have_the_array_open_decoded_see_each_other() {
 
     // What a mapping changes, when that is flushed, or ends.
     let mut mapping = Mapper::new(&m.path("a.npy"), "r+b");
-    assert_eq!(mapping.get(100), 77);
-    mapping.set(20_000, 88);
+    assert_eq!(mapping.get(offset_of(100)), 77);
+    assert_eq!(mapping.tell(&format!("set {} 88", offset_of(20_000))), "None");
     assert_eq!(mapping.tell("flush"), "None");
-    assert_eq!(mapped.get(20_000), 88);
-    mapping.set(20_001, 89);
+    assert_eq!(mapped.get(offset_of(20_000)), 88);
+    assert_eq!(mapping.tell(&format!("set {} 89", offset_of(20_001))), "None");
     drop(mapping);
-    wait_until("writeback", || mapped.get(20_001) == 89);
+    wait_until("writeback", || mapped.get(offset_of(20_001)) == 89);
 
     // What others commit, all of them see.
     replace(&m.other, "a", 30_000, &[99]);
-    wait_until("a replaced row", || mapped.get(30_000) == 99);
+    wait_until("a replaced row", || mapped.get(offset_of(30_000)) == 99);
     wait_until("a replaced row", || {
         writer.read_exact_at(&mut bytes, HEADER_LEN + 120_000).unwrap();
         u32::from_le_bytes(bytes) == 99
@@ -548,7 +415,7 @@ fn writers_and_those_who_have_the_array_open_decoded_see_each_other() {
     // When all have closed it, it has one inode again, and is decoded as it is by now.
     let ino = reader.metadata().unwrap().ino();
     drop((reader, mapped, writer));
-    let mut expected = numbers(SMALL, 1);
+    let mut expected = pattern(SMALL, 1);
     expected.extend([1, 2, 55]);
     for (i, value) in [(100, 77), (20_000, 88), (20_001, 89), (30_000, 99)] {
         expected[i] = value;
@@ -561,8 +428,8 @@ fn writers_and_those_who_have_the_array_open_decoded_see_each_other() {
 
 #[test]
 fn arrays_that_are_open_for_writing_are_not_decoded() {
-    let Some(m) = Mount::new(10 * MIB, |store| save(store, "a", SMALL, 1)) else { return };
-    let mut expected = numbers(SMALL, 1);
+    let Some(m) = Decoding::new(10 * MIB, |store| save(store, "a", SMALL, 1)) else { return };
+    let mut expected = pattern(SMALL, 1);
     for round in 0..20 {
         let writer = OpenOptions::new().read(true).write(true).open(m.path("a.npy")).unwrap();
         writer.write_all_at(&[round; 8], HEADER_LEN + 4000 * u64::from(round)).unwrap();
@@ -579,10 +446,10 @@ fn arrays_that_are_open_for_writing_are_not_decoded() {
 
 #[test]
 fn only_damaged_blocks_of_an_array_cannot_be_read() {
-    let Some(m) = Mount::new(10 * MIB, |store| {
+    let Some(m) = Decoding::new(10 * MIB, |store| {
         let compression = Compression { block_len: 65536, ..Compression::default() };
         store
-            .save_as(&[("a", array(&[200_000], &bytes_of(&numbers(200_000, 1))))], Some(&compression))
+            .save_as(&[("a", array(&[200_000], &bytes_of(&pattern(200_000, 1))))], Some(&compression))
             .unwrap();
     }) else {
         return;
@@ -597,7 +464,7 @@ fn only_damaged_blocks_of_an_array_cannot_be_read() {
         let error = file.read_exact_at(&mut bytes, HEADER_LEN).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EIO));
         file.read_exact_at(&mut bytes, HEADER_LEN + 4 * 190_000).unwrap();
-        assert_eq!(u32::from_le_bytes(bytes), numbers(200_000, 1)[190_000]);
+        assert_eq!(u32::from_le_bytes(bytes), pattern(200_000, 1)[190_000]);
     }
     assert_eq!(m.decoded_len(), before);
 }
