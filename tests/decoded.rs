@@ -5,14 +5,16 @@
 mod common;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use common::mounted::*;
 use numpack::fuse::{MountOptions, Mounted};
 use numpack::store::{Compression, Dtype, NewArray, Store};
+use numpack::sys::mounts;
 
 const MIB: u64 = 1 << 20;
 /// Elements of an array that is decoded when it is first opened.
@@ -467,4 +469,120 @@ fn only_damaged_blocks_of_an_array_cannot_be_read() {
         assert_eq!(u32::from_le_bytes(bytes), pattern(200_000, 1)[190_000]);
     }
     assert_eq!(m.decoded_len(), before);
+}
+
+#[test]
+fn readers_among_busy_writers_never_see_less_than_was_written() {
+    for is_decoded in [true, false] {
+        let Some(m) = Decoding::new(10 * MIB, |store| save(store, "a", SMALL, 1)) else { return };
+        let reader = is_decoded.then(|| m.open_decoded("a.npy"));
+        read_among_busy_writers(&m, reader.as_ref());
+    }
+}
+
+fn read_among_busy_writers(m: &Decoding, reader: Option<&File>) {
+    const ROUNDS: u32 = 80;
+    let path = m.path("a.npy");
+    // Each writer has an element, far from the others', and counts it up; so does another process.
+    let places = [10, 25_000, 49_000].map(offset_of);
+    let written = places.map(|_| AtomicU32::new(0));
+    let count_up = |i: usize, write: &dyn Fn(u32)| {
+        for round in 1..=ROUNDS {
+            write(round);
+            written[i].store(round, Ordering::SeqCst);
+        }
+    };
+    for i in [10, 25_000, 49_000] {
+        replace(&m.other, "a", i, &[0]);
+    }
+    for i in [10, 25_000, 49_000] {
+        wait_until("the beginning", || m.values("a.npy")[i] == 0);
+    }
+    let check = |file: &File, i: usize| {
+        let least = written[i].load(Ordering::SeqCst);
+        let mut bytes = [0; 4];
+        file.read_exact_at(&mut bytes, places[i]).unwrap();
+        let found = u32::from_le_bytes(bytes);
+        assert!(found >= least && found <= ROUNDS, "{found} after {least}");
+    };
+    std::thread::scope(|scope| {
+        let (path, count_up, places, check, written) = (&path, &count_up, &places, &check, &written);
+        // One opens it anew each time, one has it open.
+        scope.spawn(move || {
+            count_up(0, &|round| {
+                let file = OpenOptions::new().write(true).open(path).unwrap();
+                file.write_all_at(&round.to_le_bytes(), places[0]).unwrap();
+            });
+        });
+        scope.spawn(move || {
+            let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+            count_up(1, &|round| {
+                file.write_all_at(&round.to_le_bytes(), places[1]).unwrap();
+                if round % 50 == 0 {
+                    file.sync_all().unwrap();
+                }
+            });
+        });
+        scope.spawn(move || count_up(2, &|round| replace(&m.other, "a", 49_000, &[round])));
+        for _ in 0..2 {
+            scope.spawn(move || {
+                for _ in 0..ROUNDS {
+                    // What others commit, an open sees; what is written through the mount, everybody.
+                    let committed = written[2].load(Ordering::SeqCst);
+                    let file = File::open(path).unwrap();
+                    let mut bytes = [0; 4];
+                    file.read_exact_at(&mut bytes, places[2]).unwrap();
+                    let found = u32::from_le_bytes(bytes);
+                    assert!(found >= committed && found <= ROUNDS, "{found} after {committed}");
+                    for file in reader.into_iter().chain([&file]).cycle().take(10) {
+                        check(file, 0);
+                        check(file, 1);
+                    }
+                }
+            });
+        }
+    });
+    let mut expected = pattern(SMALL, 1);
+    for i in [10, 25_000, 49_000] {
+        expected[i] = ROUNDS;
+    }
+    assert!(m.values("a.npy") == expected);
+    drop(OpenOptions::new().write(true).open(&path).unwrap());
+    assert!(m.stored("a") == expected);
+}
+
+#[test]
+fn the_process_needs_little_memory() {
+    const LEN: usize = 40 << 20;
+    let mut elements = vec![0; LEN];
+    for i in (0..LEN).step_by(100_003) {
+        elements[i] = i as u32;
+    }
+    let mut m = match Decoding::new(MIB, |_| {}) {
+        Some(m) => m,
+        None => return,
+    };
+    m.unmount();
+    let compression = Compression { level: 1, ..Compression::default() };
+    let data = bytes_of(&elements);
+    m.other.save_as(&[("a", array(&[LEN as u64], &data))], Some(&compression)).unwrap();
+
+    let mut program = Command::new(env!("CARGO_BIN_EXE_npkfs"))
+        .args(["mount", "--foreground", "-o", "decoded=200M"])
+        .arg(m.store_path())
+        .arg(m.path(""))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(program.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let read = || fs::read(m.path("a.npy")).map(|all| all[HEADER_LEN as usize..] == data);
+    let both = [read(), read()];
+    let status = fs::read_to_string(format!("/proc/{}/status", program.id())).unwrap();
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let most: u64 = most.trim().strip_suffix(" kB").unwrap().parse().unwrap();
+    mounts::unmount(&m.path(""), false).unwrap();
+    assert!(program.wait().unwrap().success());
+    assert!(both.iter().all(|is_same| matches!(is_same, Ok(true))), "{both:?}");
+    assert!(most < 100 << 10, "{most} KiB, of an array of 160 MiB");
 }

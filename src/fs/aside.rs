@@ -36,8 +36,13 @@ impl Aside {
         (found.own() == ino.own() && since.elapsed() < AGAIN_WITHIN).then_some(*found)
     }
 
-    /// The caller opens an inode: it has found what it was to find.
-    pub(super) fn came(&self, caller: Caller, ino: Ino) {
+    /// Whether anybody is to find `ino`.
+    fn is_expected(&self, ino: Ino) -> bool {
+        let expected = lock(&self.expected);
+        expected.values().any(|(found, since)| *found == ino && since.elapsed() < AGAIN_WITHIN)
+    }
+
+    fn came(&self, caller: Caller, ino: Ino) {
         let mut expected = lock(&self.expected);
         if expected.get(&caller).is_some_and(|(found, _)| *found == ino) {
             expected.remove(&caller);
@@ -47,7 +52,8 @@ impl Aside {
 
 impl Fs {
     /// Lets a file be opened through the other inode of its version: the `open` of `ino` is to be answered with `ESTALE`,
-    /// and the lookup that follows leads there.
+    /// and the lookup that follows leads there. Until the caller [arrives](Fs::arrived), or a second has passed, it leads
+    /// others there, too.
     pub fn lead_to_other(&self, ino: Ino, caller: Caller) {
         if let Some(other) = ino.other() {
             self.aside.expect(caller, other);
@@ -60,7 +66,19 @@ impl Fs {
         if let Some(expected) = caller.and_then(|caller| self.aside.expected(caller, ino)) {
             return expected;
         }
-        if self.inodes.get(other).is_some_and(|inode| inode.is_open()) { other } else { ino }
+        let is_open = || self.inodes.get(other).is_some_and(|inode| inode.is_open());
+        if self.aside.is_expected(other) || is_open() { other } else { ino }
+    }
+
+    /// Whether somebody was led to the other inode, and has not come yet, and `caller` was not led to this one.
+    pub fn leads_to_other(&self, ino: Ino, caller: Caller) -> bool {
+        let is_other_expected = ino.other().is_some_and(|other| self.aside.is_expected(other));
+        is_other_expected && self.aside.expected(caller, ino) != Some(ino)
+    }
+
+    /// A caller opened an inode, and need not be led there any more.
+    pub fn arrived(&self, ino: Ino, caller: Caller) {
+        self.aside.came(caller, ino);
     }
 
     /// Whether something was written to the other inode of a version that is not committed: [`Fs::commit`] comes before

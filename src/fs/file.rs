@@ -104,7 +104,6 @@ impl Fs {
         // Pages that are being stored must not come over those that this program is going to change.
         let is_quiet = !flags.write || !is_compressed || !self.blocks.is_leaving(ino);
         let settled = inode.is_settled() && is_quiet;
-        self.aside.came(caller, ino);
         let fh = self.files.insert(OpenFile { inode, write: flags.write, logged: AtomicBool::new(false) });
         Ok(Opened { fh, array, settled, wants_mending })
     }

@@ -128,7 +128,10 @@ impl Opener {
             None => array.backing().ok().flatten().map_or(Source::Daemon, Source::DataFile),
         };
         let register = |fd: BorrowedFd<'_>| reply.open_backing(fd);
-        let open_as = self.passthrough.open(ino, write, may_pass, source, register);
+        let is_led = || self.fs.leads_to_other(ino, caller);
+        let lead = || self.fs.lead_to_other(ino, caller);
+        let open_as = self.passthrough.open(ino, write, may_pass, source, register, is_led, lead);
+        self.fs.arrived(ino, caller);
         let settled = match open_as {
             OpenAs::Backed { decoded, .. } => {
                 // Only of attributes, and for that the kernel needs no answer of ours.
@@ -153,7 +156,6 @@ impl Opener {
             }
             OpenAs::Aside => {
                 self.fs.release(opened.fh);
-                self.fs.lead_to_other(ino, caller);
                 return reply.error(Errno::ESTALE);
             }
         };

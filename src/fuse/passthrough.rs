@@ -90,7 +90,8 @@ impl Passthrough {
 
     /// Decides for one more open file of an inode; [`Passthrough::close`] must follow, unless it is opened
     /// [aside](OpenAs::Aside). `register` hands a file to the kernel. `may_pass` is false for inodes whose pages are never
-    /// old.
+    /// old. `is_led` tells that somebody was led to the other inode, and `lead` leads there; nobody else opens a file
+    /// meanwhile.
     pub(super) fn open(
         &self,
         ino: Ino,
@@ -98,10 +99,13 @@ impl Passthrough {
         may_pass: bool,
         source: Source<'_>,
         register: impl FnOnce(BorrowedFd<'_>) -> io::Result<BackingId>,
+        is_led: impl FnOnce() -> bool,
+        lead: impl FnOnce(),
     ) -> OpenAs {
         let mut inodes = self.inodes();
         if let Some(open) = inodes.get(&ino) {
             if open.decoded.as_ref().is_some_and(|decoded| write || decoded.is_behind()) {
+                lead();
                 return OpenAs::Aside;
             }
         } else {
@@ -115,7 +119,9 @@ impl Passthrough {
                 }
             };
             let other = ino.other().and_then(|other| inodes.get(&other));
-            if backing.is_none() && other.is_some_and(|other| other.backing.is_none()) {
+            let is_other_cached = other.is_some_and(|other| other.backing.is_none());
+            if backing.is_none() && (is_other_cached || is_led()) {
+                lead();
                 return OpenAs::Aside;
             }
             let decoded = decoded.filter(|_| backing.is_some());
