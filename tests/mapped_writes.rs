@@ -43,7 +43,7 @@ fn each_block_is_decoded_once_however_many_read_it() {
         let decoded_once = |m: &Mount, what: &str| {
             let n = m.mounted.as_ref().unwrap().n_decoded_blocks();
             // The kernel drops a page now and then, for reasons of its own. tests/write_back.rs counts without it.
-            assert!(n >= N_BLOCKS && n <= N_BLOCKS + N_BLOCKS / 8, "{what}: {n} of {N_BLOCKS}");
+            assert!((N_BLOCKS..=N_BLOCKS + N_BLOCKS / 8).contains(&n), "{what}: {n} of {N_BLOCKS}");
         };
 
         let Some(m) = mount() else { return };
