@@ -220,7 +220,7 @@ fn other_shapes_and_orders_are_decoded() {
 }
 
 #[test]
-fn commits_of_others_reach_decoded_arrays_that_are_open() {
+fn decoded_files_follow_commits() {
     let Some(m) = Decoding::new(100 * MIB, |store| save(store, "a", 300_000, 1)) else { return };
     let file = m.open_decoded("a.npy");
     let mut mapper = Mapper::new(&m.path("a.npy"), "rb");
@@ -371,7 +371,7 @@ fn the_space_is_given_back_with_the_mount() {
 }
 
 #[test]
-fn writers_and_those_who_have_the_array_open_decoded_see_each_other() {
+fn writers_use_a_second_inode() {
     let Some(m) = Decoding::new(10 * MIB, |store| save(store, "a", SMALL, 1)) else { return };
     let reader = m.open_decoded("a.npy");
     let mut mapped = Mapper::new(&m.path("a.npy"), "rb");
@@ -416,6 +416,7 @@ fn writers_and_those_who_have_the_array_open_decoded_see_each_other() {
 
     // When all have closed it, it has one inode again, and is decoded as it is by now.
     let ino = reader.metadata().unwrap().ino();
+    assert_ne!(writer.metadata().unwrap().ino(), ino);
     drop((reader, mapped, writer));
     let mut expected = pattern(SMALL, 1);
     expected.extend([1, 2, 55]);
@@ -447,7 +448,7 @@ fn arrays_that_are_open_for_writing_are_not_decoded() {
 }
 
 #[test]
-fn only_damaged_blocks_of_an_array_cannot_be_read() {
+fn damage_stays_where_it_is() {
     let Some(m) = Decoding::new(10 * MIB, |store| {
         let compression = Compression { block_len: 65536, ..Compression::default() };
         store

@@ -14,7 +14,7 @@ use log::debug;
 
 use super::convert::{answer_open, errno, ino};
 use super::notify::Job;
-use super::passthrough::{OpenAs, Passthrough, Source};
+use super::passthrough::{OpenAs, Passthrough, Source, Wish};
 use super::worker::Tasks;
 use crate::fs::{Caller, DecodedFile, DecodedFiles, Fh, Found, Fs, FsError, Ino, Opened, Written};
 use crate::sys::memory;
@@ -128,10 +128,8 @@ impl Opener {
             None => array.backing().ok().flatten().map_or(Source::Daemon, Source::DataFile),
         };
         let register = |fd: BorrowedFd<'_>| reply.open_backing(fd);
-        let is_led = || self.fs.leads_to_other(ino, caller);
-        let lead = || self.fs.lead_to_other(ino, caller);
-        let open_as = self.passthrough.open(ino, write, may_pass, source, register, is_led, lead);
-        self.fs.arrived(ino, caller);
+        let wish = Wish { fs: &self.fs, ino, caller, write, may_pass, source };
+        let open_as = self.passthrough.open(wish, register);
         let settled = match open_as {
             OpenAs::Backed { decoded, .. } => {
                 // Only of attributes, and for that the kernel needs no answer of ours.

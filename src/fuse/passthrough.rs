@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use fuser::BackingId;
 use log::{info, warn};
 
-use crate::fs::{DecodedFile, Ino};
+use crate::fs::{Caller, DecodedFile, Fs, Ino};
 
 /// How a file is to be opened.
 #[derive(Debug, Clone)]
@@ -28,6 +28,18 @@ pub(super) enum OpenAs {
     Backed { id: Arc<BackingId>, decoded: bool },
     /// Not at all: through the other inode of the version.
     Aside,
+}
+
+/// Who wants to open what.
+#[derive(Debug)]
+pub(super) struct Wish<'a> {
+    pub(super) fs: &'a Fs,
+    pub(super) ino: Ino,
+    pub(super) caller: Caller,
+    pub(super) write: bool,
+    /// False for inodes whose pages are never old.
+    pub(super) may_pass: bool,
+    pub(super) source: Source<'a>,
 }
 
 /// What an inode can be read from.
@@ -89,24 +101,23 @@ impl Passthrough {
     }
 
     /// Decides for one more open file of an inode; [`Passthrough::close`] must follow, unless it is opened
-    /// [aside](OpenAs::Aside). `register` hands a file to the kernel. `may_pass` is false for inodes whose pages are never
-    /// old. `is_led` tells that somebody was led to the other inode, and `lead` leads there; nobody else opens a file
-    /// meanwhile.
+    /// [aside](OpenAs::Aside). `register` hands a file to the kernel.
     pub(super) fn open(
         &self,
-        ino: Ino,
-        write: bool,
-        may_pass: bool,
-        source: Source<'_>,
+        wish: Wish<'_>,
         register: impl FnOnce(BorrowedFd<'_>) -> io::Result<BackingId>,
-        is_led: impl FnOnce() -> bool,
-        lead: impl FnOnce(),
     ) -> OpenAs {
+        let Wish { fs, ino, caller, write, may_pass, source } = wish;
+        // Nobody opens a file between the decision and its consequence, or two who want different things would go back
+        // and forth.
+        let aside = || {
+            fs.lead_to_other(ino, caller);
+            OpenAs::Aside
+        };
         let mut inodes = self.inodes();
         if let Some(open) = inodes.get(&ino) {
             if open.decoded.as_ref().is_some_and(|decoded| write || decoded.is_behind()) {
-                lead();
-                return OpenAs::Aside;
+                return aside();
             }
         } else {
             let (backing, decoded) = match source {
@@ -120,16 +131,16 @@ impl Passthrough {
             };
             let other = ino.other().and_then(|other| inodes.get(&other));
             let is_other_cached = other.is_some_and(|other| other.backing.is_none());
-            if backing.is_none() && (is_other_cached || is_led()) {
-                lead();
-                return OpenAs::Aside;
+            if backing.is_none() && (is_other_cached || fs.leads_to_other(ino, caller)) {
+                return aside();
             }
             let decoded = decoded.filter(|_| backing.is_some());
             inodes.insert(ino, Open { n_handles: 0, backing: backing.map(Arc::new), decoded });
         }
-        let Some(open) = inodes.get_mut(&ino) else { return OpenAs::Aside };
+        let Some(open) = inodes.get_mut(&ino) else { return aside() };
         open.n_handles += 1;
         let is_first = open.n_handles == 1;
+        fs.arrived(ino, caller);
         match &open.backing {
             Some(id) => {
                 self.n_backed.fetch_add(usize::from(is_first), Ordering::Relaxed);
