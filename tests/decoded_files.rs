@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use numpack::fs::{Caller, DecodedFile, DecodedFiles, Found, Fs, Ino, Invalidation, OpenFlags};
+use numpack::fs::{Caller, DecodePolicy, DecodedFile, DecodedFiles, Found, Fs, Ino, Invalidation, OpenFlags};
 use numpack::store::{Access, Array, Compression, Dtype, NewArray, Store};
 use numpack::sys::DirStorage;
 use tempfile::TempDir;
@@ -30,6 +30,10 @@ struct Fixture {
 
 impl Fixture {
     fn new(limit: u64, fill: impl FnOnce(&Store)) -> Self {
+        Self::with(DecodePolicy { limit, max_files: 100, min_len: 0, first_open_len: MIB }, fill)
+    }
+
+    fn with(policy: DecodePolicy, fill: impl FnOnce(&Store)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path: PathBuf = dir.path().join("data.npk");
         let other = Store::create(&path).unwrap();
@@ -39,7 +43,7 @@ impl Fixture {
         let told = Arc::new(Mutex::new(Vec::new()));
         let tell = Arc::clone(&told);
         let fs = Fs::new(store, false, move |invalidation| tell.lock().unwrap().push(invalidation)).unwrap();
-        Self { _dir: dir, other, fs, faults, told, files: DecodedFiles::new(limit, MIB) }
+        Self { _dir: dir, other, fs, faults, told, files: DecodedFiles::new(policy) }
     }
 
     fn ino(&self, name: &str) -> Ino {
@@ -300,5 +304,42 @@ fn small_arrays_are_wanted_at_once_and_large_ones_when_they_come_again() {
         for _ in 0..3 {
             assert!(matches!(f.find(name), Found::Nothing), "{name}");
         }
+    }
+}
+
+#[test]
+fn arrays_of_any_size_and_order_can_be_decoded() {
+    let data = numbers(60_000, 5);
+    let f = Fixture::new(10 * MIB, |store| {
+        let dtype = Dtype::parse_python("'>u4'").unwrap();
+        let new = NewArray { dtype, shape: vec![300, 200], fortran_order: true, data: &data };
+        let compression = Compression { block_len: 4096, ..Compression::default() };
+        store.save_as(&[("fortran", new)], Some(&compression)).unwrap();
+        store.save_as(&[("scalar", array(&[], &data[..4]))], Some(&compression)).unwrap();
+        store.save_as(&[("empty", array(&[0], &[]))], Some(&compression)).unwrap();
+        save(store, "block", &data[..4096]);
+        save(store, "zeros", &[0; 20_000]);
+    });
+    for name in ["fortran", "scalar", "empty", "block", "zeros"] {
+        assert!(contents(&f.bring(&format!("{name}.npy")).unwrap()) == npy(&f.other, name), "{name}");
+    }
+}
+
+#[test]
+fn there_are_only_so_many_files_and_none_of_tiny_arrays() {
+    let policy = DecodePolicy { limit: MIB, max_files: 2, min_len: 1000, first_open_len: MIB };
+    let f = Fixture::with(policy, |store| {
+        ["a", "b", "c"].iter().for_each(|name| save(store, name, &numbers(1000, 0)));
+        save(store, "tiny", &numbers(249, 0));
+    });
+    for name in ["a.npy", "b.npy", "c.npy"] {
+        assert!(matches!(f.find(name), Found::Wanted));
+        f.bring(name).unwrap();
+    }
+    assert_eq!(f.files.len(), 2 * (4096 + 4000));
+    let _used = [f.bring("a.npy"), f.bring("b.npy")].map(Option::unwrap);
+    assert!(f.bring("c.npy").is_none());
+    for _ in 0..2 {
+        assert!(matches!(f.find("tiny.npy"), Found::Nothing));
     }
 }

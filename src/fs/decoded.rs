@@ -189,13 +189,23 @@ pub enum Found {
     Wanted,
 }
 
+/// Which arrays are decoded, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DecodePolicy {
+    /// Bytes that all decoded files have together at most; 0: there are none.
+    pub limit: u64,
+    /// How many there are at most: each takes a descriptor.
+    pub max_files: usize,
+    /// Arrays of fewer bytes of elements are not decoded.
+    pub min_len: u64,
+    /// Arrays of at most this many bytes of elements are decoded when they are opened for the first time.
+    pub first_open_len: u64,
+}
+
 /// The decoded files of a mount: as many as there is room for.
 #[derive(Debug)]
 pub struct DecodedFiles {
-    /// Bytes that all files have together at most.
-    limit: u64,
-    /// Arrays of at most this many bytes are decoded when they are opened for the first time.
-    first_open_len: u64,
+    policy: DecodePolicy,
     state: Mutex<Files>,
     /// As in `state`, to be asked without a lock.
     n_files: AtomicUsize,
@@ -237,11 +247,10 @@ impl Kept {
 }
 
 impl DecodedFiles {
-    /// Room for `limit` bytes; 0 if nothing is to be decoded.
-    pub fn new(limit: u64, first_open_len: u64) -> Self {
+    /// None yet.
+    pub fn new(policy: DecodePolicy) -> Self {
         Self {
-            limit,
-            first_open_len,
+            policy,
             state: Mutex::default(),
             n_files: AtomicUsize::new(0),
             leftover: AtomicBool::new(false),
@@ -250,7 +259,7 @@ impl DecodedFiles {
 
     /// Bytes that decoded files may have together.
     pub fn limit(&self) -> u64 {
-        self.limit
+        self.policy.limit
     }
 
     /// Bytes that they have.
@@ -266,7 +275,7 @@ impl DecodedFiles {
     /// What there is for somebody who opens an array for reading, and remembers that it was opened.
     pub fn find(&self, fs: &Fs, ino: Ino, array: &Array) -> Found {
         let is_decodable = array.codec().is_some() && array.n_deleted() == 0 && !ino.is_aside();
-        if !is_decodable || array.npy_len() > self.limit {
+        if !is_decodable || array.nbytes() < self.policy.min_len || array.npy_len() > self.policy.limit {
             return Found::Nothing;
         }
         let mut state = lock(&self.state);
@@ -283,7 +292,7 @@ impl DecodedFiles {
             drop(state);
             return if file.is_current(fs, array) { Found::Current(file) } else { Found::Wanted };
         }
-        if !opened_before && array.nbytes() > self.first_open_len {
+        if !opened_before && array.nbytes() > self.policy.first_open_len {
             return Found::Nothing;
         }
         match state.failed.get(&ino) {
@@ -379,25 +388,26 @@ impl DecodedFiles {
     }
 
     /// Drops files that nobody uses, those first that were not used for longest, until there is room for `len` more
-    /// bytes. Returns whether there is.
-    fn make_room(&self, fs: &Fs, state: &mut Files, len: u64, but: Ino) -> bool {
-        if state.len + len <= self.limit {
+    /// bytes, and for one of `ino`. Returns whether there is.
+    fn make_room(&self, fs: &Fs, state: &mut Files, len: u64, ino: Ino) -> bool {
+        let is_new = !state.files.contains_key(&ino);
+        let has_room = |state: &Files| {
+            state.len + len <= self.policy.limit
+                && state.files.len() + usize::from(is_new) <= self.policy.max_files
+        };
+        if has_room(state) {
             return true;
         }
-        let mut unused: Vec<_> = state
-            .files
-            .iter()
-            .filter(|(ino, kept)| **ino != but && !kept.is_used())
-            .map(|(ino, kept)| (kept.used_at, *ino))
-            .collect();
+        let unused = state.files.iter().filter(|(of, kept)| **of != ino && !kept.is_used());
+        let mut unused: Vec<_> = unused.map(|(of, kept)| (kept.used_at, *of)).collect();
         unused.sort_unstable();
-        for (_, ino) in unused {
-            if state.len + len <= self.limit {
+        for (_, unused) in unused {
+            if has_room(state) {
                 break;
             }
-            self.remove(fs, state, ino);
+            self.remove(fs, state, unused);
         }
-        state.len + len <= self.limit
+        has_room(state)
     }
 
     fn remove(&self, fs: &Fs, state: &mut Files, ino: Ino) {

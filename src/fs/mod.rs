@@ -36,7 +36,7 @@ mod write_back;
 
 pub use attr::{Attr, BLKSIZE, FileKind, NAME_MAX, SetAttr};
 pub use changes::Invalidation;
-pub use decoded::{DecodedFile, DecodedFiles, Found};
+pub use decoded::{DecodePolicy, DecodedFile, DecodedFiles, Found};
 pub use entry::Rename;
 pub use error::FsError;
 pub use file::{OpenFlags, Opened};

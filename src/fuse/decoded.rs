@@ -16,13 +16,19 @@ use super::convert::{answer_open, errno, ino};
 use super::notify::Job;
 use super::passthrough::{OpenAs, Passthrough, Source, Wish};
 use super::worker::Tasks;
-use crate::fs::{Caller, DecodedFile, DecodedFiles, Fh, Found, Fs, FsError, Ino, Opened, Written};
-use crate::sys::memory;
+use crate::fs::{
+    Caller, DecodePolicy, DecodedFile, DecodedFiles, Fh, Found, Fs, FsError, Ino, Opened, Written,
+};
+use crate::sys::{memory, process};
 
 /// Arrays of at most this many bytes are decoded when they are first opened. On all cores that takes less time than to
 /// read the whole array through the daemon, whatever its size (8 ms of 11 ms for 12 MiB, 2 cores); but who opens it may
 /// want one row, and should not wait for long.
 const FIRST_OPEN_LEN: u64 = 32 << 20;
+/// Arrays of fewer bytes are never decoded: to make a file takes longer than reading it saves.
+const MIN_LEN: u64 = 512 << 10;
+/// Decoded arrays have this part of the descriptors that this process may have.
+const PART_OF_DESCRIPTORS: usize = 4;
 
 /// Decoded arrays have this part of the memory at most, unless somebody says how much.
 const PART_OF_MEMORY: u64 = 8;
@@ -51,15 +57,19 @@ pub(super) struct Opener {
     pub(super) waiting: Mutex<HashMap<Ino, Vec<Opening>>>,
 }
 
-/// How many bytes decoded arrays may have, where nobody says.
-pub(super) fn default_limit(fs: &Fs) -> u64 {
-    let free = fs.store().stat_fs().map_or(0, |stat| stat.blocks_available.saturating_mul(stat.block_len));
-    (memory::total_len().unwrap_or(0) / PART_OF_MEMORY).min(free / PART_OF_DISK)
-}
-
-/// The decoded files of a mount.
-pub(super) fn files(limit: u64) -> DecodedFiles {
-    DecodedFiles::new(limit, FIRST_OPEN_LEN)
+/// The decoded files of a mount; `limit` is how many bytes they may have, if somebody says so.
+pub(super) fn files(fs: &Fs, limit: Option<u64>) -> DecodedFiles {
+    let default = || {
+        let free =
+            fs.store().stat_fs().map_or(0, |stat| stat.blocks_available.saturating_mul(stat.block_len));
+        (memory::total_len().unwrap_or(0) / PART_OF_MEMORY).min(free / PART_OF_DISK)
+    };
+    DecodedFiles::new(DecodePolicy {
+        limit: limit.unwrap_or_else(default),
+        max_files: process::max_descriptors() / PART_OF_DESCRIPTORS,
+        min_len: MIN_LEN,
+        first_open_len: FIRST_OPEN_LEN,
+    })
 }
 
 impl Opener {

@@ -188,7 +188,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
     let notifier = Arc::new(OnceLock::new());
     let thread = |source| MountError::Thread { source };
     let (tasks, workers) = worker::start().map_err(thread)?;
-    let decoded = Arc::new(decoded::files(options.decoded.unwrap_or_else(|| decoded::default_limit(&fs))));
+    let decoded = Arc::new(decoded::files(&fs, options.decoded));
     let opener = Arc::new(Opener {
         fs: Arc::clone(&fs),
         passthrough: Arc::clone(&passthrough),
