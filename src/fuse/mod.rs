@@ -15,7 +15,7 @@ use std::thread::{self, JoinHandle};
 use fuser::{Session, SessionACL};
 use log::{info, warn};
 
-use crate::fs::{DecodedFiles, Fs, FsError};
+use crate::fs::{DecodedFiles, Fs, FsError, Ino};
 use crate::store::{Compression, Store};
 
 mod adapter;
@@ -240,7 +240,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
     let kernel = session.notifier();
     let _ = notifier.set(kernel.clone());
     let counted = Arc::downgrade(&fs);
-    let decoded_files = Arc::downgrade(&decoded);
+    let (decoded_files, shown) = (Arc::downgrade(&decoded), Arc::downgrade(&passthrough));
     let notice = Notice { fs, passthrough, decoded, kernel, tasks, poll };
     threads.notifier = Some(notify::start(notice, queue).map_err(thread)?);
     let session = thread::Builder::new()
@@ -260,7 +260,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
         .map_err(thread)?;
     mount.keep();
     info!("mounted at {}", mountpoint.display());
-    Ok(Mounted { session, fs: counted, decoded: decoded_files })
+    Ok(Mounted { session, fs: counted, decoded: decoded_files, passthrough: shown })
 }
 
 /// A store that is mounted, and the threads that serve it. Dropping it leaves both as they are: a mount ends when
@@ -270,6 +270,7 @@ pub struct Mounted {
     session: JoinHandle<io::Result<()>>,
     fs: Weak<Fs>,
     decoded: Weak<DecodedFiles>,
+    passthrough: Weak<Passthrough>,
 }
 
 impl Mounted {
@@ -297,6 +298,11 @@ impl Mounted {
     /// How many they may have.
     pub fn decoded_limit(&self) -> u64 {
         self.decoded.upgrade().map_or(0, |decoded| decoded.limit())
+    }
+
+    /// Whether an inode is open, and the kernel serves it from a file that its array was decoded in.
+    pub fn is_decoded(&self, ino: Ino) -> bool {
+        self.passthrough.upgrade().is_some_and(|passthrough| passthrough.is_decoded(ino))
     }
 
     /// Whether the mount is gone.

@@ -164,6 +164,11 @@ impl Passthrough {
         self.inodes().get(&ino).is_some_and(|open| open.backing.is_some())
     }
 
+    /// Whether an inode is open, and served from a file that its array was decoded in.
+    pub(super) fn is_decoded(&self, ino: Ino) -> bool {
+        self.inodes().get(&ino).is_some_and(|open| open.decoded.is_some())
+    }
+
     /// Whether any inode is open through the page cache.
     pub(super) fn has_cached(&self) -> bool {
         self.n_cached.load(Ordering::Relaxed) > 0
