@@ -125,6 +125,64 @@ fn an_append_of_a_few_rows_writes_a_few_bytes() {
 }
 
 #[test]
+fn what_changed_between_two_states_is_found_by_their_indexes() {
+    // From no index page to two levels of them.
+    let (_dir, path) = temp();
+    let store = Store::create(&path).unwrap();
+    let mut all = numbers(200, 0);
+    save(&store, &[200], &all, &SMALL_BLOCKS);
+    let array_of = || Store::open(&path, Access::Read).unwrap().array("a").unwrap();
+    let mut seed = 1;
+    let mut random = |end: usize| {
+        seed = u64::wrapping_mul(seed, 0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        (seed >> 33) as usize % end
+    };
+    let mut earlier = vec![(array_of().blocks_state().unwrap().unwrap(), all.clone())];
+    for round in 0..60 {
+        for _ in 0..random(3) {
+            let at = random(all.len());
+            let new = noise((1 + random(3000)).min(all.len() - at), round);
+            all[at..at + new.len()].copy_from_slice(&new);
+            let rows = at as u64..(at + new.len()) as u64;
+            store.replace_range("a", rows, array(&[new.len() as u64], &bytes(&new))).unwrap();
+        }
+        if round % 3 != 1 {
+            let more = noise(if round % 7 == 0 { 200_000 } else { random(1500) }, round + 100);
+            all.extend(&more);
+            store.append(&[("a", array(&[more.len() as u64], &bytes(&more)))]).unwrap();
+        }
+        let array = array_of();
+        let now = array.blocks_state().unwrap().unwrap();
+        assert!(array.changed_between(&now, &now).unwrap().is_empty());
+        for (state, elements) in earlier.iter().rev().take(5) {
+            let ranges = array.changed_between(state, &now).unwrap();
+            let mut copy = elements.clone();
+            copy.resize(all.len(), 0);
+            let mut end = 0;
+            for range in &ranges {
+                assert!(range.start >= end && range.start < range.end && range.end <= 4 * all.len() as u64);
+                end = range.end;
+                let range = range.start as usize / 4..range.end as usize / 4;
+                copy[range.clone()].copy_from_slice(&all[range]);
+            }
+            assert!(copy == all, "{round}: {ranges:?}");
+            // And no more than that, to a block.
+            let changed = |block: u64| {
+                let block = block as usize * 1024..((block as usize + 1) * 1024).min(all.len());
+                elements.get(block.clone()) != Some(&all[block])
+            };
+            let last = (4 * all.len() as u64 - 1) / 4096;
+            let is_tight = |range: &std::ops::Range<u64>| {
+                (range.start / 4096..range.end.div_ceil(4096)).all(|block| changed(block) || block == last)
+            };
+            assert!(ranges.iter().all(is_tight), "{round}: {ranges:?}");
+        }
+        earlier.push((now, all.clone()));
+    }
+    assert!(all.len() > 256 * 1024);
+}
+
+#[test]
 fn rows_are_replaced_in_place() {
     let (_dir, path) = temp();
     let store = Store::create(&path).unwrap();

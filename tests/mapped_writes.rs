@@ -39,7 +39,7 @@ fn sum_of(numbers: std::ops::Range<u32>) -> u64 {
 #[test]
 fn each_block_is_decoded_once_however_many_read_it() {
     for threads in [2, 4] {
-        let options = MountOptions { threads, ..MountOptions::default() };
+        let options = MountOptions { threads, decoded: Some(0), ..MountOptions::default() };
         let mount = || Mount::with(&options, |store| save_compressed(store, "a", N_NUMBERS, 0));
         let decoded_once = |m: &Mount, what: &str| {
             let n = m.mounted.as_ref().unwrap().n_decoded_blocks();

@@ -67,6 +67,9 @@ pub struct MountOpts {
     /// threads=N: number of threads that answer the kernel (1 to 16, default: 2).
     /// compress=off|zstd|zstd:LEVEL: compress the arrays that are made through the mount; LEVEL is -7 (fastest) to 22
     /// (smallest) (default: as "npkfs config" says; zstd alone is zstd:1).
+    /// decoded=SIZE: room for decoded copies of compressed arrays, in bytes or with K, M, G or T, which the kernel, for
+    /// root, then reads as if they were not compressed; 0 for none (default: an eighth of the memory, or a quarter of
+    /// what is free on the store's disk, if that is less).
     /// nodev, nosuid, noexec, noatime, nodiratime, relatime, sync, dirsync, their opposites, and defaults: as in mount(8)
     /// (default: nodev,nosuid).
     #[arg(short = 'o', value_name = "OPTIONS", verbatim_doc_comment)]

@@ -169,8 +169,9 @@ impl Fs {
             round.parents.insert(place.parent);
         }
         // The kernel's lookups are counted, so there is nothing to tell it of an inode that is not in the table.
-        if let Some(inode) = self.inodes.get(ino) {
-            match inode.follow(array, written) {
+        for inode in self.inodes.with_other(ino) {
+            let ino = inode.ino;
+            match inode.follow(array.clone(), written) {
                 Effect::Attributes => round.out.push(Invalidation::Attr { ino }),
                 Effect::Content { header_len, from } => {
                     round.out.push(Invalidation::Content { ino, header_len, from });
@@ -205,18 +206,20 @@ impl Fs {
                 });
                 continue;
             }
-            let Some(inode) = self.inodes.get(child) else { continue };
-            let (array, _) = inode.array();
-            let named = tree.ino_of_array(array.name()) == Some(child);
-            inode.set_named(named);
-            if !named {
-                out.push(Invalidation::Attr { ino: child });
+            for inode in self.inodes.with_other(child) {
+                let (array, _) = inode.array();
+                let named = tree.ino_of_array(array.name()) == Some(child);
+                inode.set_named(named);
+                if !named {
+                    out.push(Invalidation::Attr { ino: inode.ino });
+                }
+                let name = Arc::clone(&name);
+                out.push(if named || tree.child(parent, &name).is_some() {
+                    Invalidation::Entry { parent, name }
+                } else {
+                    Invalidation::Removed { parent, name, child: inode.ino }
+                });
             }
-            out.push(if named || tree.child(parent, &name).is_some() {
-                Invalidation::Entry { parent, name }
-            } else {
-                Invalidation::Removed { parent, name, child }
-            });
         }
         for ino in parents {
             if tree.directory(ino).is_some() {

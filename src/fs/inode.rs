@@ -1,7 +1,8 @@
 //! Inodes: numbers, and what is kept of an array while the kernel knows it.
 //!
 //! An inode is one version of one array: overwriting, compacting or dropping rows gives the name a new inode, and the
-//! old one goes on showing what it showed. Appending makes the inode longer, replacing changes it in place.
+//! old one goes on showing what it showed. Appending makes the inode longer, replacing changes it in place. A version may
+//! have a second inode for a while (`aside`).
 //! An [`Inode`] lives while the kernel counts a lookup of it ([`Inodes`]) or a file is open on it.
 
 use std::collections::{HashMap, VecDeque};
@@ -29,6 +30,8 @@ const DROPPED_BIT: u64 = 1 << 62;
 /// one alone, it is a pending file's.
 const HASHED_BIT: u64 = 1 << 61;
 const DROPPED_COUNT_BITS: u32 = 30;
+/// With this bit and none of the above, it is the second inode of an array version.
+const ASIDE_BIT: u64 = 1 << 60;
 
 impl Ino {
     /// The mount's root.
@@ -38,14 +41,14 @@ impl Ino {
     ///
     /// The same after each remount. Rows are dropped for good, so `id` and `n_dropped` name one view of the version.
     pub fn of_array(id: ArrayId, n_dropped: u64) -> Self {
-        if n_dropped == 0 && id.0 < HASHED_BIT - 1 {
+        if n_dropped == 0 && id.0 < ASIDE_BIT - 1 {
             // Ids start at 1, and 1 is the root.
             return Self(id.0 + 1);
         }
         if id.0 >> (61 - DROPPED_COUNT_BITS) == 0 && n_dropped >> DROPPED_COUNT_BITS == 0 {
             return Self(DROPPED_BIT | (id.0 << DROPPED_COUNT_BITS) | n_dropped);
         }
-        // Over 2^30 dropped rows, or 2^31 versions, or 2^61 of which none is dropped. Two of those meet with a chance
+        // Over 2^30 dropped rows, or 2^31 versions, or 2^60 of which none is dropped. Two of those meet with a chance
         // of 2^-61.
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&id.0.to_le_bytes());
@@ -66,6 +69,23 @@ impl Ino {
     /// Whether it is a pending file's: one that is no array, or not yet.
     pub fn is_pending(self) -> bool {
         self.0 & (DIRECTORY_BIT | DROPPED_BIT | HASHED_BIT) == HASHED_BIT
+    }
+
+    /// The other one of the two inodes that an array version may have: see [`Fs::lead_to_other`](super::Fs::lead_to_other). `None`
+    /// if it has one only.
+    pub fn other(self) -> Option<Self> {
+        let has_two = self != Self::ROOT && self.0 & (DIRECTORY_BIT | DROPPED_BIT | HASHED_BIT) == 0;
+        has_two.then_some(Self(self.0 ^ ASIDE_BIT))
+    }
+
+    /// Whether it is the second one.
+    pub fn is_aside(self) -> bool {
+        self.0 & (DIRECTORY_BIT | DROPPED_BIT | HASHED_BIT | ASIDE_BIT) == ASIDE_BIT
+    }
+
+    /// The first one.
+    pub fn own(self) -> Self {
+        if self.is_aside() { Self(self.0 ^ ASIDE_BIT) } else { self }
     }
 
     /// Whether it is a folder's.
@@ -110,6 +130,8 @@ pub(super) struct Inode {
     untold: AtomicBool,
     /// What was written, if the array is compressed, and is not committed.
     pub(super) uncommitted: Uncommitted,
+    /// How often something was lost that had been written.
+    pub(super) n_lost: AtomicU64,
 }
 
 /// Headers that writeback may still bring, for arrays whose header shares a page with elements.
@@ -190,7 +212,7 @@ pub(super) enum Effect {
 }
 
 impl Inode {
-    pub(super) fn new(array: Array) -> Self {
+    pub(super) fn new(ino: Ino, array: Array) -> Self {
         let state = State {
             shown_len: array.npy_len(),
             shown_header: None,
@@ -206,12 +228,13 @@ impl Inode {
             headers: VecDeque::new(),
         };
         Self {
-            ino: ino_of(&state.array),
+            ino,
             id: state.array.id(),
             state: RwLock::new(state),
             seen: Mutex::new(None),
             untold: AtomicBool::new(false),
             uncommitted: Uncommitted::default(),
+            n_lost: AtomicU64::new(0),
         }
     }
 
@@ -312,7 +335,7 @@ impl Inode {
             // Another state must come through `follow`, which knows what the kernel has to be told.
             if state.named
                 && let Some(array) = again(&state.array)
-                && ino_of(&array) == self.ino
+                && ino_of(&array) == self.ino.own()
                 && array.name() == state.array.name()
                 && array.shape() == state.array.shape()
             {
@@ -523,17 +546,23 @@ impl Inodes {
         lock(&self.known).get(&ino).map(|known| Arc::clone(&known.inode))
     }
 
-    /// The inode of `array`, made if the kernel does not know it; counts a lookup.
-    pub(super) fn look_up(&self, array: Array) -> Arc<Inode> {
+    /// The inode `ino` of `array`, made if the kernel does not know it; counts a lookup.
+    pub(super) fn look_up(&self, ino: Ino, array: Array) -> Arc<Inode> {
         let mut known = lock(&self.known);
-        let known = known
-            .entry(ino_of(&array))
-            .or_insert_with(|| Known { inode: Arc::new(Inode::new(array)), nlookup: 0 });
+        let known =
+            known.entry(ino).or_insert_with(|| Known { inode: Arc::new(Inode::new(ino, array)), nlookup: 0 });
         known.nlookup += 1;
         Arc::clone(&known.inode)
     }
 
-    /// The inodes that show a version of an array, with more or fewer rows dropped.
+    /// Those that the kernel knows of an inode and the [other](Ino::other) one of its version, in this order.
+    pub(super) fn with_other(&self, ino: Ino) -> impl Iterator<Item = Arc<Inode>> {
+        let known = lock(&self.known);
+        let both = [Some(ino), ino.other()].map(|ino| Some(Arc::clone(&known.get(&ino?)?.inode)));
+        both.into_iter().flatten()
+    }
+
+    /// The inodes that show a version of an array, with more or fewer rows dropped: all of them.
     pub(super) fn views_of(&self, id: ArrayId) -> Vec<Arc<Inode>> {
         lock(&self.known).values().map(|known| &known.inode).filter(|inode| inode.id == id).cloned().collect()
     }
@@ -566,24 +595,28 @@ mod tests {
     #[test]
     fn inode_numbers_do_not_meet() {
         let mut seen = std::collections::HashMap::new();
-        let ids = [1, 2, 3, 1 << 20, 1 << 31, (1 << 31) + 1, 1 << 40, (1 << 61) - 2, (1 << 61) - 1, 1 << 61];
+        let ids = [1, 2, 3, 1 << 20, 1 << 31, (1 << 31) + 1, 1 << 40, (1 << 60) - 2, (1 << 60) - 1, 1 << 61];
         let counts = [0, 1, 2, (1 << 30) - 1, 1 << 30, 1 << 40];
         for id in ids {
             for n_dropped in counts {
                 let ino = Ino::of_array(ArrayId(id), n_dropped);
-                assert!(!ino.is_directory() && !ino.is_pending());
+                assert!(!ino.is_directory() && !ino.is_pending() && !ino.is_aside());
                 assert_ne!(ino, Ino::ROOT);
                 assert_eq!(seen.insert(ino, (id, n_dropped)), None, "{id} {n_dropped}");
+                let Some(aside) = ino.other() else { continue };
+                assert!(!aside.is_directory() && !aside.is_pending() && aside.is_aside());
+                assert_eq!((aside.own(), aside.other(), ino.own()), (ino, Some(ino), ino));
+                assert_eq!(seen.insert(aside, (id, n_dropped)), None, "{id} {n_dropped}");
             }
         }
         for path in ["a/", "b/", "a/b/"] {
             let ino = Ino::of_directory(path, 0);
-            assert!(ino.is_directory());
+            assert!(ino.is_directory() && ino.other().is_none());
             assert_eq!(seen.insert(ino, (0, 0)), None);
         }
         for n in [0, 1, 1 << 40] {
             let ino = Ino::of_pending(n);
-            assert!(ino.is_pending() && !ino.is_directory());
+            assert!(ino.is_pending() && !ino.is_directory() && ino.other().is_none());
             assert_eq!(seen.insert(ino, (0, 0)), None);
         }
     }

@@ -19,9 +19,11 @@ use log::info;
 use crate::store::{Access, Compression, Store};
 use crate::sys::{FsStat, LockGuard};
 
+mod aside;
 mod attr;
 mod blocks;
 mod changes;
+mod decoded;
 mod dir;
 mod entry;
 mod error;
@@ -34,6 +36,7 @@ mod write_back;
 
 pub use attr::{Attr, BLKSIZE, FileKind, NAME_MAX, SetAttr};
 pub use changes::Invalidation;
+pub use decoded::{DecodePolicy, DecodedFile, DecodedFiles, Found};
 pub use entry::Rename;
 pub use error::FsError;
 pub use file::{OpenFlags, Opened};
@@ -42,6 +45,7 @@ pub use inode::{Ino, LastByte};
 pub use pending::{Closed, NewFile};
 pub use write_back::Written;
 
+use aside::Aside;
 use blocks::DecodedBlocks;
 use dir::{Child, Tree};
 use file::OpenFile;
@@ -73,6 +77,7 @@ pub struct Fs {
     making: Handles<OpenPending>,
     directories: Handles<OpenDirectory>,
     again: Again,
+    aside: Aside,
     /// Inodes that were written to in place, and nobody told.
     untold: Mutex<Vec<Arc<Inode>>>,
     /// Lets writers tell what they write in place.
@@ -130,6 +135,7 @@ impl Fs {
             making: Handles::of_pending(),
             directories: Handles::new(),
             again: Again::default(),
+            aside: Aside::default(),
             untold: Mutex::default(),
             watch: Mutex::new(None),
             invalidate: Box::new(invalidate),
@@ -172,7 +178,7 @@ impl Fs {
         let mut attempts = 0;
         loop {
             self.sync()?;
-            let attr = self.entry(parent, name)?;
+            let attr = self.entry(parent, name, Some(caller))?;
             if attr.kind == FileKind::File
                 && let Some(new) = self.look_up_emptied(caller, parent, name)?
             {
@@ -281,7 +287,7 @@ impl Fs {
                     Err(_) => true,
                 };
             }
-            let Ok(attr) = self.entry(ino, OsStr::new(&*entry.name)) else { return true };
+            let Ok(attr) = self.entry(ino, OsStr::new(&*entry.name), None) else { return true };
             let taken = add(next, entry, &attr);
             if !taken {
                 self.forget(attr.ino, 1);
@@ -312,7 +318,7 @@ impl Fs {
     }
 
     /// As [`Fs::lookup`], of the names as they were last taken over.
-    fn entry(&self, parent: Ino, name: &OsStr) -> Result<Attr, FsError> {
+    fn entry(&self, parent: Ino, name: &OsStr, caller: Option<Caller>) -> Result<Attr, FsError> {
         // The tree stays locked until the inode is in the table: a change that is taken over later finds it there.
         let tree = read(&self.tree);
         let array = match find(&tree, parent, name)? {
@@ -329,7 +335,8 @@ impl Fs {
             }
             Child::File { array, .. } => self.store.record(array)?,
         };
-        let inode = self.inodes.look_up(array);
+        let ino = self.shown_ino(ino_of(&array), caller);
+        let inode = self.inodes.look_up(ino, array);
         drop(tree);
         Ok(self.file_attr(&inode))
     }

@@ -331,7 +331,7 @@ impl Fs {
     /// # Errors
     /// `Store`. What could not be committed is kept for the next attempt.
     pub fn commit(&self, ino: Ino) -> Result<(), FsError> {
-        self.inodes.get(ino).map_or(Ok(()), |inode| self.commit_inode(&inode))
+        self.inodes.with_other(ino).map(|inode| self.commit_inode(&inode)).fold(Ok(()), Result::and)
     }
 
     /// As [`Fs::commit`], for all files. All are tried; the first error is returned.
@@ -424,6 +424,7 @@ impl Fs {
         let (array, _) = inode.array();
         error!("{} bytes that were written to array {:?} are lost: {error}", parts.n_bytes(), array.name());
         self.write_back.settle(inode, Parts::default(), false);
+        inode.n_lost.fetch_add(1, Ordering::Relaxed);
         // The kernel has them still.
         let effect = inode.unsettle();
         self.tell(inode.ino, Some(effect));

@@ -3,21 +3,22 @@
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenAccMode, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use log::debug;
 
-use super::convert::{answer_open, empty, errno, fh, file_attr, file_type, ino, pending_flags};
+use super::convert::{empty, errno, fh, file_attr, file_type, ino, pending_flags};
+use super::decoded::{Opener, Opening};
 use super::notify::Job;
-use super::passthrough::{OpenAs, Passthrough};
+use super::passthrough::Passthrough;
 use super::worker::{Tasks, WaitingWrite, must_wait, waiting};
 use crate::fs::{
     Attr, BLKSIZE, Caller, Fs, FsError, Ino, NAME_MAX, NewFile, OpenFlags, Rename, SetAttr, Written,
@@ -40,10 +41,9 @@ const GENERATION: Generation = Generation(0);
 pub(super) struct Adapter {
     pub(super) fs: Arc<Fs>,
     pub(super) passthrough: Arc<Passthrough>,
+    pub(super) opener: Arc<Opener>,
     pub(super) jobs: Sender<Job>,
     pub(super) tasks: Tasks,
-    /// Set once the kernel answers.
-    pub(super) kernel: Arc<OnceLock<Notifier>>,
 }
 
 impl Adapter {
@@ -269,34 +269,7 @@ impl Filesystem for Adapter {
             let (fs, array) = (Arc::clone(&self.fs), opened.array.clone());
             self.tasks.hand_over(move || fs.mend(&array));
         }
-        let backing = opened.array.backing().ok().flatten();
-        let may_pass = opened.array.n_deleted() == 0 && opened.array.codec().is_none();
-        let open_as = self.passthrough.open(ino, may_pass, backing, |fd| reply.open_backing(fd));
-        let settled = match open_as {
-            OpenAs::Backed(_) => {
-                self.fs.bypass(ino);
-                // Only of attributes, and for that the kernel needs no answer of ours.
-                if let Some(kernel) = self.kernel.get()
-                    && let Err(error) = kernel.inval_inode(node, -1, 0)
-                {
-                    debug!("attributes of inode {ino} are not dropped: {error}");
-                }
-                opened.settled
-            }
-            OpenAs::Cached { first, .. } => {
-                if first {
-                    let _ = self.jobs.send(Job::Cached);
-                }
-                self.fs.revalidate(ino) && opened.settled
-            }
-        };
-        if settled {
-            answer_open(reply, &opened, write, &open_as);
-        } else {
-            let answer = Box::new(move || answer_open(reply, &opened, write, &open_as));
-            // If nobody reads the queue any more, the reply is dropped, which answers EIO.
-            let _ = self.jobs.send(Job::Then(answer));
-        }
+        self.opener.open(Opening { node, caller: Caller(req.pid()), write, opened, reply });
     }
 
     fn read(
@@ -324,7 +297,7 @@ impl Filesystem for Adapter {
     fn write(
         &self,
         _req: &Request,
-        _node: INodeNo,
+        node: INodeNo,
         handle: FileHandle,
         offset: u64,
         data: &[u8],
@@ -335,7 +308,7 @@ impl Filesystem for Adapter {
     ) {
         let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        match self.fs.write(fh(handle), offset, data, from_cache) {
+        match self.opener.write(ino(node), fh(handle), offset, data, from_cache) {
             Ok(written) => {
                 match written {
                     Written::Done => {}
@@ -348,8 +321,8 @@ impl Filesystem for Adapter {
                 reply.written(len);
             }
             Err(error) if must_wait(&error) => {
-                let (fs, jobs, data) = (Arc::clone(&self.fs), self.jobs.clone(), data.to_vec());
-                let write = WaitingWrite { fs, jobs, fh: fh(handle), offset, data, from_cache, reply };
+                let (opener, fh, data) = (Arc::clone(&self.opener), fh(handle), data.to_vec());
+                let write = WaitingWrite { opener, ino: ino(node), fh, offset, data, from_cache, reply };
                 self.tasks.hand_over(move || write.finish(len));
             }
             Err(error) => reply.error(errno(&error)),
@@ -381,7 +354,7 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.passthrough.close(ino(node));
+        self.opener.closed(ino(node));
         let is_uncommitted = self.fs.is_uncommitted(fh(handle));
         if let Some(closed) = self.fs.release(fh(handle)) {
             let fs = Arc::clone(&self.fs);

@@ -57,7 +57,7 @@ pub(super) fn empty(reply: ReplyEmpty, result: Result<(), FsError>) {
 pub(super) fn answer_open(reply: ReplyOpen, opened: &Opened, write: bool, open_as: &OpenAs) {
     let fh = FileHandle(opened.fh.0);
     match open_as {
-        OpenAs::Backed(id) => {
+        OpenAs::Backed { id, .. } => {
             // Through such a handle write() could reach past the array's end, and change its header, unseen. With
             // DIRECT_IO it comes to us, and only mappings go to the file.
             let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
@@ -72,6 +72,7 @@ pub(super) fn answer_open(reply: ReplyOpen, opened: &Opened, write: bool, open_a
             flags.set(FopenFlags::FOPEN_NOFLUSH, !write);
             reply.opened(fh, flags);
         }
+        OpenAs::Aside => reply.error(Errno::ESTALE),
     }
 }
 

@@ -1,25 +1,26 @@
 //! The mount: [`mount`] hands a store to the kernel by way of `fuser`, and [`Mounted`] stands for what it gets.
 //!
-//! Four kinds of threads: fuser's answer requests (`adapter`), two workers do what may wait (`worker`), the
+//! Four kinds of threads: fuser's answer requests (`adapter`), workers do what may wait (`worker`), the
 //! notifier tells the kernel what changed, the watcher sees that something did (`notify`). Which files the kernel
-//! serves by itself is decided in `passthrough`.
+//! serves by itself is decided in `passthrough`, and which arrays are decoded for that in `decoded`.
 
 use std::error::Error;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread::{self, JoinHandle};
 
 use fuser::{Session, SessionACL};
 use log::{info, warn};
 
-use crate::fs::{Fs, FsError};
+use crate::fs::{DecodedFiles, Fs, FsError, Ino};
 use crate::store::{Compression, Store};
 
 mod adapter;
 mod convert;
+mod decoded;
 mod device;
 mod notify;
 mod passthrough;
@@ -27,6 +28,7 @@ mod readahead;
 mod worker;
 
 use adapter::Adapter;
+use decoded::Opener;
 use device::DEVICE;
 use notify::{Job, Notice, Watcher};
 use passthrough::Passthrough;
@@ -48,6 +50,9 @@ pub struct MountOptions {
     pub passthrough: PassthroughMode,
     /// How new arrays are compressed, or that they are not; `None`: as the store says.
     pub compression: Option<Option<Compression>>,
+    /// How many bytes compressed arrays may have together that are decoded whole, for the kernel to serve them by itself;
+    /// 0: none is. `None`: an eighth of the memory, or a quarter of what is free on the store's disk, if that is less.
+    pub decoded: Option<u64>,
     /// Threads that answer requests; 0 for the default of 2.
     pub threads: usize,
     /// Further options for the kernel as mount(8) has them: `nodev`, `noatime` and so on.
@@ -184,12 +189,22 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
     let notifier = Arc::new(OnceLock::new());
     let thread = |source| MountError::Thread { source };
     let (tasks, workers) = worker::start().map_err(thread)?;
-    let adapter = Adapter {
+    let decoded = Arc::new(decoded::files(&fs, options.decoded));
+    let opener = Arc::new(Opener {
         fs: Arc::clone(&fs),
         passthrough: Arc::clone(&passthrough),
+        decoded: Arc::clone(&decoded),
         jobs: jobs.clone(),
         tasks: tasks.clone(),
         kernel: Arc::clone(&notifier),
+        waiting: Mutex::default(),
+    });
+    let adapter = Adapter {
+        fs: Arc::clone(&fs),
+        passthrough: Arc::clone(&passthrough),
+        opener,
+        jobs: jobs.clone(),
+        tasks: tasks.clone(),
     };
 
     // Watching starts before the mount, so that no commit falls between.
@@ -226,7 +241,8 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
     let kernel = session.notifier();
     let _ = notifier.set(kernel.clone());
     let counted = Arc::downgrade(&fs);
-    let notice = Notice { fs, passthrough, kernel, tasks, poll };
+    let (decoded_files, shown) = (Arc::downgrade(&decoded), Arc::downgrade(&passthrough));
+    let notice = Notice { fs, passthrough, decoded, kernel, tasks, poll };
     threads.notifier = Some(notify::start(notice, queue).map_err(thread)?);
     let session = thread::Builder::new()
         .name("npkfs-session".into())
@@ -246,7 +262,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
     mount.keep();
     readahead::raise(mountpoint);
     info!("mounted at {}", mountpoint.display());
-    Ok(Mounted { session, fs: counted })
+    Ok(Mounted { session, fs: counted, decoded: decoded_files, passthrough: shown })
 }
 
 /// A store that is mounted, and the threads that serve it. Dropping it leaves both as they are: a mount ends when
@@ -255,6 +271,8 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
 pub struct Mounted {
     session: JoinHandle<io::Result<()>>,
     fs: Weak<Fs>,
+    decoded: Weak<DecodedFiles>,
+    passthrough: Weak<Passthrough>,
 }
 
 impl Mounted {
@@ -272,6 +290,21 @@ impl Mounted {
     /// How many blocks of compressed arrays were decoded so far, for those who read them; 0 once the mount is gone.
     pub fn n_decoded_blocks(&self) -> u64 {
         self.fs.upgrade().map_or(0, |fs| fs.n_decoded_blocks())
+    }
+
+    /// How many bytes the arrays have that are decoded whole now, for the kernel to serve them; 0 once the mount is gone.
+    pub fn decoded_len(&self) -> u64 {
+        self.decoded.upgrade().map_or(0, |decoded| decoded.len())
+    }
+
+    /// How many they may have.
+    pub fn decoded_limit(&self) -> u64 {
+        self.decoded.upgrade().map_or(0, |decoded| decoded.limit())
+    }
+
+    /// Whether an inode is open, and the kernel serves it from a file that its array was decoded in.
+    pub fn is_decoded(&self, ino: Ino) -> bool {
+        self.passthrough.upgrade().is_some_and(|passthrough| passthrough.is_decoded(ino))
     }
 
     /// Whether the mount is gone.

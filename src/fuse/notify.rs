@@ -19,7 +19,7 @@ use log::{debug, info, warn};
 
 use super::passthrough::Passthrough;
 use super::worker::Tasks;
-use crate::fs::{Fs, Invalidation};
+use crate::fs::{DecodedFiles, Fs, Invalidation};
 
 /// Something for the notifier to do.
 pub(super) enum Job {
@@ -29,7 +29,7 @@ pub(super) enum Job {
     Invalidate(Invalidation),
     /// A file was opened through the page cache, and none was open so before.
     Cached,
-    /// A file was written to, and nobody told, or it is not committed.
+    /// A file was written to, and nobody told, or it is not committed; or a version that is gone was closed.
     Written,
     /// What had to wait for the jobs before it.
     Then(Box<dyn FnOnce() + Send>),
@@ -45,6 +45,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct Notice {
     pub(super) fs: Arc<Fs>,
     pub(super) passthrough: Arc<Passthrough>,
+    pub(super) decoded: Arc<DecodedFiles>,
     pub(super) kernel: Notifier,
     pub(super) tasks: Tasks,
     /// Whether to look at the manifest, too.
@@ -56,11 +57,9 @@ impl Notice {
     fn run(&self, jobs: &Receiver<Job>) {
         let mut next_look = Instant::now();
         loop {
-            let job = if self.poll
-                || self.passthrough.has_cached()
-                || self.fs.has_untold()
-                || self.fs.has_uncommitted()
-            {
+            let looks = self.poll || self.passthrough.has_cached();
+            let waits = self.fs.has_untold() || self.fs.has_uncommitted() || self.decoded.has_leftover();
+            let job = if looks || waits {
                 jobs.recv_timeout(next_look.saturating_duration_since(Instant::now()))
             } else {
                 let job = jobs.recv().map_err(RecvTimeoutError::from);
@@ -72,7 +71,7 @@ impl Notice {
                 Ok(Job::Changed) => drop(self.fs.sync()),
                 Ok(Job::Invalidate(invalidation)) => {
                     debug!("{invalidation:?}");
-                    if let Err(error) = invalidate(&self.fs, &self.kernel, &invalidation) {
+                    if let Err(error) = invalidate(&self.fs, &self.decoded, &self.kernel, &invalidation) {
                         debug!("{invalidation:?}: {error}");
                     }
                 }
@@ -99,6 +98,9 @@ impl Notice {
         for ino in self.passthrough.cached() {
             self.fs.revalidate(ino);
         }
+        if self.decoded.has_leftover() {
+            self.decoded.tidy(&self.fs);
+        }
         if self.fs.has_untold() {
             let fs = Arc::clone(&self.fs);
             self.tasks.hand_over(move || fs.tell_written());
@@ -110,17 +112,27 @@ impl Notice {
     }
 }
 
-fn invalidate(fs: &Fs, kernel: &Notifier, invalidation: &Invalidation) -> io::Result<()> {
+fn invalidate(
+    fs: &Fs,
+    decoded: &DecodedFiles,
+    kernel: &Notifier,
+    invalidation: &Invalidation,
+) -> io::Result<()> {
     match invalidation {
         Invalidation::Removed { parent, name, child } => {
             kernel.delete(INodeNo(parent.0), INodeNo(child.0), OsStr::new(&**name))
         }
         Invalidation::Entry { parent, name } => kernel.inval_entry(INodeNo(parent.0), OsStr::new(&**name)),
-        Invalidation::Attr { ino } => kernel.inval_inode(INodeNo(ino.0), -1, 0),
+        Invalidation::Attr { ino } => {
+            // No name may lead to it any more.
+            decoded.tidy(fs);
+            kernel.inval_inode(INodeNo(ino.0), -1, 0)
+        }
         Invalidation::Content { ino, header_len, from } => {
             let node = INodeNo(ino.0);
             let offset = i64::try_from(*from).unwrap_or(i64::MAX);
             let header_len = i64::try_from(*header_len).unwrap_or(i64::MAX);
+            decoded.follow(fs, *ino);
             // All steps are taken even if one fails: length and header must not stay behind for ever.
             let elements = kernel.inval_inode(node, offset, 0);
             let length = match fs.show_length(*ino) {
@@ -129,6 +141,7 @@ fn invalidate(fs: &Fs, kernel: &Notifier, invalidation: &Invalidation) -> io::Re
             };
             let attributes = kernel.inval_inode(node, -1, 0);
             fs.settle(*ino);
+            decoded.show_header(fs, *ino);
             let header = kernel.inval_inode(node, 0, header_len);
             elements.and(length).and(attributes).and(header)
         }

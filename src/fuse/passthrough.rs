@@ -1,19 +1,22 @@
-//! FUSE passthrough: handing data files to the kernel, which then serves reads, writes and mappings by itself.
+//! FUSE passthrough: handing files to the kernel, which then serves reads, writes and mappings by itself: data files, and
+//! those that hold a compressed array decoded.
 //!
 //! The kernel needs all open files of an inode to be alike: passed through to one and the same backing id, or cached.
-//! So the first open decides for all that follow until the last one is closed, and they share the id. Needs Linux
-//! 6.9 and CAP_SYS_ADMIN; at the first refusal of either the mount goes on without, for good.
+//! So the first open decides for all that follow until the last one is closed, and they share the id. Decoded arrays are
+//! passed through for reading only: what a mapping writes there would reach nobody. Those who want to write use the other
+//! inode of that version, which is cached, and never is a version cached in both. Needs Linux 6.9 and CAP_SYS_ADMIN; at
+//! the first refusal of either the mount goes on without, for good.
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fuser::BackingId;
 use log::{info, warn};
 
-use crate::fs::Ino;
+use crate::fs::{Caller, DecodedFile, Fs, Ino};
 
 /// How a file is to be opened.
 #[derive(Debug, Clone)]
@@ -21,8 +24,33 @@ pub(super) enum OpenAs {
     /// Through the daemon and the page cache. `keep`: pages from before are still good. `first`: no other inode is
     /// open so.
     Cached { keep: bool, first: bool },
-    /// By the kernel alone, from this file.
-    Backed(Arc<BackingId>),
+    /// By the kernel alone, from this file. `decoded`: it is no data file.
+    Backed { id: Arc<BackingId>, decoded: bool },
+    /// Not at all: through the other inode of the version.
+    Aside,
+}
+
+/// Who wants to open what.
+#[derive(Debug)]
+pub(super) struct Wish<'a> {
+    pub(super) fs: &'a Fs,
+    pub(super) ino: Ino,
+    pub(super) caller: Caller,
+    pub(super) write: bool,
+    /// False for inodes whose pages are never old.
+    pub(super) may_pass: bool,
+    pub(super) source: Source<'a>,
+}
+
+/// What an inode can be read from.
+#[derive(Debug)]
+pub(super) enum Source<'a> {
+    /// The daemon.
+    Daemon,
+    /// The data file, whose bytes are the inode's.
+    DataFile(BorrowedFd<'a>),
+    /// A file that the array is decoded in.
+    Decoded(Arc<DecodedFile>),
 }
 
 /// How the open files of each inode are open.
@@ -42,6 +70,8 @@ pub(super) struct Passthrough {
 struct Open {
     n_handles: usize,
     backing: Option<Arc<BackingId>>,
+    /// What `backing` stands for, if it is not the data file. It is in use while it is here.
+    decoded: Option<Arc<DecodedFile>>,
 }
 
 impl Passthrough {
@@ -62,31 +92,67 @@ impl Passthrough {
         }
     }
 
-    /// Decides for one more open file of an inode; [`Passthrough::close`] must follow. `backing` is the file whose
-    /// bytes are the inode's, if there is one, and `register` hands it to the kernel. `may_pass` is false for inodes
-    /// that never have such a file.
+    /// Whether files may be passed through, as far as anybody knows. `register` is tried if nobody knows.
+    pub(super) fn is_available(&self, register: impl FnOnce() -> io::Result<BackingId>) -> bool {
+        if self.on.load(Ordering::Relaxed) && !self.used.load(Ordering::Relaxed) {
+            self.keep_or_turn_off(register());
+        }
+        self.on.load(Ordering::Relaxed) && self.used.load(Ordering::Relaxed)
+    }
+
+    /// Decides for one more open file of an inode; [`Passthrough::close`] must follow, unless it is opened
+    /// [aside](OpenAs::Aside). `register` hands a file to the kernel.
     pub(super) fn open(
         &self,
-        ino: Ino,
-        may_pass: bool,
-        backing: Option<BorrowedFd<'_>>,
+        wish: Wish<'_>,
         register: impl FnOnce(BorrowedFd<'_>) -> io::Result<BackingId>,
     ) -> OpenAs {
-        let mut inodes = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let open = inodes.entry(ino).or_insert_with(|| Open {
-            n_handles: 0,
-            backing: self.register(backing, register).map(Arc::new),
-        });
+        let Wish { fs, ino, caller, write, may_pass, source } = wish;
+        // Nobody opens a file between the decision and its consequence, or two who want different things would go back
+        // and forth.
+        let aside = || {
+            fs.lead_to_other(ino, caller);
+            OpenAs::Aside
+        };
+        let mut inodes = self.inodes();
+        if let Some(open) = inodes.get(&ino) {
+            if open.decoded.as_ref().is_some_and(|decoded| write || decoded.is_behind()) {
+                return aside();
+            }
+        } else {
+            let (backing, decoded) = match source {
+                Source::Daemon => (None, None),
+                Source::DataFile(fd) => (self.register(fd, register), None),
+                Source::Decoded(_) if write => (None, None),
+                Source::Decoded(file) => {
+                    let backing = file.fd().and_then(|fd| self.register(fd, register));
+                    (backing, Some(file))
+                }
+            };
+            let other = ino.other().and_then(|other| inodes.get(&other));
+            let is_other_cached = other.is_some_and(|other| other.backing.is_none());
+            if backing.is_none() && (is_other_cached || fs.leads_to_other(ino, caller)) {
+                return aside();
+            }
+            let decoded = decoded.filter(|_| backing.is_some());
+            inodes.insert(ino, Open { n_handles: 0, backing: backing.map(Arc::new), decoded });
+        }
+        let Some(open) = inodes.get_mut(&ino) else { return aside() };
         open.n_handles += 1;
+        let is_first = open.n_handles == 1;
+        fs.arrived(ino, caller);
         match &open.backing {
             Some(id) => {
-                self.n_backed.fetch_add(usize::from(open.n_handles == 1), Ordering::Relaxed);
-                OpenAs::Backed(Arc::clone(id))
+                self.n_backed.fetch_add(usize::from(is_first), Ordering::Relaxed);
+                OpenAs::Backed { id: Arc::clone(id), decoded: open.decoded.is_some() }
             }
-            None => OpenAs::Cached {
-                keep: !may_pass || !self.on.load(Ordering::Relaxed) && !self.used.load(Ordering::Relaxed),
-                first: open.n_handles == 1 && self.n_cached.fetch_add(1, Ordering::Relaxed) == 0,
-            },
+            None => {
+                let never_passed = !self.on.load(Ordering::Relaxed) && !self.used.load(Ordering::Relaxed);
+                OpenAs::Cached {
+                    keep: !may_pass || never_passed,
+                    first: is_first && self.n_cached.fetch_add(1, Ordering::Relaxed) == 0,
+                }
+            }
         }
     }
 
@@ -95,8 +161,12 @@ impl Passthrough {
         if self.n_backed.load(Ordering::Relaxed) == 0 {
             return false;
         }
-        let inodes = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        inodes.get(&ino).is_some_and(|open| open.backing.is_some())
+        self.inodes().get(&ino).is_some_and(|open| open.backing.is_some())
+    }
+
+    /// Whether an inode is open, and served from a file that its array was decoded in.
+    pub(super) fn is_decoded(&self, ino: Ino) -> bool {
+        self.inodes().get(&ino).is_some_and(|open| open.decoded.is_some())
     }
 
     /// Whether any inode is open through the page cache.
@@ -106,33 +176,39 @@ impl Passthrough {
 
     /// The inodes that are open through the page cache.
     pub(super) fn cached(&self) -> Vec<Ino> {
-        let inodes = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        inodes.iter().filter(|(_, open)| open.backing.is_none()).map(|(ino, _)| *ino).collect()
+        self.inodes().iter().filter(|(_, open)| open.backing.is_none()).map(|(ino, _)| *ino).collect()
     }
 
-    /// One open file less.
-    pub(super) fn close(&self, ino: Ino) {
-        let mut inodes = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = inodes.get_mut(&ino) {
-            open.n_handles = open.n_handles.saturating_sub(1);
-            if open.n_handles == 0 {
-                let count = if open.backing.is_some() { &self.n_backed } else { &self.n_cached };
-                count.fetch_sub(1, Ordering::Relaxed);
-                inodes.remove(&ino);
-            }
+    /// One open file less. Returns whether it was the last one of a decoded array.
+    pub(super) fn close(&self, ino: Ino) -> bool {
+        let mut inodes = self.inodes();
+        let Some(open) = inodes.get_mut(&ino) else { return false };
+        open.n_handles = open.n_handles.saturating_sub(1);
+        if open.n_handles > 0 {
+            return false;
         }
+        let count = if open.backing.is_some() { &self.n_backed } else { &self.n_cached };
+        count.fetch_sub(1, Ordering::Relaxed);
+        inodes.remove(&ino).is_some_and(|open| open.decoded.is_some())
+    }
+
+    fn inodes(&self) -> MutexGuard<'_, HashMap<Ino, Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn register(
         &self,
-        backing: Option<BorrowedFd<'_>>,
+        fd: BorrowedFd<'_>,
         register: impl FnOnce(BorrowedFd<'_>) -> io::Result<BackingId>,
     ) -> Option<BackingId> {
-        let fd = backing?;
         if !self.on.load(Ordering::Relaxed) {
             return None;
         }
-        match register(fd) {
+        self.keep_or_turn_off(register(fd))
+    }
+
+    fn keep_or_turn_off(&self, registered: io::Result<BackingId>) -> Option<BackingId> {
+        match registered {
             Ok(id) => {
                 self.used.store(true, Ordering::Relaxed);
                 Some(id)

@@ -2,7 +2,8 @@
 //! answer requests never do, or a mount would stand still while another process appends.
 //!
 //! Changes of names have a thread of their own. The kernel keeps a folder locked until such a change is answered, so
-//! it must not stand behind pages that wait to be written back, which they do for as long as it takes.
+//! it must not stand behind pages that wait to be written back, which they do for as long as it takes. Arrays are
+//! decoded whole by two more.
 
 use std::io;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use fuser::ReplyWrite;
 use log::{info, warn};
 
 use super::convert::errno;
+use super::decoded::Opener;
 use super::notify::Job;
 use crate::fs::{Fh, Fs, FsError, Ino, Written};
 use crate::store::StoreError;
@@ -30,6 +32,8 @@ type Task = Box<dyn FnOnce() + Send>;
 pub(super) struct Tasks {
     elements: Sender<Option<Task>>,
     names: Sender<Option<Task>>,
+    small: Sender<Option<Task>>,
+    large: Sender<Option<Task>>,
 }
 
 impl Tasks {
@@ -43,18 +47,27 @@ impl Tasks {
         let _ = self.names.send(Some(Box::new(task)));
     }
 
+    /// As [`Tasks::hand_over`], for an array to be decoded: small ones do not wait for large ones.
+    pub(super) fn hand_over_decoding(&self, is_small: bool, task: impl FnOnce() + Send + 'static) {
+        let tasks = if is_small { &self.small } else { &self.large };
+        let _ = tasks.send(Some(Box::new(task)));
+    }
+
     /// Ends the threads when the tasks up to now are done.
     pub(super) fn stop(&self) {
-        let _ = self.elements.send(None);
-        let _ = self.names.send(None);
+        for tasks in [&self.elements, &self.names, &self.small, &self.large] {
+            let _ = tasks.send(None);
+        }
     }
 }
 
 /// Starts the threads.
-pub(super) fn start() -> io::Result<(Tasks, [JoinHandle<()>; 2])> {
+pub(super) fn start() -> io::Result<(Tasks, [JoinHandle<()>; 4])> {
     let (elements, element_thread) = start_one("npkfs-worker")?;
     let (names, name_thread) = start_one("npkfs-names")?;
-    Ok((Tasks { elements, names }, [element_thread, name_thread]))
+    let (small, small_thread) = start_one("npkfs-decode")?;
+    let (large, large_thread) = start_one("npkfs-decode")?;
+    Ok((Tasks { elements, names, small, large }, [element_thread, name_thread, small_thread, large_thread]))
 }
 
 fn start_one(name: &str) -> io::Result<(Sender<Option<Task>>, JoinHandle<()>)> {
@@ -99,8 +112,8 @@ pub(super) fn waiting<T>(
 
 /// A write that met another writer, or a file that became an array, or found no room.
 pub(super) struct WaitingWrite {
-    pub(super) fs: Arc<Fs>,
-    pub(super) jobs: Sender<Job>,
+    pub(super) opener: Arc<Opener>,
+    pub(super) ino: Ino,
     pub(super) fh: Fh,
     pub(super) offset: u64,
     pub(super) data: Vec<u8>,
@@ -116,7 +129,7 @@ impl WaitingWrite {
         let mut pause = Duration::from_micros(200);
         let mut said = false;
         let result = loop {
-            let result = self.fs.write(self.fh, self.offset, &self.data, self.from_cache);
+            let result = self.write();
             let waited = start.elapsed();
             match &result {
                 Err(error) if is_locked(error) && (self.from_cache || waited < WRITE_TIMEOUT) => {
@@ -125,16 +138,16 @@ impl WaitingWrite {
                         said = true;
                     }
                 }
-                Err(FsError::Finished { .. }) => match self.fs.detach(self.fh) {
+                Err(FsError::Finished { .. }) => match self.opener.fs.detach(self.fh) {
                     Ok(()) => continue,
                     Err(error) => break Err(error),
                 },
-                Err(FsError::Uncommitted { .. }) => match self.fs.commit_all() {
+                Err(FsError::Uncommitted { .. }) => match self.opener.fs.commit_all() {
                     Ok(()) => continue,
                     Err(error) if is_locked(&error) && (self.from_cache || waited < WRITE_TIMEOUT) => {}
                     // There may be room for all that.
                     Err(error) => {
-                        let again = self.fs.write(self.fh, self.offset, &self.data, self.from_cache);
+                        let again = self.write();
                         let is_full = matches!(again, Err(FsError::Uncommitted { .. }));
                         break if is_full { Err(error) } else { again };
                     }
@@ -150,11 +163,15 @@ impl WaitingWrite {
         match result {
             Ok(written) => {
                 if written == Written::First {
-                    let _ = self.jobs.send(Job::Written);
+                    let _ = self.opener.jobs.send(Job::Written);
                 }
                 self.reply.written(len);
             }
             Err(error) => self.reply.error(errno(&error)),
         }
+    }
+
+    fn write(&self) -> Result<Written, FsError> {
+        self.opener.write(self.ino, self.fh, self.offset, &self.data, self.from_cache)
     }
 }

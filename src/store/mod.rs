@@ -9,6 +9,7 @@
 mod array;
 mod block_writer;
 mod blocks;
+mod changed;
 mod check;
 mod compressed;
 mod data;
@@ -32,6 +33,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLo
 use std::time::Duration;
 
 pub use array::{Array, ArrayMap};
+pub use changed::BlocksState;
 pub use check::{Depth, Problem, Report, verify, verify_storage, verify_storage_with, verify_with};
 pub use compressed::Usage;
 pub use draft::Draft;
@@ -336,6 +338,15 @@ impl Store {
             Some(record) => Ok(Array::new(Arc::clone(&self.shared), record)),
             None => Err(StoreError::NotFound { store: self.path().to_owned(), array: name.to_owned() }),
         }
+    }
+
+    /// An empty file in the store's folder, open for reading and writing, that is gone with its last handle: for copies
+    /// that are made to be read fast.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn scratch_file(&self) -> Result<Arc<dyn StorageFile>, StoreError> {
+        self.shared.new_file()
     }
 
     /// Lets every later operation return only when it is on the disk, with all before it through this handle.

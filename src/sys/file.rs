@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, FallocateFlags, Mode, copy_file_range, fallocate, fchm
 use rustix::io::{Errno, retry_on_intr};
 
 use super::fork;
-use super::{FileAccess, FileStat, Map, SharedWord, StorageFile, netfs};
+use super::{FileAccess, FileStat, Map, SharedWord, StorageFile, lease, netfs};
 
 const COPY_CHUNK_LEN: usize = 1 << 20;
 
@@ -160,6 +160,10 @@ impl StorageFile for DirFile {
             return Err(io::ErrorKind::Unsupported.into());
         }
         SharedWord::of_file(&self.file, offset, access == FileAccess::Write)
+    }
+
+    fn has_others(&self) -> bool {
+        lease::has_others(self.file.as_fd())
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

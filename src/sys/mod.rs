@@ -2,12 +2,14 @@
 //!
 //! `store` reaches its files only through [`Storage`], so a test can hand it a storage that fails on demand or
 //! forgets what was not synced. Nothing here knows what the bytes mean. All `unsafe` code of the package outside
-//! of `python` is here: the map, the `fcntl` of the lock, and the fork handler.
+//! of `python` is here: the map, the `fcntl` of locks and leases, and the fork handler.
 
 mod dir;
 mod file;
 mod fork;
+mod lease;
 pub mod lock;
+pub mod memory;
 mod mmap;
 pub mod mounts;
 pub mod netfs;

@@ -18,3 +18,9 @@ pub fn new_session() -> io::Result<()> {
     rustix::process::setsid()?;
     Ok(())
 }
+
+/// How many descriptors this process may have open.
+pub fn max_descriptors() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+}

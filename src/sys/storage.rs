@@ -176,6 +176,11 @@ pub trait StorageFile: Any + Send + Sync + fmt::Debug {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// Whether anybody has the file open or mapped besides this handle; `false` where that cannot be asked.
+    fn has_others(&self) -> bool {
+        false
+    }
+
     /// The descriptor, where there is one.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 }

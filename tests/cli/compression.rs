@@ -351,7 +351,9 @@ fn a_mount_compresses_what_is_copied_in_as_it_is_told() {
             (described["codec"]["level"].as_i64(), described["stored_nbytes"].as_u64().unwrap())
         };
         way.run(["config", store, "compress=zstd:2"]).ok();
-        for (options, level) in [("rw", Some(2)), ("compress=off", None), ("compress=zstd:-2", Some(-2))] {
+        for (options, level) in
+            [("rw", Some(2)), ("compress=off", None), ("compress=zstd:-2,decoded=0", Some(-2))]
+        {
             let (ran, unmount) = way.mount_with(options);
             ran.ok();
             let (found, stored) = made("a");

@@ -181,6 +181,13 @@ for line in sys.stdin:
         elif do == 'flush': out = m.flush()
         elif do == 'size': out = os.fstat(f.fileno()).st_size
         elif do == 'fsync': out = os.fsync(f.fileno())
+        elif do == 'close':
+            # The file, and the descriptor that the map has of its own: only the mapping is left.
+            path, out = f.name, f.close()
+            for fd in os.listdir('/proc/self/fd'):
+                try:
+                    if os.readlink('/proc/self/fd/' + fd) == path: os.close(int(fd))
+                except OSError: pass
         print(out, flush=True)
     except OSError as error:
         print('errno', error.errno, flush=True)

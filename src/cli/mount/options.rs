@@ -8,7 +8,7 @@ use crate::store::Compression;
 
 /// What `-o` can say, for messages.
 const KNOWN: &str = "ro, rw, allow_other, nonempty, passthrough=auto|off, threads=N, \
-                     compress=off|zstd[:LEVEL], dev, nodev, suid, nosuid, \
+                     compress=off|zstd[:LEVEL], decoded=SIZE, dev, nodev, suid, nosuid, \
                      exec, noexec, atime, noatime, nodiratime, relatime, \
                      strictatime, sync, async, dirsync, defaults";
 
@@ -30,6 +30,8 @@ pub struct Choices {
     pub threads: Option<NonZeroUsize>,
     /// How arrays are compressed that are made through the mount; `None`: as the store says.
     pub compression: Option<Option<Compression>>,
+    /// Bytes that decoded arrays may take, for the kernel to serve them itself; `None` is for the mount to choose.
+    pub decoded: Option<u64>,
     /// Options that only concern the kernel.
     pub kernel: Vec<&'static str>,
 }
@@ -43,6 +45,7 @@ impl Default for Choices {
             passthrough: true,
             threads: None,
             compression: None,
+            decoded: None,
             kernel: Vec::new(),
         }
     }
@@ -124,6 +127,10 @@ impl Choices {
                 Some(compression) => self.compression = Some(compression),
                 None => return bad_value(units::COMPRESS_EXPECTED),
             },
+            ("decoded", value) => match value.and_then(units::size) {
+                Some(n_bytes) => self.decoded = Some(n_bytes),
+                None => return bad_value("decoded=SIZE, SIZE in bytes, or with K, M, G or T; 0 for none"),
+            },
             (word, None) => match KERNEL_OPTIONS.iter().find(|(known, _)| *known == word) {
                 Some(&(known, opposite)) => {
                     self.kernel.retain(|&earlier| earlier != known && Some(earlier) != opposite);
@@ -163,10 +170,12 @@ mod tests {
 
     #[test]
     fn compression_is_the_stores_unless_it_is_chosen() {
-        assert_eq!(parse(&[]).unwrap().compression, None);
-        assert_eq!(parse(&["compress=off"]).unwrap().compression, Some(None));
-        let choices = parse(&["compress=off", "compress=zstd:-3"]).unwrap();
+        assert_eq!((parse(&[]).unwrap().compression, parse(&[]).unwrap().decoded), (None, None));
+        assert_eq!(parse(&["compress=off,decoded=0"]).unwrap().compression, Some(None));
+        let choices = parse(&["compress=off", "compress=zstd:-3,decoded=512M"]).unwrap();
         assert_eq!(choices.compression.flatten().map(|compression| compression.level), Some(-3));
+        assert_eq!(choices.decoded, Some(512 << 20));
+        assert_eq!(parse(&["decoded=0"]).unwrap().decoded, Some(0));
     }
 
     #[test]
@@ -198,6 +207,9 @@ mod tests {
             "compress",
             "compress=on",
             "compress=zstd:23",
+            "decoded",
+            "decoded=much",
+            "decoded=-1",
         ] {
             let message = parse(&[option]).unwrap_err().to_string();
             assert!(message.contains("expected") && message.contains(option), "{message}");

@@ -165,6 +165,7 @@ fn options(choices: &Choices, place: &Place) -> MountOptions {
         passthrough: if choices.passthrough { PassthroughMode::Auto } else { PassthroughMode::Off },
         threads: choices.threads.map_or(0, NonZeroUsize::get),
         compression: choices.compression,
+        decoded: choices.decoded,
         kernel: choices.kernel.iter().map(|&option| option.to_owned()).collect(),
         source_name: place.store.to_string_lossy().into_owned(),
     }
