@@ -168,6 +168,39 @@ fn a_decoded_file_follows_whatever_is_done_to_the_array() {
 }
 
 #[test]
+fn what_is_not_committed_stays_when_others_change_the_same_block() {
+    for through_other in [false, true] {
+        let f = Fixture::new(10 * MIB, |store| save(store, "a", &numbers(10_000, 0)));
+        let file = f.bring("a.npy").unwrap();
+        let first = f.ino("a.npy");
+        if through_other {
+            f.fs.lead_to_other(first, CALLER);
+        }
+        let ino = f.ino("a.npy");
+        assert_eq!(ino != first, through_other);
+        let opened = f.fs.open(ino, OpenFlags { write: true, truncate: false }, CALLER).unwrap();
+        let offset = opened.array.header_len() + 400;
+        let decoded = file.write();
+        f.fs.write(opened.fh, offset, &[7; 4], false).unwrap();
+        decoded.write(&f.fs, offset, &[7; 4]);
+        drop(decoded);
+
+        // The block is decoded again, and what is stored of it has nothing of that yet.
+        f.other.replace_range("a", 102..103, array(&[1], &[8; 4])).unwrap();
+        f.follow();
+        assert!(f.fs.is_uncommitted(opened.fh) && !file.is_behind());
+        let mut expected = npy(&f.other, "a");
+        expected[offset as usize..][..4].copy_from_slice(&[7; 4]);
+        assert!(contents(&file) == expected, "{through_other}");
+
+        f.fs.fsync(opened.fh).unwrap();
+        f.follow();
+        assert!(npy(&f.other, "a") == expected && contents(&file) == expected, "{through_other}");
+        f.fs.release(opened.fh);
+    }
+}
+
+#[test]
 fn the_header_comes_last() {
     let f = Fixture::new(MIB, |store| save(store, "a", &numbers(1000, 0)));
     let file = f.bring("a.npy").unwrap();
