@@ -20,6 +20,7 @@ use log::{debug, info, warn};
 use super::{Fs, FsError, Ino, lock, read, write};
 use crate::store::{Array, BlocksState, StoreError};
 use crate::sys::StorageFile;
+use crate::sys::process::{n_cores, share_out};
 
 /// Bytes that are decoded and written in one piece, beginning at a multiple of it in the file: the kernel caches what is
 /// written in small pieces in small pieces, and such a file is read at half the speed.
@@ -110,28 +111,12 @@ impl DecodedFile {
             })
         });
         let chunks: Vec<_> = chunks.collect();
-        let n_threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-        let n_threads = n_threads.min(chunks.len());
-        let chunks = Mutex::new(chunks.into_iter());
-        let work = || {
-            let mut bytes = Vec::new();
-            loop {
-                let Some(chunk) = lock(&chunks).next() else { return Ok(()) };
-                let _shared = read(&self.gate);
-                bytes.resize((chunk.end - chunk.start) as usize, 0);
-                fs.read_newest(self.ino, array, chunk.start, &mut bytes)?;
-                self.file.write_at(&bytes, chunk.start).map_err(|source| failed(fs, "write", source))?;
-            }
-        };
-        if n_threads < 2 {
-            return work();
-        }
-        thread::scope(|scope| {
-            let others: Vec<_> = (1..n_threads).map(|_| scope.spawn(work)).collect();
-            let own = work();
-            others
-                .into_iter()
-                .fold(own, |result, other| result.and(other.join().expect("decoding does not panic")))
+        let n_threads = n_cores().min(MAX_THREADS).min(chunks.len());
+        share_out(n_threads, chunks.into_iter(), Vec::new, |bytes, chunk| {
+            let _shared = read(&self.gate);
+            bytes.resize((chunk.end - chunk.start) as usize, 0);
+            fs.read_newest(self.ino, array, chunk.start, bytes)?;
+            self.file.write_at(bytes, chunk.start).map_err(|source| failed(fs, "write", source))
         })
     }
 

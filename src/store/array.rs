@@ -2,20 +2,18 @@
 
 use std::ops::{Deref, Range};
 use std::os::fd::BorrowedFd;
-use std::sync::Mutex;
 use std::sync::{Arc, OnceLock};
-use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Shared;
 use super::blocks::Cursor;
 use super::compressed::{self, Part};
-use super::data::{DataFile, fault, lock};
+use super::data::{DataFile, fault};
 use super::error::{DataFileFault, StoreError};
 use super::writer::WriteGuard;
 use crate::format::npy::{self, NpyHeader};
 use crate::format::{ArrayId, Attrs, Codec, Compression, Dtype, Layout, Record};
-use crate::sys::process::n_cores;
+use crate::sys::process::{n_cores, share_out};
 use crate::sys::{FileStat, Map};
 
 /// Reads of at least this many bytes are split among threads: one core does not reach the memory's speed.
@@ -505,21 +503,8 @@ impl Array {
         let (first, rest) = out.split_at_mut(first_len.min(out.len()));
         let rest = (0_u64..).zip(rest.chunks_mut(chunk_len));
         let rest = rest.map(|(i, chunk)| (offset + first_len as u64 + i * chunk_len as u64, chunk));
-        let chunks = Mutex::new(std::iter::once((offset, first)).chain(rest));
-        let work = || {
-            loop {
-                let Some((offset, chunk)) = lock(&chunks).next() else { return Ok(()) };
-                self.read_bytes(offset, chunk)?;
-            }
-        };
-        thread::scope(|scope| {
-            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-            let own = work();
-            // All are joined; the first error is reported.
-            others
-                .into_iter()
-                .fold(own, |result, other| result.and(other.join().expect("reading does not panic")))
-        })
+        let chunks = std::iter::once((offset, first)).chain(rest);
+        share_out(threads, chunks, || (), |(), (offset, chunk)| self.read_bytes(offset, chunk))
     }
 
     /// Reads elements from byte `offset` of the live rows on, in stored order.

@@ -2,9 +2,9 @@
 //! for, every block.
 
 use std::collections::HashSet;
+use std::convert::Infallible;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::thread;
 
 use super::blocks::{Cursor, ReadError, View};
 use super::data::{DataFile, fault, lock};
@@ -13,7 +13,7 @@ use super::{Access, Array, Generation, Store};
 use crate::format::block_index::{self, FileHeader, Pointer, Slot};
 use crate::format::{BlockKind, names};
 use crate::sys::Storage;
-use crate::sys::process::n_cores;
+use crate::sys::process::{n_cores, share_out};
 
 /// Bytes of elements that are checked between two reports of progress.
 const CHUNK_LEN: u64 = 32 << 20;
@@ -327,27 +327,17 @@ impl Blocks<'_> {
     fn check_batch(&mut self) {
         let batch = std::mem::take(&mut self.batch);
         self.report.n_blocks += batch.len() as u64;
-        let next = Mutex::new(batch.iter());
         let problems = Mutex::new(Vec::new());
         let (array, data, view) = (self.array, self.data, &self.view);
-        let work = || {
-            let mut raw = Vec::new();
-            loop {
-                let Some((block, pointer)) = lock(&next).next() else { return };
-                raw.resize(view.raw_len(*block) as usize, 0);
-                if data.read_pointer(view, pointer, &mut raw).is_err()
-                    && let Some(problem) = look_again(array, data, *block)
-                {
-                    lock(&problems).push(problem);
-                }
-            }
-        };
         let n_threads = n_cores().min(batch.len());
-        thread::scope(|scope| {
-            for _ in 1..n_threads {
-                scope.spawn(work);
+        let Ok(()) = share_out(n_threads, batch.iter(), Vec::new, |raw, (block, pointer)| {
+            raw.resize(view.raw_len(*block) as usize, 0);
+            if data.read_pointer(view, pointer, raw).is_err()
+                && let Some(problem) = look_again(array, data, *block)
+            {
+                lock(&problems).push(problem);
             }
-            work();
+            Ok::<(), Infallible>(())
         });
         let mut problems = problems.into_inner().unwrap_or_default();
         self.report.problems.append(&mut problems);

@@ -3,18 +3,17 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::sync::Arc;
 
 use super::block_writer::{BlockWriter, Extent, Space, WriteError};
 use super::blocks::{Cursor, ReadError, View};
-use super::data::{DataFile, lock};
+use super::data::DataFile;
 use super::error::{BlockFault, StoreError};
 use super::writer::{Commit, WriteGuard};
 use super::{Array, Shared, Store};
 use crate::format::block_index::{self, Pointer, Slot};
 use crate::format::{BlockKind, Index, Op, Record};
-use crate::sys::process::n_cores;
+use crate::sys::process::{n_cores, share_out};
 
 /// Decoded blocks that are in memory at once while an array is changed, in bytes.
 const MAX_IN_HAND: u64 = 16 << 20;
@@ -409,10 +408,13 @@ fn put_parts(
 
 /// Fills `raw` with blocks as they are after their parts are put over them, on all cores.
 fn overlay(view: &View, data: &DataFile, blocks: &[Changes<'_>], raw: &mut [u8]) -> Result<(), WriteError> {
-    let next = Mutex::new(blocks.iter().zip(raw.chunks_mut(view.block_len() as usize)));
-    let work = || {
-        loop {
-            let Some(((block, parts), raw)) = lock(&next).next() else { return Ok(()) };
+    let items = blocks.iter().zip(raw.chunks_mut(view.block_len() as usize));
+    let n_threads = n_cores().min(blocks.len() / 2);
+    share_out(
+        n_threads,
+        items,
+        || (),
+        |(), ((block, parts), raw)| {
             let is_whole = parts.iter().any(|(_, bytes)| bytes.len() == raw.len());
             if !is_whole {
                 data.read_block(view, *block, raw).map_err(|error| WriteError::Read(*block, error))?;
@@ -420,19 +422,9 @@ fn overlay(view: &View, data: &DataFile, blocks: &[Changes<'_>], raw: &mut [u8])
             for (within, bytes) in parts {
                 raw[*within..*within + bytes.len()].copy_from_slice(bytes);
             }
-        }
-    };
-    let n_threads = n_cores().min(blocks.len() / 2);
-    if n_threads < 2 {
-        return work();
-    }
-    thread::scope(|scope| {
-        let others: Vec<_> = (1..n_threads).map(|_| scope.spawn(work)).collect();
-        let own = work();
-        others
-            .into_iter()
-            .fold(own, |result, other| result.and(other.join().expect("neither decoding nor copying panics")))
-    })
+            Ok(())
+        },
+    )
 }
 
 /// Reads rows, given as positions in the stored elements with the buffers that they go to, from blocks that are each
@@ -445,18 +437,12 @@ pub(super) fn gather(
 ) -> Result<(), StoreError> {
     let Some(view) = shared.newest_view(record, data, false) else { unreachable!("the caller has looked") };
     rows.sort_unstable_by_key(|(offset, _)| *offset);
-    let work = |rows: &mut [(u64, &mut [u8])]| {
-        let mut cursor = Cursor::new(shared, record, data, view);
-        rows.iter_mut().try_for_each(|(offset, out)| cursor.read(*offset, out))
-    };
     let n_blocks = rows.chunk_by(|(a, _), (b, _)| a / view.block_len() == b / view.block_len()).count();
     let n_threads = n_cores().min(n_blocks / 4);
-    if n_threads < 2 {
-        return work(&mut rows);
-    }
-    let part_len = rows.len().div_ceil(n_threads);
-    thread::scope(|scope| {
-        let parts: Vec<_> = rows.chunks_mut(part_len).map(|rows| scope.spawn(|| work(rows))).collect();
-        parts.into_iter().try_for_each(|part| part.join().expect("neither decoding nor copying panics"))
+    // One part each, so that no block is decoded for more than two of them.
+    let part_len = rows.len().div_ceil(n_threads.max(1)).max(1);
+    let cursor = || Cursor::new(shared, record, data, view);
+    share_out(n_threads, rows.chunks_mut(part_len), cursor, |cursor, rows| {
+        rows.iter_mut().try_for_each(|(offset, out)| cursor.read(*offset, out))
     })
 }
