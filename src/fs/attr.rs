@@ -89,8 +89,8 @@ impl Fs {
     /// # Errors
     /// `ReadOnly`; `NotPermitted` for the owner, and other permissions; `Unsupported` for the length of an array, and
     /// for an earlier time of a version that is gone; `Finished` for the length of a pending file that became one:
-    /// [`Fs::detach_inode`] comes first; `Uncommitted` for times, if [`Fs::commit`] comes first; `Store` with `Locked` if another writer is at work, which is not waited for,
-    /// or if the data file cannot be changed.
+    /// [`Fs::detach_inode`] comes first; `Uncommitted` for times, if [`Fs::commit`] comes first; `Store` with `Locked` if
+    /// another writer is at work, which is not waited for, or if the data file cannot be changed.
     pub fn setattr(&self, ino: Ino, set: SetAttr) -> Result<Attr, FsError> {
         if ino.is_pending() {
             return self.set_pending_attr(ino, set);

@@ -229,7 +229,7 @@ impl BlockWriter {
     /// The tail is dead.
     pub(super) fn drop_tail(&mut self) {
         let tail = std::mem::replace(&mut self.view.index.tail, Pointer::ABSENT);
-        self.view.index.live = self.view.index.live.saturating_sub(self.reserved(&tail));
+        self.view.index.live = self.view.index.live.saturating_sub(self.view.reserved_len(&tail));
     }
 
     /// Writes the index pages for an array of `nbytes` bytes, and gives the index and what is free then.
@@ -298,8 +298,7 @@ impl BlockWriter {
     fn put_batch(&mut self, first: u64, encoded: &Encoded) -> Result<(), WriteError> {
         let len = encoded.bytes.len() as u64;
         // In one piece, where that is possible: so are they read.
-        let at = if self.space.len() < len { None } else { self.space.take(len) };
-        let in_one = at.or_else(|| self.space.free.is_empty().then(|| self.extend(len)));
+        let in_one = self.space.take(len).or_else(|| self.space.free.is_empty().then(|| self.extend(len)));
         if let Some(offset) = in_one {
             self.write(&encoded.bytes, offset)?;
         }
@@ -330,14 +329,6 @@ impl BlockWriter {
 
     fn encoder(&self) -> Encoder {
         Encoder::new(&self.view.codec, self.view.itemsize)
-    }
-
-    /// Bytes of the file that belong to a tail.
-    fn reserved(&self, tail: &Pointer) -> u64 {
-        match tail.kind {
-            BlockKind::OpenTail => self.view.block_len(),
-            _ => u64::from(tail.stored_len),
-        }
     }
 
     fn allocate(&mut self, len: u64) -> u64 {

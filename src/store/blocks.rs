@@ -14,7 +14,7 @@ use super::data::{DataFile, lock};
 use super::error::{BlockFault, StoreError};
 use crate::codec::Decoder;
 use crate::format::block_index::{self, FILE_HEADER_LEN, Pointer, SLOT_LEN, SLOT_OFFSETS, Slot};
-use crate::format::{Blocks, Codec, Index, Record};
+use crate::format::{BlockKind, Blocks, Codec, Index, Record};
 
 /// Index pages that are kept for each open array: those of 4 GiB in blocks of 64 KiB.
 const MAX_PAGES: usize = 256;
@@ -81,6 +81,14 @@ impl View {
     /// Blocks, the tail included.
     pub(super) fn n_blocks(&self) -> u64 {
         self.nbytes.div_ceil(self.block_len())
+    }
+
+    /// Bytes of the data file that belong to what a pointer leads to: an open tail has room to grow.
+    pub(super) fn reserved_len(&self, pointer: &Pointer) -> u64 {
+        match pointer.kind {
+            BlockKind::OpenTail => self.block_len(),
+            _ => u64::from(pointer.stored_len),
+        }
     }
 
     /// Decoded bytes of a block.

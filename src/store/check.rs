@@ -241,10 +241,7 @@ fn check_blocks(
             data,
             &view,
             &mut |block, pointer| {
-                live += match pointer.kind {
-                    BlockKind::OpenTail => view.block_len(),
-                    _ => u64::from(pointer.stored_len),
-                };
+                live += view.reserved_len(pointer);
                 if pointer.kind == BlockKind::Page {
                     blocks.report.n_pages += 1;
                 } else if depth == Depth::Elements {

@@ -87,10 +87,7 @@ impl Array {
                 let array = self.name().to_string();
                 return Err(StoreError::OutOfBounds { array, range: *offset..end, len: npy_len });
             }
-            self.for_each_extent(offset - header_len, bytes.len() as u64, |position, range| {
-                parts.push((position, Cow::Borrowed(&bytes[range])));
-                Ok(())
-            })?;
+            parts.extend(self.parts(offset - header_len, bytes)?);
         }
         let guard = self.shared().lock_writers()?;
         if self.codec().is_none() {
@@ -209,11 +206,7 @@ impl Shared {
         self.or_poison(synced.and_then(|()| self.sync_all()))?;
         let mut live = Vec::new();
         self.walk(record, data, view, &mut |_, pointer| {
-            let len = match pointer.kind {
-                BlockKind::OpenTail => view.block_len(),
-                _ => u64::from(pointer.stored_len),
-            };
-            live.push(Extent { offset: pointer.offset, len });
+            live.push(Extent { offset: pointer.offset, len: view.reserved_len(pointer) });
         })?;
         let mut space = Space::between(live, view.start, &view.index);
         for extent in space.free() {

@@ -137,13 +137,13 @@ impl ManifestLog {
             })?;
             if !named.is_same_file(&self.stat) {
                 let new = Self::load(storage, self.access)?;
-                // A store that was made anew gives its arrays identities that those of the old one had.
-                let before = if new.store_id == self.store_id { &self.table } else { &Table::default() };
-                for gone in self.table.records().filter(|_| new.store_id != self.store_id) {
-                    let (name, id) = (Arc::clone(&gone.name), gone.id);
-                    changed(Change { name, id, kind: ChangeKind::Removed, is_own: false });
+                if new.store_id == self.store_id {
+                    difference(&self.table, &new.table, changed);
+                } else {
+                    // A store that was made anew gives its arrays identities that those of the old one had.
+                    difference(&self.table, &Table::default(), changed);
+                    difference(&Table::default(), &new.table, changed);
                 }
-                difference(before, &new.table, changed);
                 *self = new;
                 return Ok(true);
             }

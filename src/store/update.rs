@@ -190,9 +190,7 @@ impl Store {
         self.shared.commit(Commit { staged: vec![staged], moves_rows: true, ..Commit::default() })?;
         Ok(true)
     }
-}
 
-impl Store {
     /// Stores an array anew, compressed as `to` says, or uncompressed; nothing of its elements changes. Returns, when
     /// it is on the disk, whether anything had to be done. `progress` is told the number of bytes of elements so far.
     ///
