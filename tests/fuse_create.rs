@@ -2,20 +2,20 @@
 //! compressed as they are written and without.
 #![cfg(feature = "fuse")]
 
-use std::collections::BTreeMap;
+mod common;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use numpack::fuse::{MountError, MountOptions, Mounted, PassthroughMode, mount};
-use numpack::store::{Access, Compression, Dtype, NewArray, Store};
+use common::mounted::{Mount, assert_errno, contents, save, wait_within};
+use numpack::fuse::{MountOptions, PassthroughMode};
+use numpack::store::{Compression, Store};
 use numpack::sys::{DirStorage, Storage, mounts};
-use tempfile::TempDir;
 
 /// How to mount.
 type Way = (PassthroughMode, Option<Compression>);
@@ -29,82 +29,12 @@ const WAYS: [Way; 4] = [
     (PassthroughMode::Off, Some(SMALL_BLOCKS)),
 ];
 
-/// A mounted store, and another handle of it as another process has it. Dropping it unmounts.
-struct Mount {
-    dir: TempDir,
-    other: Store,
-    mounted: Option<Mounted>,
+fn mounted(way: Way, fill: impl FnOnce(&Store)) -> Option<Mount> {
+    Mount::with(&options(way), fill)
 }
 
-/// Why tests that need a mount do nothing, said once.
-fn skip(error: &MountError) -> bool {
-    static SAID: AtomicBool = AtomicBool::new(false);
-    let skip = matches!(error, MountError::Device { .. } | MountError::NoHelper);
-    if skip && !SAID.swap(true, Ordering::Relaxed) {
-        let _ = writeln!(io::stderr(), "SKIPPED all tests of tests/fuse_create.rs: {error}");
-    }
-    skip
-}
-
-impl Mount {
-    fn new(way: Way, fill: impl FnOnce(&Store)) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let store = dir.path().join("data.npk");
-        Self::at(dir, &store, way, fill)
-    }
-
-    fn at(
-        dir: TempDir,
-        path: &Path,
-        (passthrough, compression): Way,
-        fill: impl FnOnce(&Store),
-    ) -> Option<Self> {
-        fs::create_dir(dir.path().join("mnt")).unwrap();
-        let other = Store::create(path).unwrap();
-        fill(&other);
-        let mut this = Self { dir, other, mounted: None };
-        let options = MountOptions { passthrough, compression: Some(compression), ..MountOptions::default() };
-        match mount(Store::open(path, Access::Write).unwrap(), &this.path(""), &options) {
-            Ok(mounted) => this.mounted = Some(mounted),
-            Err(error) if skip(&error) => return None,
-            Err(error) => panic!("{error}"),
-        }
-        Some(this)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join("mnt").join(name)
-    }
-
-    /// What the store has under a name.
-    fn stored(&self, name: &str) -> Option<Vec<u8>> {
-        let array = self.other.array(name).ok()?;
-        let mut bytes = vec![0; array.npy_len() as usize];
-        array.read_npy_at(0, &mut bytes).unwrap();
-        Some(bytes)
-    }
-
-    fn unmount(&mut self) {
-        let Some(mounted) = self.mounted.take() else { return };
-        let path = self.path("");
-        if let Err(error) = mounts::unmount(&path, false)
-            && mounts::find(&path).ok().flatten().is_some()
-        {
-            let _ = writeln!(io::stderr(), "unmounting lazily: {error}");
-            let _ = mounts::unmount(&path, true);
-        }
-        let (done, wait) = mpsc::channel();
-        std::thread::spawn(move || done.send(mounted.wait()));
-        if wait.recv_timeout(Duration::from_secs(10)).is_err() && !std::thread::panicking() {
-            panic!("the mount at {} does not end", path.display());
-        }
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        self.unmount();
-    }
+fn options((passthrough, compression): Way) -> MountOptions {
+    MountOptions { passthrough, compression: Some(compression), ..MountOptions::default() }
 }
 
 /// A `.npy` file of `len` numbers as `numpy.save` writes it: with a header of 128 bytes.
@@ -116,25 +46,10 @@ fn npy(len: u32, first: u32) -> Vec<u8> {
     bytes
 }
 
-fn save(store: &Store, name: &str, len: u32, first: u32) {
-    let data: Vec<u8> = (first..first + len).flat_map(u32::to_le_bytes).collect();
-    let dtype = Dtype::parse_python("'<u4'").unwrap();
-    let array = NewArray { dtype, shape: vec![len.into()], fortran_order: false, data: &data };
-    store.save(&[(name, array)]).unwrap();
-}
-
+/// Closing may wait for more than a change of the store does to be seen.
 #[track_caller]
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < Duration::from_secs(10), "{what} did not come about");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-#[track_caller]
-fn assert_errno<T: std::fmt::Debug>(result: io::Result<T>, errno: i32) {
-    assert_eq!(result.unwrap_err().raw_os_error(), Some(errno));
+fn wait_for(what: &str, done: impl FnMut() -> bool) {
+    wait_within(Duration::from_secs(10), what, done);
 }
 
 /// A program that does what it is told with files, line by line, as Python does it.
@@ -231,32 +146,10 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Everything in a folder: contents of files, `None` for folders.
-fn contents(root: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
-    let mut found = BTreeMap::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap() {
-            let entry = entry.unwrap();
-            let path = entry.path();
-            let content = if entry.file_type().unwrap().is_dir() {
-                folders.push(path.clone());
-                None
-            } else {
-                let bytes = fs::read(&path).unwrap();
-                assert_eq!(entry.metadata().unwrap().len(), bytes.len() as u64, "{}", path.display());
-                Some(bytes)
-            };
-            found.insert(path.strip_prefix(root).unwrap().to_owned(), content);
-        }
-    }
-    found
-}
-
 #[test]
 fn files_are_made_as_in_a_temporary_folder() {
     for way in WAYS {
-        let Some(m) = Mount::new(way, |_| {}) else { return };
+        let Some(m) = mounted(way, |_| {}) else { return };
         let plain = tempfile::tempdir().unwrap();
         let both = [m.path(""), plain.path().to_owned()];
         let each = |what: &str, run: &dyn Fn(&Path) -> io::Result<Vec<u8>>| {
@@ -354,7 +247,7 @@ fn files_are_made_as_in_a_temporary_folder() {
 #[test]
 fn an_array_is_in_the_store_when_close_returns() {
     for way in WAYS {
-        let Some(m) = Mount::new(way, |_| {}) else { return };
+        let Some(m) = mounted(way, |_| {}) else { return };
         // Nothing waits here.
         for i in 0..100 {
             let bytes = npy(1000 + i, i);
@@ -377,7 +270,7 @@ fn an_array_is_in_the_store_when_close_returns() {
 #[test]
 fn numpy_saves_as_it_does() {
     for way in WAYS {
-        let Some(m) = Mount::new(way, |store| save(store, "old", 5000, 0)) else { return };
+        let Some(m) = mounted(way, |store| save(store, "old", 5000, 0)) else { return };
         let mut program = Program::new();
         let bytes = npy(10_000, 3);
         for name in ["a", "old"] {
@@ -406,7 +299,7 @@ fn numpy_saves_as_it_does() {
 #[test]
 fn open_memmap_makes_an_array_when_it_is_unmapped() {
     for way in WAYS {
-        let Some(m) = Mount::new(way, |store| save(store, "old", 3, 0)) else { return };
+        let Some(m) = mounted(way, |store| save(store, "old", 3, 0)) else { return };
         let bytes = npy(100_000, 3);
         for (name, before) in [("a", None), ("old", m.stored("old"))] {
             let path = m.path(&format!("{name}.npy"));
@@ -433,7 +326,7 @@ fn open_memmap_makes_an_array_when_it_is_unmapped() {
                 drop(program);
             }
             let expected = [&bytes[..128], &[0xff; 4], &bytes[132..]].concat();
-            wait_until("the array", || m.stored(name).is_some_and(|stored| Some(stored) != before));
+            wait_for("the array", || m.stored(name).is_some_and(|stored| Some(stored) != before));
             assert_eq!(m.stored(name).unwrap(), expected);
             assert_eq!(fs::read(&path).unwrap(), expected);
         }
@@ -443,7 +336,7 @@ fn open_memmap_makes_an_array_when_it_is_unmapped() {
 #[test]
 fn readers_of_the_old_version_keep_it() {
     for way in WAYS {
-        let Some(m) = Mount::new(way, |store| save(store, "a", 5000, 0)) else { return };
+        let Some(m) = mounted(way, |store| save(store, "a", 5000, 0)) else { return };
         let path = m.path("a.npy");
         let mut readers = Vec::new();
         for round in 1..6_u32 {
@@ -478,7 +371,7 @@ fn readers_of_the_old_version_keep_it() {
 #[test]
 fn what_is_no_array_is_refused_by_close() {
     for way in WAYS {
-        let Some(m) = Mount::new(way, |store| save(store, "old", 3, 0)) else { return };
+        let Some(m) = mounted(way, |store| save(store, "old", 3, 0)) else { return };
         let mut program = Program::new();
         let old = m.stored("old");
         let refused = format!("errno {}", libc::EINVAL);
@@ -513,7 +406,7 @@ fn what_is_no_array_is_refused_by_close() {
 #[test]
 fn a_file_that_became_an_array_can_be_changed_by_those_who_have_it_open() {
     for way in WAYS {
-        let Some(m) = Mount::new(way, |_| {}) else { return };
+        let Some(m) = mounted(way, |_| {}) else { return };
         let mut program = Program::new();
         let bytes = npy(10_000, 0);
         program.open("f", &m.path("a.npy"), "O_RDWR|O_CREAT|O_TRUNC");
@@ -534,8 +427,8 @@ fn a_file_that_became_an_array_can_be_changed_by_those_who_have_it_open() {
         assert_eq!(fs::read(m.path("a.npy")).unwrap(), expected);
         assert_eq!(m.stored("a").unwrap(), bytes);
         program.ok(&["close", "f"]);
-        wait_until("the array", || m.stored("a").unwrap() == expected);
-        wait_until("the name", || fs::read(m.path("a.npy")).unwrap() == expected);
+        wait_for("the array", || m.stored("a").unwrap() == expected);
+        wait_for("the name", || fs::read(m.path("a.npy")).unwrap() == expected);
         let mut before = vec![0; bytes.len()];
         other.read_exact_at(&mut before, 0).unwrap();
         assert_eq!(before, bytes);
@@ -551,7 +444,7 @@ fn a_file_that_became_an_array_can_be_changed_by_those_who_have_it_open() {
 #[test]
 fn many_who_make_one_name_leave_whole_arrays() {
     for way in WAYS {
-        let Some(m) = Mount::new(way, |store| save(store, "a", 10, 0)) else { return };
+        let Some(m) = mounted(way, |store| save(store, "a", 10, 0)) else { return };
         let done = AtomicBool::new(false);
         let is_whole = |bytes: &[u8]| {
             let header = numpack::format::npy::parse(bytes).unwrap();
@@ -609,7 +502,7 @@ fn many_who_make_one_name_leave_whole_arrays() {
 #[test]
 fn files_of_many_names_are_made_at_a_time() {
     for way in WAYS {
-        let Some(m) = Mount::new(way, |_| {}) else { return };
+        let Some(m) = mounted(way, |_| {}) else { return };
         std::thread::scope(|scope| {
             for writer in 0..8_u32 {
                 let m = &m;
@@ -641,7 +534,7 @@ fn files_of_many_names_are_made_at_a_time() {
 #[test]
 fn a_writer_at_work_delays_close_and_nothing_else() {
     for way in WAYS {
-        let Some(m) = Mount::new(way, |store| save(store, "d", 100, 0)) else { return };
+        let Some(m) = mounted(way, |store| save(store, "d", 100, 0)) else { return };
         let bytes = npy(1000, 0);
         let storage = DirStorage::open(&m.dir.path().join("data.npk")).unwrap();
         let mut file = File::create(m.path("a.npy")).unwrap();
@@ -672,7 +565,7 @@ fn a_writer_at_work_delays_close_and_nothing_else() {
 #[test]
 fn what_is_not_whole_at_the_end_is_in_lost_and_found() {
     for way in WAYS {
-        let Some(mut m) = Mount::new(way, |store| save(store, "a", 3, 0)) else { return };
+        let Some(mut m) = mounted(way, |store| save(store, "a", 3, 0)) else { return };
         fs::create_dir(m.path("g")).unwrap();
         fs::write(m.path("g/half.npy"), &npy(100, 0)[..300]).unwrap();
         fs::write(m.path("notes.txt"), "text").unwrap();
@@ -710,7 +603,8 @@ fn a_full_disk_is_told_and_changes_nothing() {
             return;
         }
         let _small = Small(path.clone());
-        let Some(m) = Mount::at(dir, &path.join("data.npk"), way, |store| save(store, "a", 1000, 0)) else {
+        let Some(m) = Mount::at(dir, path.join("data.npk"), &options(way), |store| save(store, "a", 1000, 0))
+        else {
             return;
         };
         let before = m.stored("a");
@@ -748,7 +642,7 @@ fn a_full_disk_is_told_and_changes_nothing() {
 #[test]
 fn times_and_modes_are_kept() {
     for way in WAYS {
-        let Some(m) = Mount::new(way, |_| {}) else { return };
+        let Some(m) = mounted(way, |_| {}) else { return };
         let source = m.dir.path().join("source");
         fs::create_dir_all(source.join("g/h")).unwrap();
         let mut options = OpenOptions::new();
@@ -777,6 +671,6 @@ fn times_and_modes_are_kept() {
         let older = old - Duration::from_secs(5);
         File::open(m.path("g/h/a.npy")).unwrap().set_modified(older).unwrap();
         assert_eq!(m.other.array("g/h/a").unwrap().modified().unwrap(), older);
-        wait_until("the time", || fs::metadata(m.path("g/h/a.npy")).unwrap().modified().unwrap() == older);
+        wait_for("the time", || fs::metadata(m.path("g/h/a.npy")).unwrap().modified().unwrap() == older);
     }
 }

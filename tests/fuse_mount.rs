@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -17,28 +17,6 @@ use common::mounted::*;
 use numpack::fuse::{MountOptions, PassthroughMode, mount};
 use numpack::store::{Access, Store};
 use numpack::sys::{DirStorage, Storage, mounts};
-
-/// Everything in a folder: contents of files, `None` for folders.
-fn contents(root: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
-    let mut found = BTreeMap::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap() {
-            let entry = entry.unwrap();
-            let path = entry.path();
-            let content = if entry.file_type().unwrap().is_dir() {
-                folders.push(path.clone());
-                None
-            } else {
-                let bytes = fs::read(&path).unwrap();
-                assert_eq!(entry.metadata().unwrap().len(), bytes.len() as u64);
-                Some(bytes)
-            };
-            found.insert(path.strip_prefix(root).unwrap().to_owned(), content);
-        }
-    }
-    found
-}
 
 #[test]
 fn the_same_operations_on_a_mount_and_on_a_temporary_folder() {

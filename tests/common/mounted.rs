@@ -1,5 +1,6 @@
 //! Real mounts, and programs that map their files.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
@@ -20,6 +21,7 @@ pub const HEADER_LEN: u64 = 4096;
 /// A mounted store, and another handle of it as another process has it. Dropping it unmounts.
 pub struct Mount {
     pub dir: TempDir,
+    store_path: PathBuf,
     pub other: Store,
     pub mounted: Option<Mounted>,
 }
@@ -41,12 +43,23 @@ impl Mount {
 
     pub fn with(options: &MountOptions, fill: impl FnOnce(&Store)) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
+        let store_path = dir.path().join("data.npk");
+        Self::at(dir, store_path, options, fill)
+    }
+
+    /// Of a store at `store_path`, on a folder in `dir`.
+    pub fn at(
+        dir: TempDir,
+        store_path: PathBuf,
+        options: &MountOptions,
+        fill: impl FnOnce(&Store),
+    ) -> Option<Self> {
         fs::create_dir(dir.path().join("mnt")).unwrap();
-        let other = Store::create(&dir.path().join("data.npk")).unwrap();
+        let other = Store::create(&store_path).unwrap();
         fill(&other);
-        let mut this = Self { dir, other, mounted: None };
+        let mut this = Self { dir, store_path, other, mounted: None };
         let access = if options.read_only { Access::Read } else { Access::Write };
-        match mount(Store::open(&this.store_path(), access).unwrap(), &this.path(""), options) {
+        match mount(Store::open(&this.store_path, access).unwrap(), &this.path(""), options) {
             Ok(mounted) => this.mounted = Some(mounted),
             Err(error) if skip(&error) => return None,
             Err(error) => panic!("{error}"),
@@ -55,7 +68,15 @@ impl Mount {
     }
 
     pub fn store_path(&self) -> PathBuf {
-        self.dir.path().join("data.npk")
+        self.store_path.clone()
+    }
+
+    /// The `.npy` file that the store has under a name.
+    pub fn stored(&self, name: &str) -> Option<Vec<u8>> {
+        let array = self.other.array(name).ok()?;
+        let mut bytes = vec![0; array.npy_len() as usize];
+        array.read_npy_at(0, &mut bytes).unwrap();
+        Some(bytes)
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -137,10 +158,15 @@ pub fn values_of(npy: &[u8]) -> Vec<u32> {
 }
 
 #[track_caller]
-pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, done: impl FnMut() -> bool) {
+    wait_within(Duration::from_secs(5), what, done);
+}
+
+#[track_caller]
+pub fn wait_within(limit: Duration, what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < Duration::from_secs(5), "{what} did not come about");
+        assert!(start.elapsed() < limit, "{what} did not come about");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -148,6 +174,28 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 #[track_caller]
 pub fn assert_errno<T: std::fmt::Debug>(result: io::Result<T>, errno: i32) {
     assert_eq!(result.unwrap_err().raw_os_error(), Some(errno));
+}
+
+/// Everything in a folder: contents of files, `None` for folders.
+pub fn contents(root: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let entry = entry.unwrap();
+            let path = entry.path();
+            let content = if entry.file_type().unwrap().is_dir() {
+                folders.push(path.clone());
+                None
+            } else {
+                let bytes = fs::read(&path).unwrap();
+                assert_eq!(entry.metadata().unwrap().len(), bytes.len() as u64, "{}", path.display());
+                Some(bytes)
+            };
+            found.insert(path.strip_prefix(root).unwrap().to_owned(), content);
+        }
+    }
+    found
 }
 
 /// A program that maps a file and does what it is told, line by line.

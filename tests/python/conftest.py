@@ -1,7 +1,11 @@
 """Fixtures for every test: the package, once per backend, and an open store in a temporary directory."""
 
 import importlib
+import os
+import shutil
+import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +40,26 @@ def numpack(request, compress):
             super().save(arrays, compress)
 
     return types.SimpleNamespace(**vars(package) | {"NumPack": NumPack})
+
+
+def why_no_mount():
+    """Why nothing can be mounted here, or None."""
+    if shutil.which("npkfs", path=Path(sys.executable).parent) is None:
+        return "no npkfs next to this Python"
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR))
+    except OSError as error:
+        return f"/dev/fuse: {error.strerror}"
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        return "no fusermount3"
+    return None
+
+
+@pytest.fixture
+def can_mount():
+    """Skips the test, and says why, where nothing can be mounted."""
+    if why := why_no_mount():
+        pytest.skip(why)
 
 
 @pytest.fixture

@@ -12,24 +12,9 @@ import pytest
 NPKFS = Path(sys.executable).parent / "npkfs"
 
 
-def why_no_mount():
-    """Why nothing can be mounted here, or None."""
-    if not NPKFS.exists():
-        return "no npkfs next to this Python"
-    try:
-        os.close(os.open("/dev/fuse", os.O_RDWR))
-    except OSError as error:
-        return f"/dev/fuse: {error.strerror}"
-    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
-        return "no fusermount3"
-    return None
-
-
 @pytest.fixture(params=["auto,compress=off", "off,compress=off", "auto,compress=zstd", "off,compress=zstd"])
-def mnt(request, numpack, path, tmp_path):
+def mnt(request, can_mount, numpack, path, tmp_path):
     """A mounted store, with and without passthrough and compression."""
-    if why := why_no_mount():
-        pytest.skip(why)
     numpack.NumPack(path).close()
     mnt = tmp_path / "mnt"
     mnt.mkdir()

@@ -26,27 +26,13 @@ def run(command, folder):
     return done.stdout
 
 
-def why_no_mount():
-    """Why nothing can be mounted here, or None."""
-    if shutil.which("npkfs", path=Path(sys.executable).parent) is None:
-        return "no npkfs next to this Python"
-    try:
-        os.close(os.open("/dev/fuse", os.O_RDWR))
-    except OSError as error:
-        return f"/dev/fuse: {error.strerror}"
-    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
-        return "no fusermount3"
-    return None
-
-
 def test_python_example_runs(tmp_path):
     (example,) = blocks("python")
     run([sys.executable, "-W", "error", "-c", example + "\nassert last.tolist() == [1] * 8"], tmp_path)
 
 
+@pytest.mark.usefixtures("can_mount")
 def test_shell_example_mounts_what_the_python_example_saved(tmp_path):
-    if why := why_no_mount():
-        pytest.skip(why)
     (python,) = blocks("python")
     mounting, *_ = blocks("sh")
     run([sys.executable, "-c", python], tmp_path)
