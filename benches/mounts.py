@@ -18,6 +18,8 @@ from mounting import KernelMount, Mount, ServedMount, read_through, run, tool
 from world import disk_usage
 
 TOUCHED = 10_000
+# As in src/fuse/readahead.rs.
+READ_AHEAD_KB = 512
 NOISE, *COMPRESSIBLE = KINDS
 FIELD = COMPRESSIBLE[0]
 
@@ -167,7 +169,9 @@ class Null(Image):
         self.source = source
 
     def mount(self):
-        return ServedMount(self.mountpoint, self.program, self.mountpoint, self.source)
+        mount = ServedMount(self.mountpoint, self.program, self.mountpoint, self.source)
+        mount.raise_read_ahead(READ_AHEAD_KB)
+        return mount
 
     def measure(self, work, operation):
         with self.mount() as mount:
