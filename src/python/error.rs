@@ -135,6 +135,7 @@ fn exception(error: &StoreError, message: String) -> PyErr {
             | FormatError::Codec { .. }
             | FormatError::Index { .. }
             | FormatError::Attr { .. }
+            | FormatError::Upstream { .. }
             | FormatError::Name { .. } => Exception::CorruptStore.err(message),
         },
         StoreError::DataFile { .. } | StoreError::Block { .. } => Exception::CorruptStore.err(message),
@@ -162,6 +163,7 @@ fn exception(error: &StoreError, message: String) -> PyErr {
             | FormatError::Checksum { .. }
             | FormatError::Payload { .. }
             | FormatError::Edit { .. }
+            | FormatError::Upstream { .. }
             | FormatError::NpyHeader { .. } => PyValueError::new_err(message),
         },
         StoreError::Io { action, path, source } => os_error(action, path, source),
