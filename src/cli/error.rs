@@ -183,16 +183,15 @@ pub fn store_exit(error: &StoreError) -> Exit {
             _ => Exit::Damaged,
         },
         StoreError::NotAStore { found, .. } => match found {
-            NotAStore::ManifestLost | NotAStore::Overwritten => Exit::Damaged,
-            NotAStore::Missing | NotAStore::NotADirectory | NotAStore::NoManifest | NotAStore::OldRelease => {
-                Exit::Failed
-            }
+            NotAStore::ManifestLost | NotAStore::TableLost | NotAStore::Overwritten => Exit::Damaged,
+            NotAStore::Missing | NotAStore::NotADirectory | NotAStore::NoManifest => Exit::Failed,
         },
         StoreError::Poisoned { first, .. } => store_exit(first),
         StoreError::NotFound { .. }
         | StoreError::Exists { .. }
         | StoreError::StoreExists { .. }
         | StoreError::ReadOnly { .. }
+        | StoreError::OldLayout { .. }
         | StoreError::ShapeMismatch { .. }
         | StoreError::DtypeMismatch { .. }
         | StoreError::RowCount { .. }

@@ -97,7 +97,7 @@ fn store_errno(error: &StoreError) -> c_int {
     match error {
         StoreError::NotFound { .. } => libc::ENOENT,
         StoreError::Exists { .. } | StoreError::StoreExists { .. } => libc::EEXIST,
-        StoreError::ReadOnly { .. } => libc::EROFS,
+        StoreError::ReadOnly { .. } | StoreError::OldLayout { .. } => libc::EROFS,
         // The store was there when it was mounted, so its loss is a failure of the medium.
         StoreError::NotAStore { .. } => libc::EIO,
         StoreError::Format { .. } | StoreError::DataFile { .. } | StoreError::Block { .. } => libc::EIO,

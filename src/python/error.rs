@@ -107,15 +107,15 @@ fn exception(error: &StoreError, message: String) -> PyErr {
             NotAStore::NotADirectory => {
                 PyFileExistsError::new_err((libc::EEXIST, without(path), filename(path)))
             }
-            NotAStore::NoManifest | NotAStore::ManifestLost | NotAStore::OldRelease => {
-                Exception::NotAStore.err(message)
-            }
-            NotAStore::Overwritten => Exception::CorruptStore.err(message),
+            NotAStore::NoManifest | NotAStore::ManifestLost => Exception::NotAStore.err(message),
+            NotAStore::TableLost | NotAStore::Overwritten => Exception::CorruptStore.err(message),
         },
         StoreError::StoreExists { path } => {
             PyFileExistsError::new_err((libc::EEXIST, without(path), filename(path)))
         }
-        StoreError::ReadOnly { store } => Exception::ReadOnly.os_err(libc::EROFS, without(store), store),
+        StoreError::ReadOnly { store } | StoreError::OldLayout { store, .. } => {
+            Exception::ReadOnly.os_err(libc::EROFS, without(store), store)
+        }
         StoreError::Locked { store, .. } => {
             Exception::StoreLocked.os_err(libc::ETIMEDOUT, without(store), store)
         }

@@ -207,6 +207,15 @@ impl Store {
 impl Shared {
     /// Refuses to write where that is known to be in vain.
     pub(super) fn check_writable(&self) -> Result<(), StoreError> {
+        let is_old = self.manifest().upstream.is_some();
+        if is_old {
+            // Unless it was upgraded since.
+            self.catch_up(&mut self.manifest_mut(), true)?;
+            let layout = self.manifest().upstream;
+            if let Some(layout) = layout {
+                return Err(StoreError::OldLayout { store: self.storage.path().to_owned(), layout });
+            }
+        }
         if self.access == Access::Read {
             return Err(StoreError::ReadOnly { store: self.storage.path().to_owned() });
         }
@@ -405,6 +414,7 @@ impl Shared {
                 mtime: time,
                 // Attributes belong to the name: a new version keeps them.
                 attrs: manifest.table.get(&new.name).map(|old| Arc::clone(&old.attrs)).unwrap_or_default(),
+                upstream: None,
             }
         });
         (records.collect(), superseded)
