@@ -1,9 +1,12 @@
 //! Stores of NumPack 0.1 to 0.7: read through every face of the store, refused where their bytes disagree, upgraded.
 
+mod common;
 #[path = "upstream/fixtures.rs"]
 mod fixtures;
 #[path = "upstream/quirks.rs"]
 mod quirks;
+#[path = "upstream/upgrade.rs"]
+mod upgrade;
 
 use std::fs;
 use std::path::Path;
@@ -19,11 +22,15 @@ fn elements(array: &Array) -> Vec<u8> {
     out
 }
 
+fn assert_elements(array: &Array, expected: &Expected) {
+    assert_eq!((array.dtype(), array.shape()), (&expected.dtype, &*expected.shape), "{:?}", expected.name);
+    assert!(elements(array) == expected.elements, "{:?}", expected.name);
+}
+
 /// Reads an array in every way that there is.
 fn assert_array(array: &Array, expected: &Expected) {
     let name = &expected.name;
-    assert_eq!((array.dtype(), array.shape()), (&expected.dtype, &*expected.shape), "{name:?}");
-    assert!(elements(array) == expected.elements, "{name:?}");
+    assert_elements(array, expected);
     let map = array.map().unwrap();
     let is_whole = array.n_deleted() == 0 && !array.file_name().ends_with(".npkseg");
     assert_eq!(map.is_some(), is_whole, "{name:?}");

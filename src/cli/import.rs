@@ -100,6 +100,7 @@ fn concerns_file(error: &StoreError, source: &Path) -> bool {
         | StoreError::StoreExists { .. }
         | StoreError::ReadOnly { .. }
         | StoreError::OldLayout { .. }
+        | StoreError::ChangedMeanwhile { .. }
         | StoreError::Locked { .. }
         | StoreError::DataFile { .. }
         | StoreError::ShapeMismatch { .. }

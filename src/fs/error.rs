@@ -102,7 +102,7 @@ fn store_errno(error: &StoreError) -> c_int {
         StoreError::NotAStore { .. } => libc::EIO,
         StoreError::Format { .. } | StoreError::DataFile { .. } | StoreError::Block { .. } => libc::EIO,
         // Another writer is at work: "try again" in the words that unlink(2) and rename(2) have for it.
-        StoreError::Locked { .. } => libc::EBUSY,
+        StoreError::Locked { .. } | StoreError::ChangedMeanwhile { .. } => libc::EBUSY,
         StoreError::ShapeMismatch { .. }
         | StoreError::DtypeMismatch { .. }
         | StoreError::RowCount { .. }

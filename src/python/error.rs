@@ -119,6 +119,9 @@ fn exception(error: &StoreError, message: String) -> PyErr {
         StoreError::Locked { store, .. } => {
             Exception::StoreLocked.os_err(libc::ETIMEDOUT, without(store), store)
         }
+        StoreError::ChangedMeanwhile { path } => {
+            Exception::StoreLocked.os_err(libc::EBUSY, without(path), path)
+        }
         StoreError::Format { source, .. } => match source {
             FormatError::Version { .. } | FormatError::Features { .. } | FormatError::UnknownCodec { .. } => {
                 Exception::Unsupported.err(message)

@@ -56,6 +56,11 @@ pub enum StoreError {
         /// Its layout.
         layout: TableLayout,
     },
+    /// NumPack 0.1 to 0.7 wrote to a store while it was upgraded.
+    ChangedMeanwhile {
+        /// The file that changed.
+        path: PathBuf,
+    },
     /// Another process holds the writers' lock.
     Locked {
         /// The store.
@@ -325,6 +330,11 @@ impl fmt::Display for StoreError {
                 "{}: the store has the layout of NumPack {layout}, which is only read; run \"npkfs upgrade {}\"",
                 store.display(),
                 store.display()
+            ),
+            Self::ChangedMeanwhile { path } => write!(
+                f,
+                "{}: was changed while the store was upgraded; end the programs that have it open with NumPack 0.1-0.7, and try again",
+                path.display()
             ),
             Self::Locked { store, waited, holder } => {
                 write!(

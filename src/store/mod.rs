@@ -40,6 +40,7 @@ pub use compressed::Usage;
 pub use draft::Draft;
 pub use error::{BlockFault, DataFileFault, NotAStore, StoreError};
 pub use stage::NewArray;
+pub use upstream::{Upgrade, Upgraded};
 
 pub use crate::format::manifest::{Change, ChangeKind};
 pub use crate::format::upstream::TableLayout;

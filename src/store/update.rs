@@ -270,7 +270,7 @@ impl Shared {
 
     /// Copies the rows that are not deleted into a new version, as they are: byte for byte, header included, if nothing
     /// is deleted.
-    fn stage_copy(
+    pub(super) fn stage_copy(
         &self,
         array: &Array,
         compression: Option<&Compression>,

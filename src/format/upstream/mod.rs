@@ -21,8 +21,8 @@ use super::{Descr, Dtype, FormatError, Layout, names};
 pub const WRITE_AHEAD_LOG: &str = "metadata.wal";
 /// What the Python backends locked.
 pub const SAVE_LOCK: &str = "save.lock";
-/// The table of a store that was upgraded, until its files are removed.
-pub const OLD_TABLE: &str = "metadata.npkm.old";
+/// A copy of the table of a store that is being upgraded, until its files are removed.
+pub const OLD_TABLE: &str = "metadata.npkm.upgraded";
 
 const DATA_PREFIX: &str = "data_";
 const DATA_SUFFIX: &str = ".npkd";

@@ -2,10 +2,14 @@
 //! everything that reads an array reads them too. See `spec/upstream-layouts.md`.
 
 mod joined;
+mod upgrade;
 
 use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
+
+pub use upgrade::{Upgrade, Upgraded};
+pub(super) use upgrade::{remove_files_of, table_in};
 
 use super::data::{fault_of, open_failed};
 use super::error::{DataFileFault, NotAStore, StoreError};
