@@ -35,6 +35,10 @@ pub enum CliError {
     Io { action: &'static str, path: PathBuf, source: io::Error },
     /// Several things were asked for, and these many were not done; each was reported.
     Partly { what: &'static str, n_failed: usize, n_asked: usize, exit: Exit },
+    /// An array cannot be read, and so the store cannot be upgraded in its place.
+    NotUpgraded { store: PathBuf, source: StoreError },
+    /// `upgrade --to` of a store that is new already.
+    NotOld { store: PathBuf },
     /// `verify` found damage; each was reported.
     Damaged { store: PathBuf, n_problems: usize },
     /// Mounting failed.
@@ -75,9 +79,10 @@ impl CliError {
             | CliError::BadSetting { .. } => Exit::Usage,
             CliError::NothingNamed { .. }
             | CliError::IsGroup { .. }
+            | CliError::NotOld { .. }
             | CliError::Io { .. }
             | CliError::Stdout { .. } => Exit::Failed,
-            CliError::Store { source } => store_exit(source),
+            CliError::Store { source } | CliError::NotUpgraded { source, .. } => store_exit(source),
             CliError::Damaged { .. } => Exit::Damaged,
             CliError::Mount { source } => source.exit(),
             CliError::Umount { source } => source.exit(),
@@ -120,6 +125,16 @@ impl fmt::Display for CliError {
                 write!(f, "cannot {action} {}: {source}", path.display())
             }
             CliError::Partly { what, n_failed, n_asked, .. } => write!(f, "{n_failed} of {n_asked} {what}"),
+            CliError::NotUpgraded { store, source } => write!(
+                f,
+                "{source}; nothing was changed; \"npkfs upgrade --to DIR --skip-damaged {}\" copies what can be read",
+                store.display()
+            ),
+            CliError::NotOld { store } => write!(
+                f,
+                "{}: is of this release already; nothing was written; copy it with cp -r",
+                store.display()
+            ),
             CliError::Damaged { store, n_problems } => {
                 let problems = if *n_problems == 1 { "problem" } else { "problems" };
                 write!(f, "{}: damaged: {n_problems} {problems}", store.display())
@@ -137,7 +152,7 @@ impl Error for CliError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             CliError::MountOption { source } => Some(source),
-            CliError::Store { source } => Some(source),
+            CliError::Store { source } | CliError::NotUpgraded { source, .. } => Some(source),
             CliError::Mount { source } => Some(source),
             CliError::Umount { source } => Some(source),
             CliError::Io { source, .. } | CliError::Stdout { source } => Some(source),

@@ -191,7 +191,8 @@ impl Array {
     /// `Io`, also if this version is gone and was not pinned.
     pub fn stat(&self) -> Result<FileStat, StoreError> {
         if self.record.is_segmented() {
-            self.pin()?;
+            // If a segment is missing, all there is to tell about is their list.
+            let _ = self.pin();
         }
         match self.data.get() {
             Some(data) => data.file.stat(),
@@ -200,12 +201,27 @@ impl Array {
         .map_err(|source| self.io("stat", source))
     }
 
-    /// Time of the last change: of the last commit, or of a later write in place.
+    /// Bytes that the data file takes on the disk; 0 if it is missing.
     ///
     /// # Errors
-    /// As [`Array::stat`].
+    /// `Io`.
+    pub fn on_disk(&self) -> Result<u64, StoreError> {
+        Ok(self.stat_if_there()?.map_or(0, |stat| stat.allocated))
+    }
+
+    /// Time of the last change: of the last commit, or of a later write in place, unless the data file is missing.
+    ///
+    /// # Errors
+    /// `Io`.
     pub fn modified(&self) -> Result<SystemTime, StoreError> {
-        Ok(self.stat()?.mtime.max(self.committed()))
+        Ok(self.stat_if_there()?.map_or(self.committed(), |stat| stat.mtime.max(self.committed())))
+    }
+
+    fn stat_if_there(&self) -> Result<Option<FileStat>, StoreError> {
+        match self.stat() {
+            Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            result => result.map(Some),
+        }
     }
 
     /// Time of the last commit that changed the array.

@@ -27,7 +27,7 @@ const MAX_MANIFEST_LEN: u64 = 1 << 32;
 #[derive(Debug)]
 pub(super) struct ManifestLog {
     file: Arc<dyn StorageFile>,
-    access: FileAccess,
+    pub(super) access: FileAccess,
     /// Which file this is, and how many names it has: a rename over it takes one away.
     stat: FileStat,
     /// The published length in the file's header, where it can be mapped.
@@ -51,12 +51,25 @@ pub(super) struct ManifestLog {
 impl ManifestLog {
     /// Reads the manifest of the store in `storage`.
     pub(super) fn load(storage: &dyn Storage, access: FileAccess) -> Result<Self, StoreError> {
-        let file = storage.open(names::MANIFEST, access).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => {
-                StoreError::NotAStore { path: storage.path().to_owned(), found: without_manifest(storage) }
+        let file = match storage.open(names::MANIFEST, access) {
+            Ok(file) => file,
+            Err(source) if source.kind() == io::ErrorKind::NotFound => {
+                let found = without_manifest(storage);
+                return Err(StoreError::NotAStore { path: storage.path().to_owned(), found });
             }
-            _ => StoreError::io("open", storage.path(), names::MANIFEST, source),
-        })?;
+            Err(source) => {
+                // What can only be read needs no right to write.
+                let may_read = access == FileAccess::Write
+                    && matches!(
+                        source.kind(),
+                        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+                    );
+                return match may_read.then(|| Self::load(storage, FileAccess::Read)) {
+                    Some(Ok(manifest)) if manifest.upstream.is_some() => Ok(manifest),
+                    _ => Err(StoreError::io("open", storage.path(), names::MANIFEST, source)),
+                };
+            }
+        };
         let mut attempts = 0;
         loop {
             attempts += 1;

@@ -135,6 +135,9 @@ impl Store {
             Access::Write => FileAccess::Write,
         };
         let manifest = ManifestLog::load(&*storage, file_access)?;
+        if manifest.access == FileAccess::Read {
+            return Ok(Self::new(storage, Access::Read, FileAccess::Read, manifest));
+        }
         Ok(Self::new(storage, access, file_access, manifest))
     }
 

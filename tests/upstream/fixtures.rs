@@ -1,5 +1,7 @@
 //! The stores in `tests/data/upstream`, and what a correct reader returns of them.
 
+#![allow(dead_code, reason = "each test crate uses some of it")]
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};

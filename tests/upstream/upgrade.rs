@@ -106,7 +106,7 @@ fn every_store_is_upgraded_to_another_place_and_stays() {
         let copy = fixture.copy();
         let before = snapshot(&copy.path);
         let target = copy.path.with_file_name("new.npk");
-        let to = || Upgrade { compression: None, progress: &mut |_, _, _| () }.to(&copy.path, &target);
+        let to = || Upgrade { compression: None, progress: &mut |_, _, _| () }.to(&copy.path, &target, None);
         assert!(is_upgraded(to(), &fixture));
         assert_content(&Store::open(&target, Access::Write).unwrap(), &fixture.expected());
         assert!(verify(&target).unwrap().problems.is_empty());
@@ -115,7 +115,7 @@ fn every_store_is_upgraded_to_another_place_and_stays() {
         assert!(is_taken || fixture.expected().is_empty());
     }
     let copy = fixture("0.3.0-rust", "appended").copy();
-    let itself = Upgrade { compression: None, progress: &mut |_, _, _| () }.to(&copy.path, &copy.path);
+    let itself = Upgrade { compression: None, progress: &mut |_, _, _| () }.to(&copy.path, &copy.path, None);
     assert!(matches!(itself, Err(StoreError::StoreExists { .. })));
 }
 
@@ -158,7 +158,7 @@ fn a_store_with_an_array_that_cannot_be_read_is_left_as_it_is() {
         snapshot(&copy.path).into_iter().filter(|(path, _)| !path.ends_with("metadata.npkm.lock")).collect();
     assert!(after == before);
     let target = copy.path.with_file_name("new.npk");
-    let result = Upgrade { compression: None, progress: &mut |_, _, _| () }.to(&copy.path, &target);
+    let result = Upgrade { compression: None, progress: &mut |_, _, _| () }.to(&copy.path, &target, None);
     assert!(matches!(result, Err(StoreError::DataFile { .. })));
     assert!(!target.exists());
     for (name, expected) in

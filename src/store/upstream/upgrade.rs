@@ -109,17 +109,26 @@ impl Upgrade<'_> {
     }
 
     /// Writes the store at `path` as a new one at `target`, in one commit; nothing but an empty store may be there.
-    /// Returns when it is on the disk. Does nothing if the store at `path` is new already.
+    /// Returns when it is on the disk. Does nothing if the store at `path` is new already. Arrays that cannot be read are
+    /// left out if `skip` is there to be told why.
     ///
     /// # Errors
     /// `NotAStore`; `StoreExists`; `DataFile` if an array cannot be read; `ChangedMeanwhile`; `Format`; `Locked`; `Io`.
-    pub fn to(mut self, path: &Path, target: &Path) -> Result<Upgraded, StoreError> {
+    pub fn to(
+        mut self,
+        path: &Path,
+        target: &Path,
+        skip: Option<&mut dyn FnMut(&StoreError)>,
+    ) -> Result<Upgraded, StoreError> {
         self.check()?;
         let store = Store::open(path, Access::Read)?;
         let Some(layout) = store.old_layout() else { return Ok(Upgraded::Nothing) };
-        let arrays = store.arrays()?;
+        let mut arrays = store.arrays()?;
         let before = Look::at(&store)?;
-        check_readable(&arrays)?;
+        match skip {
+            None => check_readable(&arrays)?,
+            Some(skip) => arrays.retain(|array| array.clone().pin().inspect_err(&mut *skip).is_ok()),
+        }
         let new = Store::open_or_create(target)?;
         let exists = || StoreError::StoreExists { path: target.to_owned() };
         if new.old_layout().is_some() {
