@@ -36,7 +36,7 @@ pub enum CliError {
     /// Several things were asked for, and these many were not done; each was reported.
     Partly { what: &'static str, n_failed: usize, n_asked: usize, exit: Exit },
     /// An array cannot be read, and so the store cannot be upgraded in its place.
-    NotUpgraded { store: PathBuf, source: StoreError },
+    NotUpgraded { store: PathBuf, source: Box<StoreError> },
     /// `upgrade --to` of a store that is new already.
     NotOld { store: PathBuf },
     /// `verify` found damage; each was reported.
@@ -82,7 +82,8 @@ impl CliError {
             | CliError::NotOld { .. }
             | CliError::Io { .. }
             | CliError::Stdout { .. } => Exit::Failed,
-            CliError::Store { source } | CliError::NotUpgraded { source, .. } => store_exit(source),
+            CliError::Store { source } => store_exit(source),
+            CliError::NotUpgraded { source, .. } => store_exit(source),
             CliError::Damaged { .. } => Exit::Damaged,
             CliError::Mount { source } => source.exit(),
             CliError::Umount { source } => source.exit(),
@@ -152,7 +153,8 @@ impl Error for CliError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             CliError::MountOption { source } => Some(source),
-            CliError::Store { source } | CliError::NotUpgraded { source, .. } => Some(source),
+            CliError::Store { source } => Some(source),
+            CliError::NotUpgraded { source, .. } => Some(source),
             CliError::Mount { source } => Some(source),
             CliError::Umount { source } => Some(source),
             CliError::Io { source, .. } | CliError::Stdout { source } => Some(source),

@@ -24,7 +24,7 @@ pub fn upgrade(config: &UpgradeConfig) -> Result<(), CliError> {
     let upgraded = match &config.to {
         None => upgrade.in_place(&config.store).map_err(|error| match error {
             StoreError::DataFile { .. } => {
-                CliError::NotUpgraded { store: config.store.clone(), source: error }
+                CliError::NotUpgraded { store: config.store.clone(), source: Box::new(error) }
             }
             error => error.into(),
         })?,

@@ -11,8 +11,12 @@ const VERSION: u32 = 1;
 /// How a table of 0.1 and 0.2.0 begins.
 pub(super) const BINCODE_VERSION: u32 = VERSION;
 
-/// Bytes of one block in the table of a compressed array.
-const NPKB_BLOCK_LEN: usize = 24;
+/// How an array is compressed: level, size before, size after.
+const NPKB_CODEC_LEN: usize = size_of::<u32>() + 2 * size_of::<u64>();
+/// How its blocks are, before their number.
+const NPKB_BLOCKS_LEN: usize = 1 + 2 * size_of::<u64>();
+/// Of one block.
+const NPKB_BLOCK_LEN: usize = 3 * size_of::<u64>();
 
 /// What is wrong, in words.
 type Result<T> = std::result::Result<T, String>;
@@ -31,11 +35,11 @@ pub(super) fn parse_npkb(bytes: &[u8]) -> Result<Vec<RawEntry>> {
         let file = fields.text32()?;
         let (modified, size) = (fields.u64()?, fields.u64()?);
         let (dtype, compression) = (fields.u8()?, fields.u8()?);
-        (fields.u32()?, fields.u64()?, fields.u64()?); // level, size before, size after
+        fields.skip::<NPKB_CODEC_LEN>()?;
         if fields.u8()? != 0 {
-            (fields.u8()?, fields.u64()?, fields.u64()?);
+            fields.skip::<NPKB_BLOCKS_LEN>()?;
             for _ in 0..fields.u32()? {
-                fields.array::<NPKB_BLOCK_LEN>()?;
+                fields.skip::<NPKB_BLOCK_LEN>()?;
             }
         }
         let is_compressed = compression != 0;
@@ -97,6 +101,10 @@ impl Fields<'_> {
         let array = array_at(self.bytes, self.offset).ok_or_else(|| self.cut())?;
         self.offset = self.offset.saturating_add(N);
         Ok(array)
+    }
+
+    fn skip<const N: usize>(&mut self) -> Result<()> {
+        self.array::<N>().map(|_| ())
     }
 
     fn u8(&mut self) -> Result<u8> {

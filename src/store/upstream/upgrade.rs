@@ -243,9 +243,11 @@ impl Shared {
     }
 }
 
-/// What the files of a store looked like: each file's name, inode, length and time of the last change, if it was there.
-#[derive(PartialEq)]
-struct Look(Vec<(String, Option<(u64, u64, SystemTime)>)>);
+/// What the files of a store looked like, by their names; `None`: not there.
+struct Look(Vec<(String, Option<FileLook>)>);
+
+/// Inode, length and time of the last change.
+type FileLook = (u64, u64, SystemTime);
 
 impl Look {
     fn at(store: &Store) -> Result<Self, StoreError> {
