@@ -29,12 +29,19 @@ pub(super) fn load(storage: &dyn Storage, bytes: &[u8]) -> Result<(Table, TableL
         return Err(StoreError::NotAStore { path, found: NotAStore::TableLost });
     }
     let files: HashSet<&str> = files.iter().map(String::as_str).collect();
-    let records = (1..).zip(arrays).map(|(id, entry)| record_of(storage, ArrayId(id), entry, &files));
+    let records =
+        (first_id(bytes)..).zip(arrays).map(|(id, entry)| record_of(storage, ArrayId(id), entry, &files));
     let ops = records.map(|record| record.map(Op::Put)).collect::<Result<_, _>>()?;
     let mut table = Table::default();
     let edit = Edit { generation: Generation(1), time: 0, ops };
     table.apply(&edit, &mut |_| ()).map_err(damaged)?;
     Ok((table, layout))
+}
+
+/// The identity of the first array of a table. Who had the store open before it was changed or upgraded must not take
+/// its arrays for others: identities depend on the table, and are not those of a new store.
+fn first_id(table: &[u8]) -> u64 {
+    (1 << 32 | u64::from(crc32fast::hash(table))) << 20
 }
 
 fn record_of(
