@@ -123,6 +123,11 @@ impl DirStorage {
         Ok(())
     }
 
+    fn open_folder(&self, folder: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(retry_on_intr(|| openat(&self.dir, folder, flags, Mode::empty()))?)
+    }
+
     /// Lets `make` give something a new temporary name, and renames that to `name`.
     fn replace_via(
         &self,
@@ -152,18 +157,7 @@ impl AsFd for DirStorage {
 
 impl Storage for DirStorage {
     fn open(&self, name: &str, access: FileAccess) -> io::Result<Arc<dyn StorageFile>> {
-        check_name(name)?;
-        let access = match access {
-            FileAccess::Read => OFlags::RDONLY,
-            FileAccess::Write => OFlags::RDWR,
-        };
-        // NONBLOCK: opening a FIFO of that name must not wait for its other end. Regular files ignore it.
-        let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let fd = retry_on_intr(|| openat(&self.dir, name, flags, Mode::empty()))?;
-        if !FileStat::from(fstat(&fd)?).is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-        }
-        Ok(Arc::new(DirFile::new(fd, None)))
+        open_file(&self.dir, name, access)
     }
 
     fn create_unnamed(&self) -> io::Result<Arc<dyn StorageFile>> {
@@ -222,11 +216,22 @@ impl Storage for DirStorage {
             Err(Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let dir = retry_on_intr(|| openat(&self.dir, folder, flags, Mode::empty()))?;
+        let dir = self.open_folder(folder)?;
         file.sync_data()?;
         self.link_in(file, &dir, name)?;
         sync_folder(&dir)
+    }
+
+    fn open_apart(&self, folder: &str, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        check_name(folder)?;
+        open_file(&self.open_folder(folder)?, name, FileAccess::Read)
+    }
+
+    fn remove_apart(&self, folder: &str, name: Option<&str>) -> io::Result<()> {
+        check_name(folder)?;
+        let Some(name) = name else { return Ok(unlinkat(&self.dir, folder, AtFlags::REMOVEDIR)?) };
+        check_name(name)?;
+        Ok(unlinkat(&self.open_folder(folder)?, name, AtFlags::empty())?)
     }
 
     fn link_existing(&self, from: &str, to: &str) -> io::Result<()> {
@@ -341,6 +346,21 @@ impl Storage for DirStorage {
     fn path(&self) -> &Path {
         &self.path
     }
+}
+
+fn open_file(dir: &OwnedFd, name: &str, access: FileAccess) -> io::Result<Arc<dyn StorageFile>> {
+    check_name(name)?;
+    let access = match access {
+        FileAccess::Read => OFlags::RDONLY,
+        FileAccess::Write => OFlags::RDWR,
+    };
+    // NONBLOCK: opening a FIFO of that name must not wait for its other end. Regular files ignore it.
+    let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fd = retry_on_intr(|| openat(dir, name, flags, Mode::empty()))?;
+    if !FileStat::from(fstat(&fd)?).is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    Ok(Arc::new(DirFile::new(fd, None)))
 }
 
 fn sync_folder(dir: &OwnedFd) -> io::Result<()> {
