@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::{PyBool, PyDict, PyIterator, PyList, PyString, PyTuple};
 
-use super::error::{Exception, OrRaise};
+use super::error::{Exception, OrRaise, interrupted};
 use super::index::RowIndex;
 use super::lazy::LazyArray;
 use super::stream::RowStream;
@@ -150,7 +150,9 @@ impl NumPack {
                 Store::remove_all(&self.path)?;
                 state.drop_first = false;
             }
-            state.store = Some(opening::open_or_create(&self.path)?);
+            let store = opening::open_or_create(&self.path)?;
+            store.set_interrupt(interrupted);
+            state.store = Some(store);
             Ok(())
         })
         .or_raise(py)
