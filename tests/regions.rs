@@ -220,7 +220,7 @@ fn watchers_are_told_of_regions_and_of_mappings() {
     let watch = watcher.watch().unwrap();
     store.write_rows("a", 0, rows(&[1], &bytes([1]))).unwrap();
     assert_eq!(generation(&watcher).0, before.0 + 1);
-    store.array("a").unwrap().told_of_writes().unwrap();
+    store.array("a").unwrap().tell_mapped().unwrap();
     assert_eq!(generation(&watcher).0, before.0 + 2);
     drop(watch);
     store.write_rows("a", 0, rows(&[1], &bytes([1]))).unwrap();
@@ -240,7 +240,7 @@ fn what_is_written_to_a_mapping_is_in_the_array() {
     unsafe { map.as_mut_ptr().add(4 * 700).copy_from_nonoverlapping([1, 2, 3, 4].as_ptr(), 4) };
     assert_eq!(values(&store, "a")[700], 0x0403_0201);
     let before = array.modified().unwrap();
-    array.told_of_writes().unwrap();
+    array.tell_mapped().unwrap();
     assert!(array.modified().unwrap() >= before);
     store.sync().unwrap();
 

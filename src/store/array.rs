@@ -410,7 +410,7 @@ impl Array {
     }
 
     /// The elements as one shared mapping that can be written to. `None` as for [`Array::map`]. What is written there is
-    /// in the array at once, for every reader; [`Array::told_of_writes`] is called when it is done.
+    /// in the array at once, for every reader; [`Array::tell_mapped`] is called when it is done.
     ///
     /// # Errors
     /// `ReadOnly`; `DataFile`; `Io`.
@@ -431,7 +431,7 @@ impl Array {
     ///
     /// # Errors
     /// `ReadOnly`; `Locked`; `Io`.
-    pub fn told_of_writes(&self) -> Result<(), StoreError> {
+    pub fn tell_mapped(&self) -> Result<(), StoreError> {
         let guard = self.shared.lock_writers()?;
         let file = &self.data()?.file;
         // Not every file system sets it for a write through a mapping.

@@ -48,6 +48,7 @@ pub use crate::format::manifest::{Change, ChangeKind};
 pub use crate::format::{ArrayId, Attrs, Codec, Compression, Dtype, Filter, Generation};
 
 use crate::format::names;
+pub use crate::sys::MapMut;
 use crate::sys::{DirStorage, FileAccess, FileStat, FsStat, LockGuard, Storage, StorageFile};
 use data::{DataFiles, lock};
 use log::ManifestLog;
