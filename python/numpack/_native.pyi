@@ -85,7 +85,7 @@ class NumPack:
         self,
         name: str,
         shape: SupportsIndex | Sequence[SupportsIndex],
-        dtype: DTypeLike = ...,
+        dtype: DTypeLike | None = None,
         *,
         compress: _Compress = None,
     ) -> None: ...

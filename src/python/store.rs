@@ -410,7 +410,8 @@ impl NumPack {
     /// ----------
     /// name : str
     /// shape : int or tuple of int
-    /// dtype : dtype_like, default float
+    /// dtype : dtype_like, optional
+    ///     By default float64.
     /// compress : bool, int or dict, optional
     ///     As of `save`.
     ///
@@ -426,10 +427,7 @@ impl NumPack {
     /// --------
     /// >>> npk.create("a", (1_000_000, 10), np.float32)
     /// >>> npk.write_rows("a", 500, np.ones((100, 10), np.float32))
-    #[pyo3(
-        signature = (name, shape, dtype = None, *, compress = None),
-        text_signature = "($self, name, shape, dtype=float, *, compress=None)"
-    )]
+    #[pyo3(signature = (name, shape, dtype = None, *, compress = None))]
     fn create(
         &self,
         py: Python<'_>,
