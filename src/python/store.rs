@@ -66,8 +66,7 @@ struct State {
     drop_first: bool,
     /// How many `with` blocks are running.
     n_contexts: usize,
-    /// Arrays that were mapped to be written to, of which others may not have been told yet, and whether that still goes
-    /// on.
+    /// Arrays that were mapped to be written to, of which others may not have been told yet, and the mappings.
     mapped: Vec<(Array, Weak<MapMut>)>,
 }
 
@@ -266,8 +265,8 @@ impl NumPack {
     /// arrays : dict of str to array_like
     ///     Any shape, order and strides, any dtype of fixed size. Subclasses of ndarray are saved as plain arrays.
     /// compress : bool, int or dict, optional
-    ///     How these arrays are compressed, whatever was there under their names: by default as `codec` of the store says,
-    ///     or else not at all.
+    ///     How these arrays are compressed, whatever was there under their names: by default as `codec` of the store
+    ///     says, or else not at all.
     ///
     ///     - False: not at all.
     ///     - True: with zstd at level 1, in blocks of 64 KiB.
@@ -312,8 +311,8 @@ impl NumPack {
     /// rows : int, list, tuple or array of int, slice, boolean mask; optional
     ///     Read these rows only, as `getitem` does.
     /// out : ndarray, optional
-    ///     What is read goes there: a C-contiguous array of the right shape and dtype. If reading fails, it may be filled
-    ///     in part.
+    ///     What is read goes there: a C-contiguous array of the right shape and dtype. If reading fails, it may be
+    ///     filled in part.
     ///
     /// Returns
     /// -------
@@ -441,11 +440,11 @@ impl NumPack {
     }
 
     /// Write rows over those that an array has, from row `start` on. Any number of processes and threads may do so at
-    /// once, if no row is written by two: those who write to an array that is not compressed do not wait for each other,
-    /// the others take turns.
+    /// once, if no row is written by two: those who write to an array that is not compressed do not wait for each
+    /// other, the others take turns.
     ///
-    /// Other readers see this at once; it is not atomic. Of a compressed array, a crash leaves all of the rows changed or
-    /// none. Each block of it is written anew: regions that begin and end with blocks cost the least.
+    /// Other readers see this at once; it is not atomic. Of a compressed array, a crash leaves all of the rows changed
+    /// or none. Each block of it is written anew: regions that begin and end with blocks cost the least.
     ///
     /// Parameters
     /// ----------
