@@ -23,6 +23,7 @@ from numpack._errors import (
     CorruptStoreError,
     NotAStoreError,
     NpkError,
+    PackageError,
     ReadOnlyError,
     RowIndexError,
     StoreClosedError,
@@ -30,6 +31,7 @@ from numpack._errors import (
     UnsupportedError,
 )
 from numpack._groups import Group
+from numpack._package import get_package_info, pack, unpack
 from numpack._store import NumPack
 from numpack._writable import WritableBatchMode
 
@@ -48,6 +50,7 @@ __all__ = [
     "NotAStoreError",
     "NpkError",
     "NumPack",
+    "PackageError",
     "ReadOnlyError",
     "RowIndexError",
     "StoreClosedError",

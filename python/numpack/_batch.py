@@ -117,9 +117,14 @@ def batch_class(cls: "type[NumPack]") -> "type[NumPack]":
         else:
             bases = (cls, batch_class(public))
         namespace = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-        found = type(cls)(cls.__name__, bases, namespace | {"_outside": cls})
+        found = type(cls)(cls.__name__, bases, namespace | {"_outside": cls, "__new__": _made_outside})
         cls._inside = found
     return cast("type[NumPack]", found)
+
+
+def _made_outside(cls: Any, /, *args: Any, **kwargs: Any) -> "NumPack":
+    """A store that is made within the block of another, by its type, is not in that block."""
+    return cast("NumPack", cls._outside(*args, **kwargs))
 
 
 class Entry:
@@ -444,28 +449,26 @@ class BatchMethods(_Core):
     def clone(self, source: str, target: str) -> None:
         overlay = self._overlay
         with overlay.lock:
-            array = self.load(source) if source in overlay.entries else None
-            if array is None and not self.has_array(source):
+            if not self.has_array(source):
                 raise self._not_found(source)
             self._check_free(target)
-            if array is None:
-                codec = super().get_metadata()["arrays"][source].get("codec")
-                array = super().load(source)
-                in_memory = 0
-                if overlay.memory_limit is not None:
-                    whole, in_memory = overlay.empty(array.shape, array.dtype)
-                    whole[...] = array
-                    array = whole
+            compress, attrs = self._codec(source), self._get_attrs(source)
+            if source in overlay.entries:
+                of_source = self.load(source)
             else:
-                codec = None
-                array = array.copy(order="K")
-                in_memory = array.nbytes
+                # In the order (C or Fortran) that it has.
+                of_source = super().load(source)
+            array, in_memory = of_source, of_source.nbytes
+            if overlay.memory_limit is not None and overlay.in_memory + in_memory > overlay.memory_limit:
+                array, in_memory = mapped_temporary(overlay.folder, of_source.shape, of_source.dtype), 0
+                array[...] = of_source
+            elif source in overlay.entries:
+                array = of_source.copy(order="K")
             entry = Entry(array, in_memory=in_memory)
+            entry.compress = compress
             entry.modified = _now()
-            if codec is not None:
-                entry.compress = (codec,)
             overlay.put(target, entry)
-            overlay.attrs[target] = dict(self._get_attrs(source))
+            overlay.attrs[target] = attrs
 
     def create(self, name: str, shape: Any, dtype: Any = float, *, compress: Any = None) -> None:
         overlay = self._overlay
@@ -489,13 +492,11 @@ class BatchMethods(_Core):
     def _get_attrs(self, name: str | None) -> dict[str, Any]:
         overlay = self._overlay
         with overlay.lock:
+            if name in overlay.gone and name not in overlay.entries:
+                raise self._not_found(cast("str", name))
             if name in overlay.attrs:
                 return plain_attrs(overlay.attrs[name])
-            if name is not None and name in overlay.gone:
-                if name in overlay.entries:
-                    return {}
-                raise self._not_found(name)
-            if name is not None and name in overlay.entries and not super().has_array(name):
+            if name in overlay.entries and not super().has_array(name):
                 return {}
             return super()._get_attrs(name)
 
@@ -514,6 +515,17 @@ class BatchMethods(_Core):
             self._check_not_gone(name)
             entry = self._read(name)
         return entry
+
+    def _codec(self, name: str) -> tuple[Any, ...]:
+        """How the array will be compressed: what `save` takes, in a tuple; empty for not at all."""
+        overlay = self._overlay
+        entry = overlay.entries.get(name)
+        if entry is not None and entry.compress:
+            return entry.compress
+        if name in overlay.gone:
+            return ()
+        known = super().get_metadata()["arrays"].get(name, {}).get("codec")
+        return () if known is None else (known,)
 
     def _read(self, name: str) -> Entry:
         overlay = self._overlay
