@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from numpack._errors import ArrayNotFoundError, StoreClosedError
+
 if TYPE_CHECKING:
     from numpack._store import NumPack
 
@@ -79,7 +81,12 @@ class Attributes(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         of = "the store" if self._name is None else repr(self._name)
-        return f"<attributes of {of}: {self._store._get_attrs(self._name)!r}>"
+        try:
+            return f"<attributes of {of}: {self._store._get_attrs(self._name)!r}>"
+        except StoreClosedError:
+            return f"<attributes of {of}, which is closed>"
+        except ArrayNotFoundError:
+            return f"<attributes of {of}, which does not exist>"
 
 
 def plain_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
