@@ -173,7 +173,7 @@ impl From<UmountError> for CliError {
 /// The exit code of the store's answers: the one place that decides it.
 pub fn store_exit(error: &StoreError) -> Exit {
     match error {
-        StoreError::Locked { .. } => Exit::InUse,
+        StoreError::Locked { .. } | StoreError::Interrupted { .. } => Exit::InUse,
         StoreError::DataFile { .. } | StoreError::Block { .. } => Exit::Damaged,
         StoreError::Format { source, .. } => match source {
             // Written by a newer release: unreadable here, but whole.

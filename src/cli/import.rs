@@ -100,6 +100,7 @@ fn concerns_file(error: &StoreError, source: &Path) -> bool {
         | StoreError::StoreExists { .. }
         | StoreError::ReadOnly { .. }
         | StoreError::Locked { .. }
+        | StoreError::Interrupted { .. }
         | StoreError::DataFile { .. }
         | StoreError::ShapeMismatch { .. }
         | StoreError::DtypeMismatch { .. }

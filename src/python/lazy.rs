@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyString, PyTuple};
 
-use super::array::{self, Ndarray};
+use super::array::{self, Mapped, Ndarray};
 use super::error::OrRaise;
 use super::{dtype, gather};
 use crate::store::Array;
@@ -56,7 +56,7 @@ impl LazyArray {
             array::filled(dtype, array.shape(), array.fortran_order(), |_| Ok(()))?
         } else {
             match py.detach(|| array.map()).or_raise(py)? {
-                Some(map) => array::mapped(dtype, array.shape(), array.fortran_order(), map)?,
+                Some(map) => array::mapped(dtype, array.shape(), array.fortran_order(), Mapped::Read(map))?,
                 None => return Ok(Self { name, data: Data::Rows(array, dtype.unbind()) }),
             }
         };

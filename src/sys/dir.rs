@@ -19,7 +19,7 @@ use rustix::io::{Errno, retry_on_intr};
 use super::file::{DirFile, Temporary};
 use super::lock::{self, LockTable};
 use super::storage::check_name;
-use super::{FileAccess, FileStat, FsStat, LockGuard, Storage, StorageFile, netfs, random_bytes};
+use super::{FileAccess, FileLock, FileStat, FsStat, LockGuard, Storage, StorageFile, netfs, random_bytes};
 
 const TEMPORARY_PREFIX: &str = "tmp_";
 const TEMPORARY_SUFFIX: &str = ".npkd";
@@ -67,6 +67,21 @@ impl DirStorage {
     pub fn create(path: &Path) -> io::Result<Self> {
         fs::create_dir_all(path)?;
         DirStorage::open(path)
+    }
+
+    fn open_fd(&self, name: &str, access: FileAccess) -> io::Result<OwnedFd> {
+        check_name(name)?;
+        let access = match access {
+            FileAccess::Read => OFlags::RDONLY,
+            FileAccess::Write => OFlags::RDWR,
+        };
+        // NONBLOCK: opening a FIFO of that name must not wait for its other end. Regular files ignore it.
+        let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let fd = retry_on_intr(|| openat(&self.dir, name, flags, Mode::empty()))?;
+        if !FileStat::from(fstat(&fd)?).is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        Ok(fd)
     }
 
     fn create_temporary(&self) -> io::Result<DirFile> {
@@ -152,18 +167,12 @@ impl AsFd for DirStorage {
 
 impl Storage for DirStorage {
     fn open(&self, name: &str, access: FileAccess) -> io::Result<Arc<dyn StorageFile>> {
-        check_name(name)?;
-        let access = match access {
-            FileAccess::Read => OFlags::RDONLY,
-            FileAccess::Write => OFlags::RDWR,
-        };
-        // NONBLOCK: opening a FIFO of that name must not wait for its other end. Regular files ignore it.
-        let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let fd = retry_on_intr(|| openat(&self.dir, name, flags, Mode::empty()))?;
-        if !FileStat::from(fstat(&fd)?).is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-        }
-        Ok(Arc::new(DirFile::new(fd, None)))
+        Ok(Arc::new(DirFile::new(self.open_fd(name, access)?, None)))
+    }
+
+    fn open_locked(&self, name: &str, lock: FileLock, timeout: Duration) -> io::Result<Arc<dyn StorageFile>> {
+        let fd = self.open_fd(name, FileAccess::Write)?;
+        Ok(Arc::new(DirFile::locked(fd, lock, timeout)?))
     }
 
     fn create_unnamed(&self) -> io::Result<Arc<dyn StorageFile>> {
@@ -298,6 +307,11 @@ impl Storage for DirStorage {
     fn watch(&self, name: &str) -> io::Result<Box<dyn LockGuard>> {
         check_name(name)?;
         Ok(Box::new(lock::watch(&self.dir, name)?))
+    }
+
+    fn is_watched(&self, name: &str) -> io::Result<bool> {
+        check_name(name)?;
+        self.locks.is_watched(&self.dir, name)
     }
 
     fn sweep_temporaries(&self) -> io::Result<usize> {
