@@ -10,7 +10,7 @@ import operator
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 import numpy as np
 
@@ -97,7 +97,8 @@ class BatchModeContext:
             if overlay.n_blocks:
                 return
             self.npk._overlay = None
-            self.npk.__class__ = cast("type[NumPack]", type(self.npk)._outside)  # type: ignore[attr-defined]
+            outside: Any = type(self.npk)
+            self.npk.__class__ = outside._outside
         if error is None:
             with overlay.lock:
                 overlay.commit(self.npk)
@@ -116,8 +117,9 @@ def batch_class(cls: "type[NumPack]") -> "type[NumPack]":
             bases: tuple[type, ...] = (BatchMethods, cls)
         else:
             bases = (cls, batch_class(public))
+        kind: Any = type(cls)
         namespace = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-        found = type(cls)(cls.__name__, bases, namespace | {"_outside": cls, "__new__": _made_outside})
+        found = kind(cls.__name__, bases, namespace | {"_outside": cls, "__new__": _made_outside})
         cls._inside = found
     return cast("type[NumPack]", found)
 
@@ -283,7 +285,7 @@ class BatchMethods(_Core):
                 entry.array[rows] = values
                 _touch(entry)
 
-    def write_rows(self, name: str, start: int, rows: Any) -> None:
+    def write_rows(self, name: str, start: SupportsIndex, rows: Any) -> None:
         overlay = self._overlay
         with overlay.lock:
             start = operator.index(start)
@@ -493,7 +495,7 @@ class BatchMethods(_Core):
         overlay = self._overlay
         with overlay.lock:
             if name in overlay.gone and name not in overlay.entries:
-                raise self._not_found(cast("str", name))
+                raise self._not_found(name)
             if name in overlay.attrs:
                 return plain_attrs(overlay.attrs[name])
             if name in overlay.entries and not super().has_array(name):

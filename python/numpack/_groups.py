@@ -177,7 +177,7 @@ class Group:
         """The names of the group's arrays: `get_member_list`."""
         return self.get_member_list()
 
-    def __getitem__(self, name: str, /) -> "AnyArray | Group":
+    def __getitem__(self, name: str, /) -> Any:
         """The array of this name, loaded; if there is none, the group of this name."""
         return self.store[self._full(name)]
 

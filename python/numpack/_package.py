@@ -27,12 +27,13 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from numpack._errors import NotAStoreError, PackageError, StoreLockedError, UnsupportedError
 
 if TYPE_CHECKING:
-    import zstd
+    # Which of them is there, the type checker cannot know.
+    zstd: Any
 else:
     # Where neither is there, packages are made with zlib, which every release reads.
     try:
@@ -89,8 +90,8 @@ def pack(
 
     The package has the state between two commits, whoever writes to the store meanwhile: writers wait while the
     store's files are copied, into a folder beside `target` that is removed again; file systems that share blocks take
-    no time and no room for that. Programs that write to a mapped array wait for nobody, and what they write meanwhile
-    is in the package or not. The package appears under its name when it is complete and on the disk.
+    no time and no room for that. Who writes to a mapped array, or in regions (`NumPack.write_rows`), waits for nobody,
+    and what is written so meanwhile is in the package or not. The package appears under its name when it is complete and on the disk.
 
     Parameters
     ----------
@@ -120,7 +121,10 @@ def pack(
     """
     source = Path(source)
     _check_store(source)
-    target = source.with_name(source.resolve().name + _SUFFIX) if target is None else Path(target)
+    if target is None:
+        named = source if source.name and source.name != ".." else source.resolve()
+        target = named.with_name(named.name + _SUFFIX)
+    target = Path(target)
     _check_free(target, overwrite)
     copy = _beside(target)
     try:
@@ -224,7 +228,7 @@ def get_package_info(source: str | os.PathLike[str]) -> dict[str, Any]:
     with _opened(source) as package:
         reader = _Reader(package, source)
         compressed, n_files = reader.header()
-        files = []
+        files: list[dict[str, Any]] = []
         for _ in range(n_files):
             entry = reader.entry()
             if entry.packed_len:
@@ -446,9 +450,9 @@ def _write_file(package: IO[bytes], file: IO[bytes], compression: bool) -> int:
 def _compressor(file_len: int) -> _Compressor:
     if zstd is None:
         return zlib.compressobj()
-    compressor = zstd.ZstdCompressor(_LEVEL)
+    compressor: Any = zstd.ZstdCompressor(_LEVEL)
     compressor.set_pledged_input_size(file_len)
-    return compressor
+    return cast("_Compressor", compressor)
 
 
 def _pieces(file: IO[bytes], file_len: int) -> Iterator[bytes]:

@@ -15,7 +15,6 @@ from numpack._table import html_table, listing
 from numpack._writable import WritableBatchMode
 
 if TYPE_CHECKING:
-    from numpack._rows import AnyArray
     from numpack._native import NumPack as _Core
 else:
     _Core = object
@@ -30,7 +29,7 @@ class StoreMethods(_Core):
     _public: "ClassVar[type[NumPack]]"
     _inside: "ClassVar[type[NumPack]]"
 
-    def __getitem__(self, name: str, /) -> "AnyArray | Group":
+    def __getitem__(self, name: str, /) -> Any:
         """The array of this name, loaded; if there is none but arrays of names that begin with ``name/``, that group.
 
         Raises

@@ -9,7 +9,7 @@ _MAX_SHOWN = 100
 
 def listing(metadata: dict[str, Any]) -> list[tuple[str, ...]]:
     """A line for each array: name, shape, dtype, bytes, bytes in the file, codec."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for name, array in metadata["arrays"].items():
         codec = array.get("codec")
         shown = "" if codec is None else ", ".join(f"{key} {value}" for key, value in codec.items())

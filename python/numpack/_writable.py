@@ -5,6 +5,7 @@ no such file: it is decoded into a temporary one without a name, and at the end 
 differ are encoded and committed.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -48,8 +49,8 @@ class WritableBatchMode:
         self._prefix = ""
         self._n_blocks = 0
         self._mapped: dict[str, AnyArray] = {}
-        # Those that are a decoded copy.
-        self._decoded: set[str] = set()
+        # The data files of those that are a decoded copy: who saves over such an array, or drops it, leaves the copy.
+        self._decoded: dict[str, str] = {}
 
     def _under(self, prefix: str) -> "WritableBatchMode":
         """The same for the arrays of a group, under their short names."""
@@ -81,15 +82,23 @@ class WritableBatchMode:
         error: BaseException | None,
         traceback: "TracebackType | None",
     ) -> None:
-        """End the block, after an exception too: what was written to the arrays stays written."""
+        """End the block, after an exception too: what was written to the arrays stays written.
+
+        Raises
+        ------
+        StoreClosedError
+            If the store was closed within the block, and what was written to compressed arrays is lost.
+        """
         self._n_blocks -= 1
         if self._n_blocks:
             return
         try:
-            self.flush()
+            # A store that was closed meanwhile has told about those that are mapped itself.
+            if self._decoded or self._store.is_opened:
+                self.flush()
         finally:
             self._mapped = {}
-            self._decoded = set()
+            self._decoded = {}
 
     def load(self, name: str) -> AnyArray:
         """An array of the store, mapped: writing to it changes the store.
@@ -118,10 +127,11 @@ class WritableBatchMode:
         full = self._full(name)
         array = self._store._map(full)
         if array is None:
+            file = self._file(full)
             lazy = self._store.load(full, lazy=True)
             array = mapped_temporary(self._store.path, lazy.shape, lazy.dtype)
             self._store.load(full, out=array)
-            self._decoded.add(name)
+            self._decoded[name] = file
         self._mapped[name] = array
         return array
 
@@ -170,13 +180,30 @@ class WritableBatchMode:
     def flush(self) -> None:
         """Commit what was written to compressed arrays up to now, and tell mounts what was written to the others."""
         store = self._store
+        stored = store.get_metadata()["arrays"] if self._decoded else {}
         for name, array in self._mapped.items():
             full = self._full(name)
-            if name not in self._decoded:
-                store._written(full)
-                continue
-            for start, piece in _pieces(array, _codec_block(store, full)):
-                store._write_back(full, start, piece)
+            file = self._decoded.get(name)
+            if file is None:
+                # Its elements are where they belong; this tells those who keep copies, if it is still there.
+                with contextlib.suppress(ArrayNotFoundError):
+                    store._write_back(full, 0, array)
+            elif full in stored and stored[full]["data_file"] == file:
+                self._write_back(full, array, stored[full]["codec"]["block"])
+
+    def _write_back(self, full: str, array: AnyArray, block_len: int) -> None:
+        """Commit those blocks of a compressed array that are not as stored."""
+        if array.ndim:
+            for start, piece in _pieces(array, block_len):
+                self._store._write_back(full, start, piece)
+        elif array.tobytes() != self._store.load(full).tobytes():
+            # It has no rows that could be written.
+            self._store._commit({full: array}, [])
+            self._decoded[full.removeprefix(self._prefix)] = self._file(full)
+
+    def _file(self, full: str) -> str:
+        """The data file, which no two versions of an array share."""
+        return str(self._store.get_metadata()["arrays"][full]["data_file"])
 
     def _full(self, name: object) -> str:
         if not isinstance(name, str):
@@ -191,15 +218,9 @@ class WritableBatchMode:
         return f"<WritableBatchMode of {self._store!r}, {len(self._mapped)} arrays mapped>"
 
 
-def _codec_block(store: "NumPack", name: str) -> int:
-    """How many bytes are encoded as one; 1 if that is not known any more."""
-    codec = store.get_metadata()["arrays"].get(name, {}).get("codec")
-    return 1 if codec is None else int(codec["block"])
-
-
 def _pieces(array: AnyArray, block_len: int) -> list[tuple[int, AnyArray]]:
     """Parts of an array, and the row at which each begins: where blocks begin, so that no block is written twice."""
-    if array.ndim == 0 or array.nbytes <= _PIECE_LEN:
+    if array.nbytes <= _PIECE_LEN:
         return [(0, array)]
     row_len = array.nbytes // len(array)
     n_rows = max(1, _PIECE_LEN // row_len)

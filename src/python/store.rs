@@ -3,7 +3,7 @@
 //! The object outlives its openings: it holds a path, and between `open` and `close` a [`Store`]. Every operation
 //! works on its own reference to that, so `close` in one thread does not disturb a running operation in another.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 
 use pyo3::exceptions::{PyUserWarning, PyValueError};
@@ -252,6 +252,12 @@ impl NumPack {
     #[getter]
     fn is_closed(&self, py: Python<'_>) -> bool {
         !self.is_opened(py)
+    }
+
+    /// The directory.
+    #[getter]
+    fn path(&self) -> &Path {
+        &self.path
     }
 
     #[getter]

@@ -217,6 +217,33 @@ def test_changes_of_others_to_other_blocks_stay(npk, numpack, path, compress):
     assert npk.load("a")[[0, -1]].tolist() == [[1, 1], [2, 2]] and "b" in npk
 
 
+def test_saving_over_a_mapped_array_leaves_it_with_the_old_version(stored):
+    with stored.writable_batch_mode() as wb:
+        a, b = wb.load("a"), wb.load("b")
+        stored.save({"a": -A})
+        stored.drop("b")
+        a[0], b[0] = 7, 7
+    assert_same(stored.load("a"), -A)
+    assert list(stored) == ["a"]
+    with stored.writable_batch_mode() as wb:
+        wb.load("a")[0] = 7
+        stored.save({"a": A[:2].astype("i2")})
+    assert_same(stored.load("a"), A[:2].astype("i2"))
+
+
+def test_store_that_is_closed_within_the_block(stored, compress):
+    context = stored.writable_batch_mode()
+    context.__enter__().load("a")[0] = 7
+    stored.close()
+    if compress is None:
+        context.__exit__(None, None, None)
+    else:
+        with pytest.raises(RuntimeError, match="closed"):
+            context.__exit__(None, None, None)
+    stored.open()
+    assert stored.load("a")[0, 0] == (7 if compress is None else 0)
+
+
 def test_not_within_batch_mode(stored):
     with stored.batch_mode():
         with pytest.raises(RuntimeError, match="batch_mode"), stored.writable_batch_mode():
