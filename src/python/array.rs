@@ -261,7 +261,8 @@ fn new<'py>(
     let flags = if fortran_order { NPY_ARRAY_F_CONTIGUOUS } else { 0 }
         | if is_writeable { NPY_ARRAY_WRITEABLE } else { 0 };
     // SAFETY: `dims` has the length that is passed (NumPy refuses more than it can have), the reference to `dtype` is
-    // handed over, and the caller vouches for `data`. Without `NPY_ARRAY_WRITEABLE` nobody writes there; over no data it is ignored.
+    // handed over, and the caller vouches for `data`. Without `NPY_ARRAY_WRITEABLE` nobody writes there; over no data
+    // it is ignored.
     unsafe {
         let array = PY_ARRAY_API.PyArray_NewFromDescr(
             py,

@@ -147,7 +147,7 @@ fn new_rows<'py>(
     Contiguous::c_order(array.name(), rows)?.unshared()
 }
 
-/// An array that is mapped, its state in the store, and its mapping, if there is one: an array without elements has none.
+/// An array that is mapped, its state in the store, and its mapping; an array without elements has none.
 type MappedArray<'py> = (Ndarray<'py>, Array, Option<Weak<MapMut>>);
 
 /// The array `name` over a mapping that can be written to, and its state in the store; `None` if it is compressed.

@@ -66,8 +66,7 @@ struct State {
     drop_first: bool,
     /// How many `with` blocks are running.
     n_contexts: usize,
-    /// Arrays that were mapped to be written to, of which others may not have been told yet, and whether that still goes
-    /// on.
+    /// Arrays that were mapped to be written to, of which others may not have been told yet, and the mappings.
     mapped: Vec<(Array, Weak<MapMut>)>,
 }
 
@@ -244,22 +243,25 @@ impl NumPack {
         Ok(false)
     }
 
+    /// Whether the store is open.
     #[getter]
     fn is_opened(&self, py: Python<'_>) -> bool {
         self.state(py).store.is_some()
     }
 
+    /// Whether the store is not open: not yet, or not any more.
     #[getter]
     fn is_closed(&self, py: Python<'_>) -> bool {
         !self.is_opened(py)
     }
 
-    /// The directory.
+    /// The store's directory, as a pathlib.Path.
     #[getter]
     fn path(&self) -> &Path {
         &self.path
     }
 
+    /// What runs: 'rust' or 'python'.
     #[getter]
     fn backend_type(&self) -> &'static str {
         "rust"
@@ -272,8 +274,8 @@ impl NumPack {
     /// arrays : dict of str to array_like
     ///     Any shape, order and strides, any dtype of fixed size. Subclasses of ndarray are saved as plain arrays.
     /// compress : bool, int or dict, optional
-    ///     How these arrays are compressed, whatever was there under their names: by default as `codec` of the store says,
-    ///     or else not at all.
+    ///     How these arrays are compressed, whatever was there under their names: by default as `codec` of the store
+    ///     says, or else not at all.
     ///
     ///     - False: not at all.
     ///     - True: with zstd at level 1, in blocks of 64 KiB.
@@ -318,8 +320,8 @@ impl NumPack {
     /// rows : int, list, tuple or array of int, slice, boolean mask; optional
     ///     Read these rows only, as `getitem` does.
     /// out : ndarray, optional
-    ///     What is read goes there: a C-contiguous array of the right shape and dtype. If reading fails, it may be filled
-    ///     in part.
+    ///     What is read goes there: a C-contiguous array of the right shape and dtype. If reading fails, it may be
+    ///     filled in part.
     ///
     /// Returns
     /// -------
@@ -416,7 +418,8 @@ impl NumPack {
     /// ----------
     /// name : str
     /// shape : int or tuple of int
-    /// dtype : dtype_like, default float
+    /// dtype : dtype_like, optional
+    ///     By default float64.
     /// compress : bool, int or dict, optional
     ///     As of `save`.
     ///
@@ -432,10 +435,7 @@ impl NumPack {
     /// --------
     /// >>> npk.create("a", (1_000_000, 10), np.float32)
     /// >>> npk.write_rows("a", 500, np.ones((100, 10), np.float32))
-    #[pyo3(
-        signature = (name, shape, dtype = None, *, compress = None),
-        text_signature = "($self, name, shape, dtype=float, *, compress=None)"
-    )]
+    #[pyo3(signature = (name, shape, dtype = None, *, compress = None))]
     fn create(
         &self,
         py: Python<'_>,
@@ -449,11 +449,11 @@ impl NumPack {
     }
 
     /// Write rows over those that an array has, from row `start` on. Any number of processes and threads may do so at
-    /// once, if no row is written by two: those who write to an array that is not compressed do not wait for each other,
-    /// the others take turns.
+    /// once, if no row is written by two: those who write to an array that is not compressed do not wait for each
+    /// other, the others take turns.
     ///
-    /// Other readers see this at once; it is not atomic. Of a compressed array, a crash leaves all of the rows changed or
-    /// none. Each block of it is written anew: regions that begin and end with blocks cost the least.
+    /// Other readers see this at once; it is not atomic. Of a compressed array, a crash leaves all of the rows changed
+    /// or none. Each block of it is written anew: regions that begin and end with blocks cost the least.
     ///
     /// Parameters
     /// ----------

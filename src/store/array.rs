@@ -409,8 +409,8 @@ impl Array {
         Ok(Some(ArrayMap { map, range }))
     }
 
-    /// The elements as one shared mapping that can be written to. `None` as for [`Array::map`]. What is written there is
-    /// in the array at once, for every reader; [`Array::tell_mapped`] is called when it is done.
+    /// The elements as one shared mapping that can be written to. `None` as for [`Array::map`]. What is written there
+    /// is in the array at once, for every reader; [`Array::tell_mapped`] is called when it is done.
     ///
     /// # Errors
     /// `ReadOnly`; `DataFile`; `Io`.
@@ -425,9 +425,9 @@ impl Array {
         map.map(Some).map_err(|source| self.map_failed(source))
     }
 
-    /// Lets others know that elements were written through a mapping, by now: the time of change is set, those who asked
-    /// by [`Store::watch`](super::Store::watch) are told, and what was written is on the disk if the store is durable,
-    /// or else after the next sync.
+    /// Lets others know that elements were written through a mapping: the time of change is set, those who asked by
+    /// [`Store::watch`](super::Store::watch) are told, and what was written is on the disk if the store is durable, or
+    /// else after the next sync.
     ///
     /// # Errors
     /// `ReadOnly`; `Locked`; `Io`.

@@ -326,7 +326,7 @@ impl Shared {
         stage.finish()
     }
 
-    /// Starts a new version of `array`, to be called `name`, with `n_rows` rows in C-order that are still to be written.
+    /// Starts a new version of `array`, to be called `name`, with `n_rows` rows in C-order still to be written.
     fn stage_header(
         &self,
         array: &Array,

@@ -88,7 +88,8 @@ impl Store {
     }
 
     /// Saves arrays and removes others in one commit. Of names that have an array, the new version is compressed like
-    /// that; the others as `compression` says. What is in both lists is saved, and missing names in `remove` are ignored.
+    /// that; the others as `compression` says. What is in both lists is saved, and missing names in `remove` are
+    /// ignored.
     ///
     /// # Errors
     /// As [`Store::save_as`].

@@ -35,9 +35,9 @@ impl Map {
     }
 }
 
-/// Bytes of a file, shared and to be written to: what is written is in the file at once, for every reader of it. They are
-/// reached by a pointer only, since anybody may write them at any time. Dropping it unmaps them; they get to the disk
-/// when the file is synced.
+/// Bytes of a file, shared and to be written to: what is written is in the file at once, for every reader of it. They
+/// are reached by a pointer only, since anybody may write them at any time. Dropping it unmaps them; they get to the
+/// disk when the file is synced.
 pub struct MapMut(Option<MmapRaw>);
 
 impl MapMut {

@@ -45,8 +45,8 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// `NotFound`; `InvalidInput` if it is no regular file; `ELOOP` (`FilesystemLoop`) if it is a symbolic link.
     fn open(&self, name: &str, access: FileAccess) -> io::Result<Arc<dyn StorageFile>>;
 
-    /// Opens a file for writing, with a lock on it that ends when the handle that is returned is dropped, or its process
-    /// dies. Excludes only those who lock as well: other processes, and other handles of this one.
+    /// Opens a file for writing, with a lock on it that ends when the handle that is returned is dropped, or its
+    /// process dies. Excludes only those who lock as well: other processes, and other handles of this one.
     ///
     /// A storage that only one thread at a time writes to need not lock.
     ///
@@ -122,8 +122,8 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// `WouldBlock` if a writer keeps the lock for half a minute.
     fn watch(&self, name: &str) -> io::Result<Box<dyn LockGuard>>;
 
-    /// Whether somebody shares the watchers' lock on the file `name`, asked without waiting; `true` where that cannot be
-    /// known without the lock.
+    /// Whether somebody shares the watchers' lock on the file `name`, asked without waiting; `true` where that cannot
+    /// be known without the lock.
     fn is_watched(&self, name: &str) -> io::Result<bool> {
         let _ = name;
         Ok(true)

@@ -12,7 +12,14 @@ import pytest
 BACKENDS = ["rust"]
 
 # Test modules in which every store is made uncompressed, compressed, and compressed in the smallest blocks.
-COMPRESSED_AS_WELL = {"test_concurrency", "test_lazy", "test_model", "test_rows", "test_save_load"}
+COMPRESSED_AS_WELL = {
+    "test_concurrency",
+    "test_lazy",
+    "test_lazy_operators",
+    "test_model",
+    "test_rows",
+    "test_save_load",
+}
 COMPRESSIONS = {"uncompressed": None, "compressed": True, "small blocks": {"block": 4096, "level": 3}}
 
 
