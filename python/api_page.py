@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import Any
 
 # The order in which methods are told of; those that are not here come behind.
-NUMPACK = {
+ORDER: dict[str, dict[str, list[str]]] = {}
+ORDER["NumPack"] = {
     "Opening and closing": ["open", "close", "is_opened", "is_closed", "flush", "path", "backend_type"],
     "Whole arrays": ["save", "load", "__getitem__", "drop", "clone", "create", "recompress", "update", "reset"],
     "Rows": ["append", "replace", "getitem", "stream_load", "write_rows"],
@@ -21,9 +22,11 @@ NUMPACK = {
     "Blocks": ["batch_mode", "writable_batch_mode"],
     "Attributes and groups": ["attrs", "attrs_of", "group", "groups"],
 }
+ORDER["LazyArray"] = {
+    "As of an ndarray": ["shape", "dtype", "ndim", "size", "itemsize", "nbytes", "T", "reshape", "copy", "to_numpy"],
+    "Of the array in the store": ["attrs"],
+}
 CLASSES = ["NumPack", "LazyArray", "Group", "Attributes", "BatchModeContext", "WritableBatchMode"]
-# Methods with double underscores are told of where they have something of their own to say.
-TOLD = {"__getitem__"}
 
 HEAD = """# The Python API
 
@@ -36,6 +39,10 @@ numbers. Shapes are tuples of int, sizes are bytes, times are microseconds since
 def page(package: ModuleType, writable_array: ModuleType) -> str:
     """The whole page."""
     parts = [HEAD, markdown(inspect.getdoc(package) or "")]
+    parts.append(
+        "All names below are in `numpack`, except `WritableArray`, which is in `numpack.writable_array`, with\n"
+        "`WritableBatchMode`.\n"
+    )
     classes = {name: getattr(package, name) for name in CLASSES}
     names = [name for name in package.__all__ if not name.startswith("__") and name not in classes]
     errors = [name for name in names if isinstance(getattr(package, name), type)]
@@ -43,7 +50,7 @@ def page(package: ModuleType, writable_array: ModuleType) -> str:
     contents = [f"- [{name}](#{name.lower()})" for name in (*CLASSES, "Functions", "WritableArray", "Exceptions")]
     parts.append("\n".join(contents) + "\n")
     for name, cls in classes.items():
-        parts.extend(class_page(name, cls, NUMPACK if name == "NumPack" else {}))
+        parts.extend(class_page(name, cls, ORDER.get(name, {})))
     parts.append("## Functions\n")
     parts.extend(entry(f"numpack.{name}", getattr(package, name)) for name in functions)
     parts.extend(class_page("WritableArray", writable_array.WritableArray, {}))
@@ -56,14 +63,17 @@ def page(package: ModuleType, writable_array: ModuleType) -> str:
 def class_page(name: str, cls: type, order: dict[str, list[str]]) -> Iterator[str]:
     """A class, and its methods and properties."""
     yield f"## {name}\n"
-    yield f"```python\n{name}{signature(cls)}\n```\n"
+    if inspect.signature(cls).parameters:
+        yield f"```python\n{name}{signature(cls)}\n```\n"
     yield markdown(inspect.getdoc(cls) or "")
     left = {attribute: value for attribute, value in members(cls)}
     for title, attributes in order.items():
         yield f"### {title}\n"
         yield from (entry(f"{name}.{each}", left.pop(each)) for each in attributes if each in left)
     if order and left:
+        # Without an order of ours: that of an extension module is another in each build.
         yield "### Others\n"
+        left = dict(sorted(left.items()))
     yield from (entry(f"{name}.{each}", value) for each, value in left.items())
 
 
@@ -74,7 +84,7 @@ def members(cls: type) -> Iterator[tuple[str, Any]]:
         if base.__module__.split(".")[0] not in ("numpack", "builtins") or base is object:
             continue
         for attribute, value in vars(base).items():
-            is_told = attribute in TOLD and base.__module__ != "builtins"
+            is_told = attribute == "__getitem__" and value.__doc__ not in (None, "Return self[key].")
             if (is_told or not attribute.startswith("_")) and attribute not in seen:
                 seen.add(attribute)
                 yield attribute, value
@@ -86,7 +96,8 @@ def entry(name: str, value: Any) -> str:
     shown = f"{name}{signature(value) if is_called else ''}"
     *owner, attribute = name.split(".")
     if attribute == "__getitem__":
-        shown = f"{owner[0]}[name]"
+        # The one method with underscores that has something of its own to say.
+        shown = f"{owner[0]}[{signature(value).strip('(/ ,)')}]"
     return f"#### `{shown}`\n\n{markdown(inspect.getdoc(value) or '')}"
 
 
@@ -97,14 +108,14 @@ def signature(value: Any) -> str:
     parameters = [
         parameter.replace(annotation=empty)
         for parameter in found.parameters.values()
-        if parameter.name not in ("self", "cls") and parameter.kind is not parameter.POSITIONAL_ONLY
+        if parameter.name != "self"
     ]
     return str(found.replace(parameters=parameters, return_annotation=empty))
 
 
 def error_row(cls: type) -> str:
     bases = [f"`{base.__name__}`" for base in cls.__bases__ if base.__name__ != "NpkError"]
-    return f"| `{cls.__name__}` | {', '.join(bases)} | {' '.join((cls.__doc__ or '').split())} |"
+    return f"| `{cls.__name__}` | {', '.join(bases)} | {plain(' '.join((cls.__doc__ or '').split()))} |"
 
 
 def markdown(doc: str) -> str:
@@ -130,8 +141,11 @@ def markdown(doc: str) -> str:
             out.append(line)
         elif in_list and line and not line.startswith(" "):
             term, colon, kind = line.partition(" : ")
-            out.append(f"- `{term}`{colon}{plain(kind)}" if colon else f"- {plain(line)}")
+            out.append(f"- `{term}` ({plain(kind)})" if colon else f"- {plain(line)}")
         elif line.startswith("    ") and in_list:
+            # The description follows in the same paragraph.
+            if out[-1].startswith("- ") and not line.startswith("    - "):
+                out[-1] += ":"
             out.append("  " + plain(line[4:]))
         else:
             out.append(plain(line))

@@ -472,7 +472,7 @@ class BatchMethods(_Core):
             overlay.put(target, entry)
             overlay.attrs[target] = attrs
 
-    def create(self, name: str, shape: Any, dtype: Any = float, *, compress: Any = None) -> None:
+    def create(self, name: str, shape: Any, dtype: Any = None, *, compress: Any = None) -> None:
         overlay = self._overlay
         with overlay.lock:
             self._check_free(name)

@@ -141,7 +141,7 @@ class Group:
         """Copy an array of the group within it; see `NumPack.clone`."""
         self.store.clone(self._full(source), self._full(target))
 
-    def create(self, name: str, shape: Any, dtype: Any = float, *, compress: Any = None) -> None:
+    def create(self, name: str, shape: Any, dtype: Any = None, *, compress: Any = None) -> None:
         """Make a new array of zeros in the group; see `NumPack.create`."""
         self.store.create(self._full(name), shape, dtype, compress=compress)
 
