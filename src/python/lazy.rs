@@ -129,31 +129,37 @@ impl LazyArray {
 
 #[pymethods]
 impl LazyArray {
+    /// The shape, a tuple of int; dropped rows do not count.
     #[getter]
     fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         PyTuple::new(py, self.dims(py))
     }
 
+    /// The numpy.dtype of the items.
     #[getter]
     fn dtype<'py>(&self, py: Python<'py>) -> Bound<'py, PyArrayDescr> {
         self.descr(py)
     }
 
+    /// The number of dimensions.
     #[getter]
     fn ndim(&self, py: Python<'_>) -> usize {
         self.dims(py).len()
     }
 
+    /// The number of items.
     #[getter]
     fn size(&self, py: Python<'_>) -> usize {
         self.dims(py).iter().product()
     }
 
+    /// Bytes of one item.
     #[getter]
     fn itemsize(&self, py: Python<'_>) -> usize {
         self.descr(py).itemsize()
     }
 
+    /// Bytes of all items.
     #[getter]
     fn nbytes(&self, py: Python<'_>) -> usize {
         self.size(py) * self.itemsize(py)

@@ -3,7 +3,7 @@
 //! The object outlives its openings: it holds a path, and between `open` and `close` a [`Store`]. Every operation
 //! works on its own reference to that, so `close` in one thread does not disturb a running operation in another.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 
 use pyo3::exceptions::{PyUserWarning, PyValueError};
@@ -243,16 +243,25 @@ impl NumPack {
         Ok(false)
     }
 
+    /// Whether the store is open.
     #[getter]
     fn is_opened(&self, py: Python<'_>) -> bool {
         self.state(py).store.is_some()
     }
 
+    /// Whether the store is not open: not yet, or not any more.
     #[getter]
     fn is_closed(&self, py: Python<'_>) -> bool {
         !self.is_opened(py)
     }
 
+    /// The store's directory, as a pathlib.Path.
+    #[getter]
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What runs: 'rust' or 'python'.
     #[getter]
     fn backend_type(&self) -> &'static str {
         "rust"
