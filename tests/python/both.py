@@ -9,8 +9,10 @@ import zlib
 
 import msgpack
 
+from numpack import _store as store
+from numpack._backend import CORES
+
 BACKENDS = ("rust", "python")
-CORES = {"rust": "numpack._native", "python": "numpack._pure"}
 
 HEADER_LEN = 64
 FRAME_HEADER_LEN = 24
@@ -19,14 +21,7 @@ ID_OFFSET, PUBLISHED_OFFSET = 16, 40
 
 def public_class(backend):
     """The public class `NumPack` with that backend, whichever the package chose."""
-    from numpack._store import StoreMethods
-
-    core = importlib.import_module(CORES[backend])
-
-    class NumPack(StoreMethods, core.NumPack):
-        pass
-
-    return NumPack
+    return store.public_class(importlib.import_module(CORES[backend]))
 
 
 def start(backend, code, *arguments):

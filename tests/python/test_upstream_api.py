@@ -88,6 +88,7 @@ def test_import_prints_warns_and_patches_nothing(numpack):
 
 
 BACKENDS = [
+    ({"NUMPACK_DISABLE_RUST": "1"}, "python"),
     ({"NUMPACK_FORCE_PYTHON_BACKEND": "1"}, "python"),
     ({"NUMPACK_FORCE_PYTHON_BACKEND": "true"}, "python"),
     ({"NUMPACK_FORCE_PYTHON_BACKEND": "yes"}, "python"),
@@ -100,13 +101,27 @@ BACKENDS = [
 
 @pytest.mark.parametrize(("environ", "backend"), BACKENDS, ids=str)
 def test_environment_chooses_the_backend(environ, backend, tmp_path, monkeypatch, needs_native):
-    for name in ("NUMPACK_BACKEND", "NUMPACK_FORCE_PYTHON_BACKEND"):
+    for name in ("NUMPACK_BACKEND", "NUMPACK_FORCE_PYTHON_BACKEND", "NUMPACK_DISABLE_RUST"):
         monkeypatch.delenv(name, raising=False)
     code = (
         "import sys, numpack\n"
         "with numpack.NumPack(sys.argv[1]) as npk: print(npk.backend_type, numpack.get_backend_info()['backend_type'])"
     )
     assert run(code, tmp_path / "data.npk", **environ).split() == [backend, backend]
+
+
+def test_writable_array_maps_a_file_of_bare_elements(numpack, tmp_path):
+    from numpack.writable_array import WritableArray, WritableBatchMode
+
+    A.tofile(tmp_path / "bare")
+    with WritableArray(tmp_path / "bare", (6, 4), np.float32) as array:
+        assert_same(np.array(array), A)
+        array[2] = 7
+    expected = A.copy()
+    expected[2] = 7
+    assert_same(np.fromfile(tmp_path / "bare", np.float32), expected.reshape(-1))
+    with numpack.NumPack(tmp_path / "data.npk") as npk:
+        assert isinstance(npk.writable_batch_mode(), WritableBatchMode)
 
 
 # --- Opening and closing ---
