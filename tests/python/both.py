@@ -14,14 +14,12 @@ from numpack._backend import CORES
 
 BACKENDS = ("rust", "python")
 
+# The public class with each backend, whichever the package chose.
+CLASSES = {backend: store.public_class(importlib.import_module(CORES[backend])) for backend in BACKENDS}
+
 HEADER_LEN = 64
 FRAME_HEADER_LEN = 24
 ID_OFFSET, PUBLISHED_OFFSET = 16, 40
-
-
-def public_class(backend):
-    """The public class `NumPack` with that backend, whichever the package chose."""
-    return store.public_class(importlib.import_module(CORES[backend]))
 
 
 def start(backend, code, *arguments):
