@@ -195,6 +195,10 @@ impl Array {
     /// # Errors
     /// `Io`, also if this version is gone and was not pinned.
     pub fn stat(&self) -> Result<FileStat, StoreError> {
+        if self.record.is_segmented() {
+            // If a segment is missing, all there is to tell about is their list.
+            let _ = self.pin();
+        }
         match self.data.get() {
             Some(data) => data.file.stat(),
             None => self.shared.storage.stat(&self.record.file),
@@ -202,12 +206,27 @@ impl Array {
         .map_err(|source| self.io("stat", source))
     }
 
-    /// Time of the last change: of the last commit, or of a later write in place.
+    /// Bytes that the data file takes on the disk; 0 if it is missing.
     ///
     /// # Errors
-    /// As [`Array::stat`].
+    /// `Io`.
+    pub fn on_disk(&self) -> Result<u64, StoreError> {
+        Ok(self.stat_if_there()?.map_or(0, |stat| stat.allocated))
+    }
+
+    /// Time of the last change: of the last commit, or of a later write in place, unless the data file is missing.
+    ///
+    /// # Errors
+    /// `Io`.
     pub fn modified(&self) -> Result<SystemTime, StoreError> {
-        Ok(self.stat()?.mtime.max(self.committed()))
+        Ok(self.stat_if_there()?.map_or(self.committed(), |stat| stat.mtime.max(self.committed())))
+    }
+
+    fn stat_if_there(&self) -> Result<Option<FileStat>, StoreError> {
+        match self.stat() {
+            Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            result => result.map(Some),
+        }
     }
 
     /// Time of the last commit that changed the array.
@@ -285,9 +304,13 @@ impl Array {
             let rows = rows.map(|(row, out)| (stored(*row) * row_len as u64, out)).collect();
             return compressed::gather(&self.shared, &self.record, self.data()?, rows);
         }
+        if self.record.is_segmented() {
+            let mut rows = rows.iter().zip(out.chunks_exact_mut(row_len));
+            return rows.try_for_each(|(row, out)| self.read_bytes(row * row_len as u64, out));
+        }
         // From the page cache without a system call per row.
         let map = self.map_file()?;
-        let elements = &map[self.record.offset as usize..];
+        let elements = &map[self.record.elements_offset() as usize..];
         let live = self.live_rows()?;
         for (row, out) in rows.iter().zip(out.chunks_exact_mut(row_len)) {
             let stored = live.as_ref().map_or(*row, |live| live.stored(*row)) as usize;
@@ -395,17 +418,17 @@ impl Array {
         Ok(Some(guard))
     }
 
-    /// The elements as one shared mapping, without reading any. `None` where deleted rows lie between them, and where
-    /// they are compressed.
+    /// The elements as one shared mapping, without reading any. `None` where deleted rows lie between them, where they
+    /// are compressed, and where they are in several files.
     ///
     /// # Errors
     /// `DataFile`; `Io`.
     pub fn map(&self) -> Result<Option<ArrayMap>, StoreError> {
-        if !self.record.deleted.is_empty() || self.codec().is_some() {
+        if !self.record.deleted.is_empty() || self.codec().is_some() || self.record.is_segmented() {
             return Ok(None);
         }
         let map = self.map_file()?;
-        let range = self.record.offset as usize..self.record.data_end() as usize;
+        let range = self.record.elements_offset() as usize..self.record.data_end() as usize;
         Ok(Some(ArrayMap { map, range }))
     }
 
@@ -421,7 +444,8 @@ impl Array {
         }
         // So that a sync before that takes to the disk what is written by then.
         self.shared.note_dirty(&self.record);
-        let map = self.data()?.file.map_mut(self.record.offset, self.record.layout.nbytes() as usize);
+        let map =
+            self.data()?.file.map_mut(self.record.elements_offset(), self.record.layout.nbytes() as usize);
         map.map(Some).map_err(|source| self.map_failed(source))
     }
 
@@ -460,7 +484,7 @@ impl Array {
     /// # Errors
     /// `DataFile`; `Io`.
     pub fn backing(&self) -> Result<Option<BorrowedFd<'_>>, StoreError> {
-        if !self.record.deleted.is_empty() || self.codec().is_some() {
+        if !self.record.deleted.is_empty() || self.codec().is_some() || self.record.upstream.is_some() {
             return Ok(None);
         }
         let described = self.stored_header()?.1.is_ok_and(|header| self.is_described_by(&header));
@@ -557,7 +581,7 @@ impl Array {
             });
         }
         self.for_each_extent(offset, out.len() as u64, |position, range| {
-            let (out, position) = (&mut out[range], self.record.offset + position);
+            let (out, position) = (&mut out[range], self.record.elements_offset() + position);
             let read = data.file.read_at(out, position).map_err(|source| self.io("read", source))?;
             if read == out.len() {
                 return Ok(());
@@ -594,7 +618,7 @@ impl Array {
         let file = &self.data()?.file;
         self.shared.note_dirty(&self.record);
         for (position, bytes) in parts {
-            let position = self.record.offset + position;
+            let position = self.record.elements_offset() + position;
             file.write_at(&bytes, position).map_err(|source| self.io("write", source))?;
         }
         Ok(())
@@ -647,7 +671,7 @@ impl Array {
             return compressed::gather(&self.shared, &self.record, self.data()?, items.collect());
         }
         let map = self.map_file()?;
-        let elements = &map[self.record.offset as usize..];
+        let elements = &map[self.record.elements_offset() as usize..];
         for (row, out) in rows {
             let first = row as usize * itemsize;
             for (offset, out) in offsets.iter().zip(out.chunks_exact_mut(itemsize)) {

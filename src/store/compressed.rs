@@ -50,6 +50,9 @@ impl Array {
     /// # Errors
     /// `Block` if the index is damaged; `DataFile`; `Io`.
     pub fn usage(&self) -> Result<Option<Usage>, StoreError> {
+        if self.codec().is_none() {
+            return Ok(None);
+        }
         let data = self.data()?;
         let Some(view) = self.shared().newest_view(self.record(), data, false) else { return Ok(None) };
         let mut usage = Usage {

@@ -26,6 +26,7 @@ mod rows;
 mod stage;
 mod turn;
 mod update;
+mod upstream;
 mod writer;
 
 use std::collections::HashSet;
@@ -43,8 +44,10 @@ pub use compressed::Usage;
 pub use draft::Draft;
 pub use error::{BlockFault, DataFileFault, NotAStore, StoreError};
 pub use stage::NewArray;
+pub use upstream::{Upgrade, Upgraded};
 
 pub use crate::format::manifest::{Change, ChangeKind};
+pub use crate::format::upstream::TableLayout;
 pub use crate::format::{ArrayId, Attrs, Codec, Compression, Dtype, Filter, Generation};
 
 use crate::format::names;
@@ -143,6 +146,9 @@ impl Store {
             Access::Write => FileAccess::Write,
         };
         let manifest = ManifestLog::load(&*storage, file_access)?;
+        if manifest.access == FileAccess::Read {
+            return Ok(Self::new(storage, Access::Read, FileAccess::Read, manifest));
+        }
         Ok(Self::new(storage, access, file_access, manifest))
     }
 
@@ -201,12 +207,20 @@ impl Store {
         self.shared.storage.path()
     }
 
-    /// What the store was opened for.
+    /// What can be done with the store: what it was opened for, or, as of the last refresh, reading only.
     pub fn access(&self) -> Access {
-        self.shared.access
+        match self.old_layout() {
+            Some(_) => Access::Read,
+            None => self.shared.access,
+        }
     }
 
-    /// The version of the format that the store is in.
+    /// The layout of the store, as of the last refresh, if NumPack 0.1 to 0.7 wrote it: then it can only be read.
+    pub fn old_layout(&self) -> Option<TableLayout> {
+        self.shared.manifest().upstream
+    }
+
+    /// The version of the format that the store is in, or would be if [`Store::old_layout`] were `None`.
     pub fn format_version(&self) -> u32 {
         crate::format::frame::VERSION
     }

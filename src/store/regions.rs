@@ -62,7 +62,8 @@ impl Store {
         let failed = |action, source| StoreError::io(action, self.path(), array.file_name(), source);
         let parts = row_parts(&array, std::iter::once(start..start + rows.shape[0]), rows.data)?;
         for (position, bytes) in parts {
-            file.write_at(&bytes, array.header_len() + position).map_err(|e| failed("write", e))?;
+            file.write_at(&bytes, array.record().elements_offset() + position)
+                .map_err(|e| failed("write", e))?;
         }
         if shared.is_durable() {
             shared.or_poison(file.sync_data().map_err(|e| failed("sync", e)))?;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -174,6 +174,15 @@ impl<'a> Stage<'a> {
         pushed
     }
 
+    /// Puts `len` bytes of a file, from `offset` on, behind the elements so far, and returns how many there were. The
+    /// version must not be compressed. Where the file system can share space among files, the copy takes none.
+    pub(super) fn copy(&mut self, src: BorrowedFd<'_>, offset: u64, len: u64) -> Result<u64, StoreError> {
+        let copied = self.staged.data.file.copy_from(src, offset, self.staged.offset + self.done, len);
+        let copied = copied.map_err(|e| self.failed("write", e))?;
+        self.done += copied;
+        Ok(copied)
+    }
+
     /// Encodes the whole blocks of `elements`, which begin with a block at byte `at`, and keeps what follows them.
     fn put(&self, blocks: &mut StageBlocks, at: u64, elements: &[u8]) -> Result<(), StoreError> {
         let block_len = blocks.new.block_len();
@@ -279,8 +288,7 @@ impl Shared {
                 stage.push(&buf)?;
                 len
             } else {
-                let copied = stage.staged.data.file.copy_from(source.as_fd(), done, done, len);
-                copied.map_err(|e| stage.failed("write", e))?
+                stage.copy(source.as_fd(), done, len)?
             };
             if copied < len {
                 return Err(truncated(done + copied));

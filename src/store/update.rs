@@ -297,13 +297,23 @@ impl Shared {
         let record = array.record();
         let (header, layout) = (array.npy_header()?, record.layout.clone());
         let mut stage = Stage::begin(self, name, &record.dtype, layout, header, compression)?;
+        let file = &array.data()?.file;
+        let source = file.fd().filter(|_| compression.is_none() && array.codec().is_none());
         let mut buf = Vec::new();
         let mut offset = 0;
         while offset < array.nbytes() {
-            buf.resize(COPY_LEN.min(array.nbytes() - offset) as usize, 0);
-            array.read_part(offset, &mut buf)?;
-            stage.push(&buf)?;
-            offset += buf.len() as u64;
+            let len = COPY_LEN.min(array.nbytes() - offset);
+            let copied = match source {
+                Some(source) => stage.copy(source, record.elements_offset() + offset, len)?,
+                None => 0,
+            };
+            if copied < len {
+                // No descriptor, or the file ends early, which is an error.
+                buf.resize((len - copied) as usize, 0);
+                array.read_part(offset + copied, &mut buf)?;
+                stage.push(&buf)?;
+            }
+            offset += len;
             progress(offset);
         }
         stage.finish()

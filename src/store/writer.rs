@@ -25,6 +25,7 @@ use super::turn::TurnGuard;
 use super::{Access, Change, Shared, Store};
 use crate::format::manifest::{Attrs, DeletedRows, check_attrs};
 use crate::format::npy;
+use crate::format::upstream::OLD_TABLE;
 use crate::format::{ArrayId, Compression, Filter, Index, Op, Record, names};
 use crate::sys::{FileAccess, LockGuard, Storage, StorageFile};
 
@@ -214,6 +215,15 @@ impl Store {
 impl Shared {
     /// Refuses to write where that is known to be in vain.
     pub(super) fn check_writable(&self) -> Result<(), StoreError> {
+        let is_old = self.manifest().upstream.is_some();
+        if is_old {
+            // Unless it was upgraded since.
+            self.catch_up(&mut self.manifest_mut(), true)?;
+            let layout = self.manifest().upstream;
+            if let Some(layout) = layout {
+                return Err(StoreError::OldLayout { store: self.storage.path().to_owned(), layout });
+            }
+        }
         if self.access == Access::Read {
             return Err(StoreError::ReadOnly { store: self.storage.path().to_owned() });
         }
@@ -463,6 +473,7 @@ impl Shared {
                     .or_else(|| Some(&manifest.table.get(&new.name)?.attrs))
                     .cloned()
                     .unwrap_or_default(),
+                upstream: None,
             }
         });
         (records.collect(), superseded)
@@ -616,13 +627,15 @@ pub(super) fn remove_all(path: &Path, timeout: Duration) -> Result<(), StoreErro
     let storage = super::open_dir(path)?;
     let files = storage.list().map_err(|e| failed("list", e))?;
     let is_own = |file: &str| {
-        names::is_data_file(file) || [names::MANIFEST, names::MANIFEST_BACKUP, names::LOCK].contains(&file)
+        names::is_data_file(file)
+            || [names::MANIFEST, names::MANIFEST_BACKUP, names::LOCK, OLD_TABLE].contains(&file)
     };
     if files.iter().any(|file| is_own(file)) {
         let _lock = super::take_lock(&storage, timeout)?;
         if let Ok(manifest) = ManifestLog::load(&storage, FileAccess::Write) {
             manifest.retire();
         }
+        let old = super::upstream::table_in(&storage);
         // The manifest goes first, so that a crash leaves no store with missing files; the lock goes last.
         let mut doomed: Vec<&String> =
             files.iter().filter(|file| is_own(file) && *file != names::LOCK).collect();
@@ -634,6 +647,9 @@ pub(super) fn remove_all(path: &Path, timeout: Duration) -> Result<(), StoreErro
                 }
                 _ => {}
             }
+        }
+        if let Some(table) = old {
+            super::upstream::remove_files_of(&storage, &table, &HashSet::new())?;
         }
         storage.sweep_temporaries().map_err(|e| failed("clean", e))?;
         storage.remove(names::LOCK).map_err(|e| StoreError::io("remove", path, names::LOCK, e))?;

@@ -85,6 +85,24 @@ pub trait Storage: Send + Sync + fmt::Debug {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// As [`open`](Self::open), for reading, of a file in the folder `folder` within this directory.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); `Unsupported` where there are no folders.
+    fn open_apart(&self, folder: &str, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        let _ = (folder, name);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Removes the file `name` in the folder `folder` within this directory; without a name, the folder, if it is empty.
+    ///
+    /// # Errors
+    /// `NotFound`; `DirectoryNotEmpty`; `Unsupported` where there are no folders.
+    fn remove_apart(&self, folder: &str, name: Option<&str>) -> io::Result<()> {
+        let _ = (folder, name);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Makes `to` a hard link to the file `from`, replacing what `to` was.
     fn link_existing(&self, from: &str, to: &str) -> io::Result<()>;
 
