@@ -1,227 +1,280 @@
 """Where the blocks of a compressed array are: pointers with checksums, in a tree of small pages.
 
-A pointer carries the checksum of what it points to, so one good pointer, the root in the manifest, vouches for the whole
-array. Blocks and pages are pure values here; ``store`` reads and writes them.
-"""
+A pointer carries the checksum of what it points to, so one good pointer, the root in the manifest, vouches for the
+whole array: a block or page that was overwritten, torn or damaged since is never taken for good. Blocks and pages are
+pure values here; the package `store` reads and writes them.
 
-from __future__ import annotations
+On disk: spec/npk-format.md, "Compressed data files".
+"""
 
 import struct
 import zlib
-from dataclasses import dataclass
+from typing import NamedTuple, Optional
 
 import msgpack
 
-from numpack._pure.format.codec import ABSENT, FILTER_OF_KIND, KINDS, OPEN_TAIL, PAGE, RAW, Codec
-from numpack._pure.format.error import FormatError, quoted
+from ..._errors import CorruptStoreError, UnsupportedError
+from .codec import ABSENT, KIND_NAMES, OPEN_TAIL, PAGE, RAW, Codec
 
-POINTER = struct.Struct("<QII")
+POINTER_LEN = 16
 PAGE_FANOUT = 256
-PAGE_LEN = PAGE_FANOUT * POINTER.size
+"""Pointers of a page at most."""
+PAGE_LEN = PAGE_FANOUT * POINTER_LEN
+"""Bytes of a page at most: pages end after their last pointer that points to something."""
+
 FANOUT_BITS = 8
-KIND_SHIFT = 56
-# No data file goes on behind this offset, which is the first that a pointer cannot say.
+KIND_SHIFT = 56  # a pointer's offset has this many bits; the kind is above them
 MAX_END = 1 << KIND_SHIFT
+"""No data file goes on behind this offset, which is the first that a pointer cannot say."""
 
 MAGIC = b"\x89NPD\r\n\x1a\n"
-FILE_VERSION = 1
-# Length of the header of a compressed data file. The array's .npy header follows, then blocks and pages.
 FILE_HEADER_LEN = 4096
-# Magic, version, length of the .npy header, length of the codec; then their crc32, and the codec.
-FILE_HEADER = struct.Struct("<8sIII")
-CODEC_OFFSET = FILE_HEADER.size + 4
-MAX_CODEC_LEN = 512 - CODEC_OFFSET
-# In sectors of their own, so that a torn write spares one.
+"""Length of the header of a compressed data file. The array's ``.npy`` header follows, then blocks and pages."""
+
+FILE_VERSION = 1
+MAX_NPY_LEN = 1 << 20
 SLOT_OFFSETS = (512, 1024)
-SLOT_LEN = 72
-INDEX_LEN = 48
+"""Offsets of the two slots: in sectors of their own, so that a torn write spares one."""
+
+_POINTER = struct.Struct("<QII")
+_HEADER = struct.Struct("<8sIIII")
+_SLOT = struct.Struct("<QQ48sI4x")
+_INDEX = struct.Struct("<16s16sQQ")
+CODEC_OFFSET = _HEADER.size
+MAX_CODEC_LEN = SLOT_OFFSETS[0] - CODEC_OFFSET
+SLOT_LEN = _SLOT.size
+_SLOT_CRC_OFFSET = 64
+INDEX_LEN = _INDEX.size
+_HEADER_CRC_OFFSET = 20
 
 
-@dataclass(frozen=True)
-class Pointer:
-    """Where a block or page is in the data file, what it is, and the crc32 of its bytes there."""
+class IndexFault(Exception):
+    """What is wrong with an index or a page, as the end of a sentence that begins with it."""
 
-    kind: int = ABSENT
-    offset: int = 0
-    stored_len: int = 0
-    crc: int = 0
+
+class Pointer(NamedTuple):
+    """Where a block or page is in the data file, what it is, and the checksum of its bytes there."""
+
+    kind: int
+    offset: int
+    stored_len: int
+    crc: int
 
     @property
-    def is_absent(self) -> bool:
-        """Whether it points nowhere, and what would be there is all zeros."""
-        return self.kind == ABSENT
-
-    @property
-    def end(self) -> int:
+    def end(self):
         """Where the bytes end in the data file."""
         return self.offset + self.stored_len
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self):
         """The bytes on disk."""
-        return POINTER.pack(self.offset | self.kind << KIND_SHIFT, self.stored_len, self.crc)
-
-    @classmethod
-    def parse(cls, data: bytes, offset: int) -> Pointer:
-        """Read `to_bytes`; a ValueError says what is wrong."""
-        word, stored_len, crc = POINTER.unpack_from(data, offset)
-        pointer = cls(word >> KIND_SHIFT, word & (MAX_END - 1), stored_len, crc)
-        if pointer.kind not in KINDS:
-            raise ValueError("has a pointer of an unknown kind")
-        if pointer.is_absent and pointer != NOWHERE:
-            raise ValueError("has a pointer to nothing that is not empty")
-        return pointer
+        return _POINTER.pack(self.offset | self.kind << KIND_SHIFT, self.stored_len, self.crc)
 
 
-NOWHERE = Pointer()
+NOWHERE = Pointer(ABSENT, 0, 0, 0)
+"""The pointer to a block of zeros."""
 
 
-@dataclass(frozen=True)
-class Index:
-    """What an array's record says about its blocks: the tree of the full ones, the last one if it is not full, where
-    the data file ends as far as it is in use, and how many bytes all blocks and pages have."""
+def _pointer(word, stored_len, crc):
+    kind = word >> KIND_SHIFT
+    if kind >= len(KIND_NAMES):
+        raise IndexFault("has a pointer of an unknown kind")
+    if kind == ABSENT:
+        if word or stored_len or crc:
+            raise IndexFault("has a pointer to nothing that is not empty")
+        return NOWHERE
+    return Pointer(kind, word & (MAX_END - 1), stored_len, crc)
+
+
+class Index(NamedTuple):
+    """What an array's record says about its blocks."""
 
     root: Pointer
+    """The tree of the full blocks: see `height`."""
     tail: Pointer
+    """The last block, if it is not full. It is raw while it grows."""
     end: int
+    """Where the data file ends, as far as it is in use or reserved."""
     live: int
+    """Bytes of all blocks and pages that `root` and `tail` lead to."""
 
     @classmethod
-    def empty(cls, npy_len: int) -> Index:
-        """The index of an array without elements."""
+    def empty(cls, npy_len):
+        """The index of an array without elements whose ``.npy`` header has `npy_len` bytes."""
         return cls(NOWHERE, NOWHERE, FILE_HEADER_LEN + npy_len, 0)
 
-    def dead(self, npy_len: int) -> int:
+    def dead(self, npy_len):
         """Bytes in the data file that belong to no block, page or header."""
         return max(0, self.end - FILE_HEADER_LEN - npy_len - self.live)
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self):
         """The bytes on disk."""
-        return self.root.to_bytes() + self.tail.to_bytes() + struct.pack("<QQ", self.end, self.live)
+        return _INDEX.pack(self.root.to_bytes(), self.tail.to_bytes(), self.end, self.live)
 
     @classmethod
-    def parse(cls, data: object, name: str) -> Index:
-        """Read `to_bytes` of the array ``name``.
+    def parse(cls, stored):
+        """Reads `to_bytes`. Raises `IndexFault`."""
+        if len(stored) != INDEX_LEN:
+            raise IndexFault("has another length than that of an index")
+        root, tail, end, live = _INDEX.unpack(stored)
+        return cls(_pointer(*_POINTER.unpack(root)), _pointer(*_POINTER.unpack(tail)), end, live)
 
-        Raises
-        ------
-        FormatError
+    def check(self, nbytes, npy_len, codec):
+        """Checks this index of an array of `nbytes` bytes, as far as it can be checked without the data file.
+
+        Raises `IndexFault`.
         """
-        try:
-            return cls.parse_bytes(data)
-        except ValueError as error:
-            raise FormatError(f"array {quoted(name)}: the block index {error}") from None
-
-    @classmethod
-    def parse_bytes(cls, data: object) -> Index:
-        """Read `to_bytes`; a ValueError says what is wrong."""
-        if not isinstance(data, bytes) or len(data) != INDEX_LEN:
-            raise ValueError("has another length than that of an index")
-        end, live = struct.unpack_from("<QQ", data, 2 * POINTER.size)
-        return cls(Pointer.parse(data, 0), Pointer.parse(data, POINTER.size), end, live)
-
-
-def check_index(index: Index, nbytes: int, npy_len: int, codec: Codec) -> str | None:
-    """What is wrong with the index of an array of ``nbytes`` bytes, as far as it shows without the data file."""
-    start = FILE_HEADER_LEN + npy_len
-    if index.end > MAX_END or index.end < start or index.live > index.end:
-        return "has an end or a size that no file has"
-    n_blocks, tail_len = divmod(nbytes, codec.block_len)
-    if n_blocks == 0 and not index.root.is_absent:
-        return "has a root, but no full block"
-    if what := check_pointer(index.root, height(n_blocks), codec.block_len, start, index.end):
-        return what
-    if tail_len == 0 and not index.tail.is_absent:
-        return "has a tail, but no partial block"
-    if index.tail.kind == OPEN_TAIL:
-        fits = (
-            index.tail.stored_len == tail_len
-            and index.tail.offset >= start
-            and index.tail.offset + codec.block_len <= index.end
-        )
-        return None if fits else "has a tail that is not where it can be"
-    return check_pointer(index.tail, 0, tail_len, start, index.end)
+        start = FILE_HEADER_LEN + npy_len
+        if self.end > MAX_END or self.end < start or self.live > self.end:
+            raise IndexFault("has an end or a size that no file has")
+        n_full, tail_len = divmod(nbytes, codec.block_len)
+        if n_full == 0 and self.root.kind != ABSENT:
+            raise IndexFault("has a root, but no full block")
+        check_pointer(self.root, height(n_full), codec.block_len, start, self.end)
+        if tail_len == 0 and self.tail.kind != ABSENT:
+            raise IndexFault("has a tail, but no partial block")
+        if self.tail.kind != OPEN_TAIL:
+            check_pointer(self.tail, 0, tail_len, start, self.end)
+            return
+        is_inside = start <= self.tail.offset and self.tail.offset + codec.block_len <= self.end
+        if self.tail.stored_len != tail_len or not is_inside:
+            raise IndexFault("has a tail that is not where it can be")
 
 
-def height(n_blocks: int) -> int:
-    """Levels of pages above so many full blocks: 0 if the root points to the only block, or nowhere."""
+def height(n_blocks):
+    """Levels of pages above `n_blocks` full blocks: 0 if the root points to the only block, or nowhere."""
     return -(-max(0, n_blocks - 1).bit_length() // FANOUT_BITS)
 
 
-def slot_in_page(block: int, level: int) -> int:
-    """Which pointer leads to a block, in a page that is ``level`` levels above the blocks."""
-    return block >> (level - 1) * FANOUT_BITS & 0xFF
+def slot_in_page(block, level):
+    """Which pointer leads to `block`, in a page that is `level` levels above the blocks."""
+    return block >> (level - 1) * FANOUT_BITS & PAGE_FANOUT - 1
 
 
-def check_pointer(pointer: Pointer, level: int, raw_len: int, start: int, end: int) -> str | None:
-    """What is wrong with a pointer in a page ``level`` levels above the blocks, or, with level 0, one to a block.
+def blocks_below(level):
+    """How many blocks are below a pointer that is `level` levels above them."""
+    return 1 << level * FANOUT_BITS
 
-    ``start`` and ``end`` are those of the part of the data file where blocks and pages are.
+
+def first_block_of_page(block, level):
+    """The first block under the page that holds `block`, `level` levels above the blocks."""
+    shift = level * FANOUT_BITS
+    return block >> shift << shift
+
+
+def check_pointer(pointer, level, raw_len, start, end):
+    """Checks a pointer in a page `level` levels above the blocks, or with `level` 0 one to a block of `raw_len` bytes.
+
+    ``start..end`` is the part of the data file where blocks and pages are. Raises `IndexFault`.
     """
-    stored_len = pointer.stored_len
-    if pointer.is_absent:
-        return None
-    if pointer.kind == PAGE:
-        fits = level > 0 and 0 < stored_len <= PAGE_LEN and stored_len % POINTER.size == 0
-    elif pointer.kind == RAW:
+    kind, offset, stored_len, _ = pointer
+    if kind == ABSENT:
+        return
+    if kind == PAGE:
+        fits = level > 0 and 0 < stored_len <= PAGE_LEN and stored_len % POINTER_LEN == 0
+    elif kind == RAW:
         fits = level == 0 and stored_len == raw_len
+    elif kind == OPEN_TAIL:
+        fits = False
     else:
-        fits = pointer.kind in FILTER_OF_KIND and level == 0 and 0 < stored_len < raw_len
+        fits = level == 0 and 0 < stored_len < raw_len
     if not fits:
-        return "points to something of a wrong kind or length"
-    if pointer.offset < start or pointer.end > end:
-        return "points outside of the data file's blocks"
-    return None
+        raise IndexFault("points to something of a wrong kind or length")
+    if offset < start or offset + stored_len > end:
+        raise IndexFault("points outside of the data file's blocks")
 
 
-def encode_page(pointers: list[Pointer]) -> bytes:
-    """The bytes of a page: up to its last pointer that points to something."""
-    used = max((place + 1 for place, pointer in enumerate(pointers) if not pointer.is_absent), default=0)
-    return b"".join(pointer.to_bytes() for pointer in pointers[:used])
+def encode_page(pointers):
+    """The bytes of a page."""
+    used = len(pointers)
+    while used and pointers[used - 1].kind == ABSENT:
+        used -= 1
+    return b"".join([pointer.to_bytes() for pointer in pointers[:used]])
 
 
-def parse_page(data: bytes) -> list[Pointer]:
-    """The pointers of a page, 256 of them; a ValueError says what is wrong."""
-    if len(data) > PAGE_LEN or len(data) % POINTER.size:
-        raise ValueError("has a length that no page has")
-    pointers = [Pointer.parse(data, offset) for offset in range(0, len(data), POINTER.size)]
+def parse_page(stored):
+    """The pointers of a page, `PAGE_FANOUT` of them. Raises `IndexFault`."""
+    if len(stored) > PAGE_LEN or len(stored) % POINTER_LEN:
+        raise IndexFault("has a length that no page has")
+    pointers = [_pointer(*fields) for fields in _POINTER.iter_unpack(stored)]
     return pointers + [NOWHERE] * (PAGE_FANOUT - len(pointers))
 
 
-def encode_file_header(npy_len: int, codec: Codec) -> bytes:
-    """The header of a compressed data file, with empty slots."""
-    stored = msgpack.packb(codec.to_stored(), use_bin_type=True)
-    head = FILE_HEADER.pack(MAGIC, FILE_VERSION, npy_len, len(stored))
-    crc = zlib.crc32(stored, zlib.crc32(head))
-    return (head + struct.pack("<I", crc) + stored).ljust(FILE_HEADER_LEN, b"\0")
+class FileHeader(NamedTuple):
+    """The header of a compressed data file, without its slots."""
+
+    npy_len: int
+    codec: Codec
+
+    def to_bytes(self):
+        """The bytes on disk, with empty slots."""
+        codec = msgpack.packb(self.codec.to_map())
+        start = _HEADER.pack(MAGIC, FILE_VERSION, self.npy_len, len(codec), 0)[:_HEADER_CRC_OFFSET]
+        crc = zlib.crc32(codec, zlib.crc32(start))
+        return (start + struct.pack("<I", crc) + codec).ljust(FILE_HEADER_LEN, b"\0")
+
+    @classmethod
+    def parse(cls, header):
+        """Reads the header at the start of `header`. Raises `CorruptStoreError` or `UnsupportedError`."""
+        part = "the header of a compressed data file"
+        if not header.startswith(MAGIC):
+            raise CorruptStoreError(f"begins with {header[: len(MAGIC)].hex(' ')}, not as {part}")
+        needed = CODEC_OFFSET + MAX_CODEC_LEN
+        if len(header) < CODEC_OFFSET:
+            raise CorruptStoreError(f"{part} needs {needed} bytes, the file has {len(header)}")
+        _, version, npy_len, codec_len, expected = _HEADER.unpack_from(header)
+        if version != FILE_VERSION:
+            raise UnsupportedError(
+                f"has format version {version}, this program reads versions up to {FILE_VERSION}; "
+                "install a newer release"
+            )
+        if codec_len > MAX_CODEC_LEN:
+            raise CorruptStoreError(f"{part} claims {codec_len} bytes, the limit is {MAX_CODEC_LEN}")
+        codec = header[CODEC_OFFSET : CODEC_OFFSET + codec_len]
+        if len(codec) < codec_len:
+            raise CorruptStoreError(f"{part} needs {needed} bytes, the file has {len(header)}")
+        found = zlib.crc32(codec, zlib.crc32(header[:_HEADER_CRC_OFFSET]))
+        if found != expected:
+            raise CorruptStoreError(f"{part} at byte 0 has crc32 {found:#010x}, expected {expected:#010x}")
+        if npy_len > MAX_NPY_LEN:
+            raise CorruptStoreError(f"the .npy header claims {npy_len} bytes, the limit is {MAX_NPY_LEN}")
+        try:
+            value = msgpack.unpackb(codec)
+        except ValueError as error:
+            raise CorruptStoreError(f"frame at byte {CODEC_OFFSET} does not decode: {error}") from None
+        return cls(npy_len, Codec.from_map(value))
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """The newest index, as the data file itself tells it."""
 
     sequence: int
+    """Counts the changes of the index; the slot with the larger one counts."""
     nbytes: int
+    """Bytes of the stored elements."""
     index: Index
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self):
         """The bytes on disk."""
-        data = struct.pack("<QQ", self.sequence, self.nbytes) + self.index.to_bytes()
-        return data + struct.pack("<II", zlib.crc32(data), 0)
+        stored = _SLOT.pack(self.sequence, self.nbytes, self.index.to_bytes(), 0)[:_SLOT_CRC_OFFSET]
+        return stored + struct.pack("<I4x", zlib.crc32(stored))
 
     @classmethod
-    def parse(cls, header: bytes, offset: int) -> Slot | None:
-        """The slot at ``offset`` of a data file's header, unless it is empty or torn."""
-        data = header[offset : offset + SLOT_LEN]
-        if len(data) < SLOT_LEN or zlib.crc32(data[:64]) != struct.unpack_from("<I", data, 64)[0]:
+    def parse(cls, header, offset) -> "Optional[Slot]":
+        """The slot that starts at `offset` of a data file's header; None if it is empty or torn."""
+        stored = header[offset : offset + SLOT_LEN]
+        if len(stored) < SLOT_LEN:
+            return None
+        sequence, nbytes, index, crc = _SLOT.unpack(stored)
+        if zlib.crc32(stored[:_SLOT_CRC_OFFSET]) != crc:
             return None
         try:
-            return cls(*struct.unpack_from("<QQ", data), Index.parse_bytes(data[16:64]))
-        except ValueError:
+            return cls(sequence, nbytes, Index.parse(index))
+        except IndexFault:
             return None
 
     @classmethod
-    def newest(cls, header: bytes) -> tuple[Slot | None, int]:
-        """The newer of the two slots of a data file's header, and the offset of the other, which is next."""
+    def newest(cls, header):
+        """The newer of the two slots of a data file's header or None, and the offset of the other, which is next."""
         first, second = (cls.parse(header, offset) for offset in SLOT_OFFSETS)
         if first is not None and (second is None or first.sequence > second.sequence):
             return first, SLOT_OFFSETS[1]

@@ -15,11 +15,12 @@ import msgpack
 import numpy as np
 from pyroaring import BitMap64
 
+from numpack._errors import CorruptStoreError, UnsupportedError
 from numpack._pure.format import dtype as dtypes
 from numpack._pure.format import names
-from numpack._pure.format.block_index import FILE_HEADER_LEN, Index, check_index
+from numpack._pure.format.block_index import FILE_HEADER_LEN, Index, IndexFault
 from numpack._pure.format.codec import Codec, Compression
-from numpack._pure.format.error import FormatError, quoted
+from numpack._pure.format.error import FormatError, Unsupported, quoted
 from numpack._pure.format.layout import MAX_NBYTES, Layout, layout_of
 from numpack._pure.format.npy import MAX_HEADER_LEN
 from numpack._pure.format.upstream import Source
@@ -157,7 +158,7 @@ class Table:
             table.generation, table.next_id = _count(snapshot["generation"]), _count(snapshot["next_id"])
             table.attrs = _attrs(snapshot.get("attrs", {}))
             stored = snapshot.get("codec")
-            table.compression = None if stored is None else Compression.from_stored(stored)
+            table.compression = None if stored is None else _codec(stored, Compression)
             entries = [_entry(entry) for entry in _list(snapshot["arrays"])]
         except _Malformed as error:
             raise FormatError(f"frame at byte {offset} does not decode: {error}") from None
@@ -176,7 +177,7 @@ class Table:
         """The payload of a snapshot of this table."""
         snapshot = {"generation": self.generation, "next_id": self.next_id, "attrs": _sorted(self.attrs)}
         if self.compression is not None:
-            snapshot["codec"] = self.compression.to_stored()
+            snapshot["codec"] = self.compression.to_map()
         snapshot["arrays"] = [encode_record(record) for record in self.records()]
         return _pack(snapshot)
 
@@ -254,8 +255,10 @@ class Table:
                 raise refused(f"gives {quoted(name)} {n_rows} rows")
             if record.codec is None:
                 raise refused(f"gives {quoted(name)} blocks, and it is not compressed")
-            if what := check_index(index, layout.nbytes, record.offset, record.codec):
-                raise refused(f"gives {quoted(name)} an index that {what}")
+            try:
+                index.check(layout.nbytes, record.offset, record.codec)
+            except IndexFault as error:
+                raise refused(f"gives {quoted(name)} an index that {error}") from None
             is_longer = layout is not record.layout
             self._change(name, edit, layout=layout, index=index, mtime=edit.time)
             changed(Change(record.id, "resized" if is_longer else "written"))
@@ -354,7 +357,7 @@ def _op_to_stored(op: Op) -> Op:
     elif key == "blocks":
         value = [value[0], value[1], value[2].to_bytes()]
     elif key == "codec":
-        value = None if value is None else value.to_stored()
+        value = None if value is None else value.to_map()
     elif key == "attrs":
         value = [value[0], _sorted(value[1]), value[2]]
     elif isinstance(value, tuple):
@@ -382,9 +385,9 @@ def _op_from_stored(op: Any, offset: int) -> Op:
         return {key: (_text(name), parse_deleted(rows))}
     if key == "blocks":
         name, n_rows, index = _list(value, 3)
-        return {key: (_text(name), _count(n_rows), Index.parse(index, _text(name)))}
+        return {key: (_text(name), _count(n_rows), _index(index, _text(name)))}
     if key == "codec":
-        return {key: None if value is None else Compression.from_stored(value)}
+        return {key: None if value is None else _codec(value, Compression)}
     if key == "attrs":
         name, added, removed = _list(value, 3)
         name = None if name is None else _text(name)
@@ -403,7 +406,7 @@ def encode_record(record: Record) -> list[Any]:
         "offset": record.offset,
     }
     if record.codec is not None:
-        stored["codec"] = record.codec.to_stored()
+        stored["codec"] = record.codec.to_map()
         stored["index"] = record.index.to_bytes()
     if record.deleted:
         stored["deleted"] = record.deleted.serialize()
@@ -447,9 +450,11 @@ def decode_record(name: str, blob: bytes, offset: int) -> Record:
                 f"array {quoted(name)}: the block index has no codec, or a codec has no index"
             )
         if "codec" in stored:
-            codec, index = Codec.from_stored(stored["codec"]), Index.parse(stored["index"], name)
-            if what := check_index(index, layout.nbytes, length, codec):
-                raise FormatError(f"array {quoted(name)}: the block index {what}")
+            codec, index = _codec(stored["codec"]), _index(stored["index"], name)
+            try:
+                index.check(layout.nbytes, length, codec)
+            except IndexFault as error:
+                raise FormatError(f"array {quoted(name)}: the block index {error}") from None
         return Record(
             name=name,
             id=_count(stored["id"]),
@@ -465,6 +470,24 @@ def decode_record(name: str, blob: bytes, offset: int) -> Record:
         )
     except _Malformed as error:
         raise FormatError(f"frame at byte {offset} does not decode: {error}") from None
+
+
+def _codec(stored: Any, kind: Any = Codec) -> Any:
+    try:
+        return kind.from_map(stored)
+    except UnsupportedError as error:
+        raise Unsupported(str(error)) from None
+    except CorruptStoreError as error:
+        raise FormatError(str(error)) from None
+
+
+def _index(stored: Any, name: str) -> Index:
+    if not isinstance(stored, bytes):
+        raise _Malformed("an index is no byte string")
+    try:
+        return Index.parse(stored)
+    except IndexFault as error:
+        raise FormatError(f"array {quoted(name)}: the block index {error}") from None
 
 
 def parse_deleted(data: Any) -> BitMap64:
