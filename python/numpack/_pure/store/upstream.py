@@ -166,6 +166,24 @@ class Segments:
         return bytes(memoryview(data)[: self.read_into(data, offset)])
 
 
+class SegmentElements:
+    """The elements of an array that is cut into segments."""
+
+    def __init__(self, record: Record, segments: Segments) -> None:
+        self._row_len = record.layout.row_len
+        self._segments = segments
+
+    def read_into(self, out: memoryview, offset: int) -> None:
+        """Read as many bytes as ``out`` takes."""
+        self._segments.read_into(out, offset)
+
+    def gather(self, rows: np.ndarray, out: memoryview) -> None:
+        """Read the stored rows with these numbers, one after the other."""
+        for n, row in enumerate(rows.tolist()):
+            start = n * self._row_len
+            self._segments.read_into(out[start : start + self._row_len], row * self._row_len)
+
+
 def _open(directory: Directory, record: Record, name: str, *, within: Directory | None = None, shown: str = "") -> File:
     try:
         return directory.open_file(name, writable=False)
@@ -191,12 +209,18 @@ def _refused(directory: Directory, record: Record, file: str, what: str) -> Exce
     return errors.data_file(directory.path, record.name, file, what)
 
 
-def remove_files(directory: Directory, data: bytes) -> None:
-    """Remove what belongs to the arrays of a store, besides its ``metadata.npkm``, which had these bytes."""
+def table_in(directory: Directory) -> list[Entry]:
+    """The arrays of a store of NumPack 0.1 to 0.7, if that is what is in the directory, and its table can be read."""
     try:
-        arrays = parse_table(data).arrays if is_table(data) else []
-    except FormatError:
-        return
+        file = directory.open_file(names.MANIFEST, writable=False)
+        data = file.read(file.stat().st_size, 0)
+        return parse_table(data).arrays if is_table(data) else []
+    except (OSError, FormatError):
+        return []
+
+
+def remove_files(directory: Directory, arrays: list[Entry]) -> None:
+    """Remove what belongs to the arrays of a table."""
     for entry in arrays:
         _remove(directory, deleted_file(entry.name))
         if is_segmented(entry.file):

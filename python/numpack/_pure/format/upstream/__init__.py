@@ -22,6 +22,7 @@ from numpack._pure.format.upstream.segments import MAX_SEGMENTS_LEN, Segment, pa
 
 __all__ = [
     "MAX_SEGMENTS_LEN",
+    "OLD_TABLE",
     "SAVE_LOCK",
     "WRITE_AHEAD_LOG",
     "Entry",
@@ -43,6 +44,8 @@ __all__ = [
 # What the files of a store are called besides those that the npk format has.
 WRITE_AHEAD_LOG = "metadata.wal"
 SAVE_LOCK = "save.lock"
+# The table of a store that was upgraded, until its files are removed.
+OLD_TABLE = "metadata.npkm.upgraded"
 
 # What the layouts are called, after the releases that wrote them.
 BINCODE = "0.1-0.2.0"
