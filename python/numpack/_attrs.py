@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Attributes(MutableMapping[str, Any]):
-    """The attributes of an array, or of a store: a dict with str keys that is kept in the store.
+    """The attributes of an array, or of a store: a dict with str keys, in their order, that is kept in the store.
 
     Every change is a commit of its own; `update` and `clear` are one commit each. What other processes change is seen
     at once. Values are None, bool, int (64 bits), float, str, bytes, and lists and dicts (with str keys) of these, at
@@ -28,7 +28,7 @@ class Attributes(MutableMapping[str, Any]):
     ...     npk.attrs_of("t")["unit"] = "K"
     ...     npk.attrs_of("t").update(offset=273.15, channels=[1, 2])
     ...     dict(npk.attrs_of("t"))
-    {'unit': 'K', 'offset': 273.15, 'channels': [1, 2]}
+    {'channels': [1, 2], 'offset': 273.15, 'unit': 'K'}
     """
 
     def __init__(self, store: "NumPack", name: str | None) -> None:
@@ -48,7 +48,7 @@ class Attributes(MutableMapping[str, Any]):
         self._store._set_attrs(self._name, {}, [key])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._store._get_attrs(self._name))
+        return iter(sorted(self._store._get_attrs(self._name)))
 
     def __len__(self) -> int:
         return len(self._store._get_attrs(self._name))
@@ -82,7 +82,7 @@ class Attributes(MutableMapping[str, Any]):
     def __repr__(self) -> str:
         of = "the store" if self._name is None else repr(self._name)
         try:
-            return f"<attributes of {of}: {self._store._get_attrs(self._name)!r}>"
+            return f"<attributes of {of}: {dict(self)!r}>"
         except StoreClosedError:
             return f"<attributes of {of}, which is closed>"
         except ArrayNotFoundError:

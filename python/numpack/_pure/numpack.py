@@ -12,6 +12,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,11 @@ class NumPack:
     @property
     def is_closed(self) -> bool:
         return self._store_or_none is None
+
+    @property
+    def path(self) -> Path:
+        """The store's directory, as a pathlib.Path."""
+        return Path(self._path)
 
     @property
     def backend_type(self) -> str:
