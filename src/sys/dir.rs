@@ -19,7 +19,7 @@ use rustix::io::{Errno, retry_on_intr};
 use super::file::{DirFile, Temporary};
 use super::lock::{self, LockTable};
 use super::storage::check_name;
-use super::{FileAccess, FileStat, FsStat, LockGuard, Storage, StorageFile, netfs, random_bytes};
+use super::{FileAccess, FileLock, FileStat, FsStat, LockGuard, Storage, StorageFile, netfs, random_bytes};
 
 const TEMPORARY_PREFIX: &str = "tmp_";
 const TEMPORARY_SUFFIX: &str = ".npkd";
@@ -157,7 +157,12 @@ impl AsFd for DirStorage {
 
 impl Storage for DirStorage {
     fn open(&self, name: &str, access: FileAccess) -> io::Result<Arc<dyn StorageFile>> {
-        open_file(&self.dir, name, access)
+        Ok(Arc::new(DirFile::new(open_file(&self.dir, name, access)?, None)))
+    }
+
+    fn open_locked(&self, name: &str, lock: FileLock, timeout: Duration) -> io::Result<Arc<dyn StorageFile>> {
+        let fd = open_file(&self.dir, name, FileAccess::Write)?;
+        Ok(Arc::new(DirFile::locked(fd, lock, timeout)?))
     }
 
     fn create_unnamed(&self) -> io::Result<Arc<dyn StorageFile>> {
@@ -224,7 +229,8 @@ impl Storage for DirStorage {
 
     fn open_apart(&self, folder: &str, name: &str) -> io::Result<Arc<dyn StorageFile>> {
         check_name(folder)?;
-        open_file(&self.open_folder(folder)?, name, FileAccess::Read)
+        let fd = open_file(&self.open_folder(folder)?, name, FileAccess::Read)?;
+        Ok(Arc::new(DirFile::new(fd, None)))
     }
 
     fn remove_apart(&self, folder: &str, name: Option<&str>) -> io::Result<()> {
@@ -305,6 +311,11 @@ impl Storage for DirStorage {
         Ok(Box::new(lock::watch(&self.dir, name)?))
     }
 
+    fn is_watched(&self, name: &str) -> io::Result<bool> {
+        check_name(name)?;
+        self.locks.is_watched(&self.dir, name)
+    }
+
     fn sweep_temporaries(&self) -> io::Result<usize> {
         let mut swept = 0;
         for name in self.list()?.iter().filter(|name| is_temporary(name)) {
@@ -348,7 +359,7 @@ impl Storage for DirStorage {
     }
 }
 
-fn open_file(dir: &OwnedFd, name: &str, access: FileAccess) -> io::Result<Arc<dyn StorageFile>> {
+fn open_file(dir: &OwnedFd, name: &str, access: FileAccess) -> io::Result<OwnedFd> {
     check_name(name)?;
     let access = match access {
         FileAccess::Read => OFlags::RDONLY,
@@ -360,7 +371,7 @@ fn open_file(dir: &OwnedFd, name: &str, access: FileAccess) -> io::Result<Arc<dy
     if !FileStat::from(fstat(&fd)?).is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
-    Ok(Arc::new(DirFile::new(fd, None)))
+    Ok(fd)
 }
 
 fn sync_folder(dir: &OwnedFd) -> io::Result<()> {

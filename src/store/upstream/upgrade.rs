@@ -183,7 +183,7 @@ impl Upgrade<'_> {
             let compression =
                 compression.map(|how| with_filter(how, array.dtype(), array.nbytes(), read)).transpose()?;
             (self.progress)(array.name(), done, total);
-            let staged = to.stage_copy(&array, compression.as_ref(), &mut |len| {
+            let staged = to.stage_copy(&array, array.name(), compression.as_ref(), &mut |len| {
                 (self.progress)(array.name(), done.saturating_add(len), total);
             })?;
             let failed = |action, source| StoreError::io(action, to.storage.path(), file, source);
