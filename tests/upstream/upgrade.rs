@@ -298,6 +298,41 @@ fn die_at(memory: &MemStorage, n: u64, last_write: LastWrite) -> Option<MemStora
     None
 }
 
+/// Who has read the old table, and looks for the files only now, reads what is right, or an error: not rows that were
+/// deleted.
+fn assert_late_reader(left: &MemStorage, table: &[u8], fixture: &Fixture) {
+    let late = left.after_kill();
+    let file = late.create_unnamed().unwrap();
+    file.write_at(table, 0).unwrap();
+    late.replace(&file, "metadata.npkm").unwrap();
+    if late.stat("metadata.npkm.bak").is_ok() {
+        late.remove("metadata.npkm.bak").unwrap();
+    }
+    // An empty table beside data files is one that was lost.
+    let Ok(store) = Store::with_storage(Box::new(late), Access::Read) else { return };
+    for expected in fixture.expected() {
+        match store.array(&expected.name) {
+            Ok(array) => assert_elements(&array, &expected),
+            Err(error) => assert!(matches!(error, StoreError::DataFile { .. }), "{error}"),
+        }
+    }
+}
+
+#[test]
+fn two_upgrades_at_once_are_one() {
+    let fixture = fixture("0.7.0-rust", "segmented_mutated");
+    let copy = copy_with_foreign(&fixture);
+    let results = std::thread::scope(|scope| {
+        let threads = [(); 3].map(|()| scope.spawn(|| upgrade(&copy.path).unwrap()));
+        threads.map(|thread| thread.join().unwrap())
+    });
+    assert_eq!(results.iter().filter(|result| matches!(result, Upgraded::From { .. })).count(), 1);
+    assert_eq!(results.iter().filter(|result| **result == Upgraded::Nothing).count(), 2);
+    let store = Store::open(&copy.path, Access::Read).unwrap();
+    assert_content(&store, &fixture.expected());
+    assert_tidy(&DirStorage::open(&copy.path).unwrap(), &store);
+}
+
 #[test]
 fn death_at_any_call_leaves_the_old_store_or_the_new_one() {
     let (mut n_old, mut n_new) = (0, 0);
@@ -309,6 +344,7 @@ fn death_at_any_call_leaves_the_old_store_or_the_new_one() {
     ] {
         let fixture = fixture(release, name);
         let memory = memory_of(&fixture);
+        let table = fs::read(fixture.copy().path.join("metadata.npkm")).unwrap();
         let deaths = (1..).map(|n| (n, die_at(&memory, n, LastWrite::Lost)));
         for (n, whole) in deaths.map_while(|(n, left)| Some((n, left?))) {
             let torn = die_at(&memory, n, LastWrite::Torn).expect("as before");
@@ -321,6 +357,7 @@ fn death_at_any_call_leaves_the_old_store_or_the_new_one() {
                     left.after_power_loss(&mut survives),
                 ];
                 for left in lefts {
+                    assert_late_reader(&left, &table, &fixture);
                     let boxed = || -> Box<dyn Storage> { Box::new(left.clone()) };
                     match assert_goes_on(Arc::new(left.clone()), &boxed, &fixture) {
                         true => n_old += 1,

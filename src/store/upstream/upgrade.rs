@@ -338,14 +338,14 @@ pub(in super::super) fn remove_files_of(
     live: &HashSet<&str>,
 ) -> Result<(), StoreError> {
     for array in &table.arrays {
+        if !live.contains(&*array.file) {
+            if upstream::is_segmented(&array.file) {
+                remove_segments(storage, &array.file, array.layout.nbytes())?;
+            }
+            remove(storage, &array.file)?;
+        }
+        // After the elements: who reads them without it has rows that were deleted.
         remove(storage, &upstream::deleted_file(&array.name))?;
-        if live.contains(&*array.file) {
-            continue;
-        }
-        if upstream::is_segmented(&array.file) {
-            remove_segments(storage, &array.file, array.layout.nbytes())?;
-        }
-        remove(storage, &array.file)?;
     }
     remove(storage, WRITE_AHEAD_LOG)?;
     remove(storage, SAVE_LOCK)
