@@ -172,6 +172,57 @@ fn a_store_with_an_array_that_cannot_be_read_is_left_as_it_is() {
 }
 
 #[test]
+fn an_upgraded_store_that_an_old_release_wipes_comes_back() {
+    let fixture = fixture("0.3.0-rust", "appended");
+    let copy = fixture.copy();
+    assert!(is_upgraded(upgrade(&copy.path), &fixture));
+    // As 0.3.0 does when it opens what it does not know: an empty table, renamed over the manifest.
+    let manifest = copy.path.join("metadata.npkm");
+    fs::write(copy.path.join("metadata.tmp"), [&b"NPKB\x01\0\0\0"[..], &[0; 12]].concat()).unwrap();
+    fs::rename(copy.path.join("metadata.tmp"), &manifest).unwrap();
+    for opened in [Store::open(&copy.path, Access::Read), Store::open_or_create(&copy.path)] {
+        let found = opened.expect_err("wiped");
+        assert!(matches!(found, StoreError::NotAStore { found: NotAStore::Overwritten, .. }), "{found}");
+    }
+    assert!(matches!(upgrade(&copy.path), Err(StoreError::NotAStore { found: NotAStore::Overwritten, .. })));
+    fs::copy(manifest.with_extension("npkm.bak"), &manifest).unwrap();
+    assert_content(&Store::open(&copy.path, Access::Write).unwrap(), &fixture.expected());
+}
+
+/// Writes a file anew, so that the clock shows it, however coarse it is.
+fn change(path: &Path) {
+    fs::write(path, fs::read(path).unwrap()).unwrap();
+    let then = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    fs::File::options().write(true).open(path).unwrap().set_modified(then).unwrap();
+}
+
+#[test]
+fn a_copy_that_fails_leaves_nothing() {
+    let fixture = fixture("0.7.0-rust", "dropped_rows");
+    let copy = fixture.copy();
+    let target = copy.path.with_file_name("new.npk");
+    let table = copy.path.join("metadata.npkm");
+    let mut progress = |_: &str, _, _| change(&table);
+    let result = Upgrade { compression: None, progress: &mut progress }.to(&copy.path, &target, None);
+    assert!(matches!(result, Err(StoreError::ChangedMeanwhile { .. })));
+    assert!(!target.exists());
+    // What was there before stays.
+    fs::create_dir(&target).unwrap();
+    fs::write(target.join(FOREIGN), b"mine").unwrap();
+    let mut progress = |_: &str, _, _| change(&table);
+    let result = Upgrade { compression: None, progress: &mut progress }.to(&copy.path, &target, None);
+    assert!(matches!(result, Err(StoreError::ChangedMeanwhile { .. })));
+    assert!(target.join(FOREIGN).exists());
+    assert!(is_upgraded(
+        Upgrade { compression: None, progress: &mut |_, _, _| () }.to(&copy.path, &target, None),
+        &fixture
+    ));
+    let store = Store::open(&target, Access::Read).unwrap();
+    assert_content(&store, &fixture.expected());
+    assert_tidy(&DirStorage::open(&target).unwrap(), &store);
+}
+
+#[test]
 fn names_that_new_files_would_have_are_left_to_their_owners() {
     // One array is called as the new file of another one would be.
     let fixture = fixture("0.3.0-rust", "appended");
