@@ -191,8 +191,9 @@ fn an_upgraded_store_that_an_old_release_wipes_comes_back() {
 
 /// Writes a file anew, so that the clock shows it, however coarse it is.
 fn change(path: &Path) {
+    let before = fs::metadata(path).unwrap().modified().unwrap();
     fs::write(path, fs::read(path).unwrap()).unwrap();
-    let then = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let then = before + Duration::from_secs(1);
     fs::File::options().write(true).open(path).unwrap().set_modified(then).unwrap();
 }
 
