@@ -110,8 +110,8 @@ impl Upgrade<'_> {
     }
 
     /// Writes the store at `path` as a new one at `target`, in one commit; nothing but an empty store may be there.
-    /// Returns when it is on the disk. Does nothing if the store at `path` is new already. Arrays that cannot be read are
-    /// left out if `skip` is there to be told why.
+    /// Returns when it is on the disk. Does nothing if the store at `path` is new already. Arrays that cannot be read
+    /// are left out if `skip` is there to be told why.
     ///
     /// # Errors
     /// `NotAStore`; `StoreExists`; `DataFile` if an array cannot be read; `ChangedMeanwhile`; `Format`; `Locked`; `Io`.
