@@ -1,5 +1,6 @@
 //! How snapshots, records and edits stand on disk: MessagePack maps, and what is checked when they are read.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ const MAX_PAYLOAD_DEPTH: usize = 2 * super::manifest::MAX_ATTR_DEPTH;
 /// A record as it stands on disk, without its name.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct StoredRecord {
+struct StoredRecord<'a> {
     id: ArrayId,
     file: Arc<str>,
     descr: Descr,
@@ -27,8 +28,8 @@ struct StoredRecord {
     offset: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     codec: Option<Codec>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    index: Option<Blob>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    index: Option<Blob<'a>>,
     #[serde(default, skip_serializing_if = "DeletedRows::is_empty")]
     deleted: DeletedRows,
     mtime: i64,
@@ -42,44 +43,49 @@ fn no_attrs(attrs: &Arc<Attrs>) -> bool {
 
 /// A name and its record: the record is a byte string of its own, so that a reader may leave it undecoded.
 #[derive(Serialize, Deserialize)]
-pub(super) struct StoredEntry(Arc<str>, Blob);
+pub(super) struct StoredEntry<'a>(
+    #[serde(borrow)] pub(super) Cow<'a, str>,
+    #[serde(borrow)] pub(super) Blob<'a>,
+);
 
 /// The first frame of a manifest.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Snapshot {
+pub(super) struct Snapshot<'a> {
     pub(super) generation: Generation,
     pub(super) next_id: ArrayId,
     #[serde(default)]
     pub(super) attrs: Attrs,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) codec: Option<Compression>,
-    pub(super) arrays: Vec<StoredEntry>,
+    #[serde(borrow)]
+    pub(super) arrays: Vec<StoredEntry<'a>>,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct StoredEdit {
+struct StoredEdit<'a> {
     generation: Generation,
     time: i64,
-    ops: Vec<StoredOp>,
+    #[serde(borrow)]
+    ops: Vec<StoredOp<'a>>,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum StoredOp {
-    Put(StoredEntry),
+enum StoredOp<'a> {
+    Put(#[serde(borrow)] StoredEntry<'a>),
     Delete(Arc<str>),
     Rename(Arc<str>, Arc<str>),
     Rows(Arc<str>, u64),
     DropRows(Arc<str>, DeletedRows),
     Written(Arc<str>),
-    Blocks(Arc<str>, u64, Blob),
+    Blocks(Arc<str>, u64, #[serde(borrow)] Blob<'a>),
     Attrs(Option<Arc<str>>, Attrs, Vec<String>),
     Codec(Option<Compression>),
 }
 
-pub(super) fn encode_record(record: &Record) -> StoredEntry {
+pub(super) fn encode_record(record: &Record) -> StoredEntry<'_> {
     let stored = StoredRecord {
         id: record.id,
         file: Arc::clone(&record.file),
@@ -88,19 +94,32 @@ pub(super) fn encode_record(record: &Record) -> StoredEntry {
         fortran_order: record.layout.fortran_order(),
         offset: record.offset,
         codec: record.blocks.as_ref().map(|blocks| blocks.codec),
-        index: record.blocks.as_ref().map(|blocks| Blob(blocks.index.to_bytes().to_vec())),
+        index: record.blocks.as_ref().map(|blocks| Blob(Cow::Owned(blocks.index.to_bytes().to_vec()))),
         deleted: record.deleted.clone(),
         mtime: record.mtime,
         attrs: Arc::clone(&record.attrs),
     };
-    StoredEntry(Arc::clone(&record.name), Blob(to_bytes(&stored)))
+    StoredEntry(Cow::Borrowed(&record.name), Blob(Cow::Owned(to_bytes(&stored))))
 }
 
-pub(super) fn decode_record(
-    StoredEntry(name, blob): StoredEntry,
-    offset: u64,
-) -> Result<Record, FormatError> {
-    let stored: StoredRecord = from_bytes(&blob.0, offset)?;
+/// The identity in a stored record, which is otherwise not looked at. It is the first field where we wrote it.
+pub(super) fn record_id(bytes: &[u8], offset: u64) -> Result<ArrayId, FormatError> {
+    const ID: [u8; 3] = [0xa2, b'i', b'd'];
+    if let [0x80..=0x8f, rest @ ..] = bytes
+        && let Some(value) = rest.strip_prefix(&ID)
+    {
+        match *value {
+            [id @ 0..=0x7f, ..] | [0xcc, id, ..] => return Ok(ArrayId(id.into())),
+            [0xcd, a, b, ..] => return Ok(ArrayId(u16::from_be_bytes([a, b]).into())),
+            [0xce, a, b, c, d, ..] => return Ok(ArrayId(u32::from_be_bytes([a, b, c, d]).into())),
+            _ => {}
+        }
+    }
+    Ok(from_bytes::<StoredRecord<'_>>(bytes, offset)?.id)
+}
+
+pub(super) fn decode_record(name: Arc<str>, bytes: &[u8], offset: u64) -> Result<Record, FormatError> {
+    let stored: StoredRecord<'_> = from_bytes(bytes, offset)?;
     names::check(&name)?;
     if !names::is_data_file(&stored.file) {
         return Err(FormatError::Name {
@@ -143,7 +162,7 @@ pub(super) fn decode_record(
     })
 }
 
-fn parse_index(Blob(bytes): &Blob, name: &str) -> Result<Index, FormatError> {
+fn parse_index(Blob(bytes): &Blob<'_>, name: &str) -> Result<Index, FormatError> {
     Index::parse(bytes).map_err(|what| FormatError::Index { array: name.to_owned(), what: what.to_owned() })
 }
 
@@ -158,7 +177,7 @@ impl Edit {
             Op::DropRows(name, rows) => StoredOp::DropRows(Arc::clone(name), rows.clone()),
             Op::Written(name) => StoredOp::Written(Arc::clone(name)),
             Op::Blocks(name, n_rows, index) => {
-                StoredOp::Blocks(Arc::clone(name), *n_rows, Blob(index.to_bytes().to_vec()))
+                StoredOp::Blocks(Arc::clone(name), *n_rows, Blob(Cow::Owned(index.to_bytes().to_vec())))
             }
             Op::Codec(codec) => StoredOp::Codec(*codec),
             Op::Attrs(name, set, remove) => StoredOp::Attrs(name.clone(), set.clone(), remove.clone()),
@@ -171,10 +190,12 @@ impl Edit {
     /// # Errors
     /// `Payload` if it does not decode, or what is wrong with a record.
     pub fn decode(payload: &[u8], offset: u64) -> Result<Self, FormatError> {
-        let stored: StoredEdit = from_bytes(payload, offset)?;
+        let stored: StoredEdit<'_> = from_bytes(payload, offset)?;
         let ops = stored.ops.into_iter().map(|op| {
             Ok(match op {
-                StoredOp::Put(entry) => Op::Put(decode_record(entry, offset)?),
+                StoredOp::Put(StoredEntry(name, Blob(bytes))) => {
+                    Op::Put(decode_record(name.into(), &bytes, offset)?)
+                }
                 StoredOp::Delete(name) => Op::Delete(name),
                 StoredOp::Rename(from, to) => Op::Rename(from, to),
                 StoredOp::Rows(name, n_rows) => Op::Rows(name, n_rows),
@@ -207,25 +228,28 @@ pub(super) fn from_bytes<'a, T: Deserialize<'a>>(bytes: &'a [u8], offset: u64) -
     T::deserialize(&mut deserializer).map_err(|source| FormatError::Payload { offset, source })
 }
 
-/// Bytes that MessagePack writes as a byte string.
-struct Blob(Vec<u8>);
+/// Bytes that MessagePack writes as a byte string. Those that are read lie in the payload.
+pub(super) struct Blob<'a>(pub(super) Cow<'a, [u8]>);
 
-impl Serialize for Blob {
+impl Serialize for Blob<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_bytes(&self.0)
     }
 }
 
-impl<'de> Deserialize<'de> for Blob {
+impl<'de: 'a, 'a> Deserialize<'de> for Blob<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct BlobVisitor;
-        impl Visitor<'_> for BlobVisitor {
-            type Value = Blob;
+        impl<'de> Visitor<'de> for BlobVisitor {
+            type Value = Blob<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a byte string")
             }
-            fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Blob, E> {
-                Ok(Blob(bytes.to_vec()))
+            fn visit_borrowed_bytes<E: serde::de::Error>(self, bytes: &'de [u8]) -> Result<Blob<'de>, E> {
+                Ok(Blob(Cow::Borrowed(bytes)))
+            }
+            fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Blob<'de>, E> {
+                Ok(Blob(Cow::Owned(bytes.to_vec())))
             }
         }
         deserializer.deserialize_bytes(BlobVisitor)
@@ -243,7 +267,7 @@ impl Serialize for DeletedRows {
 impl<'de> Deserialize<'de> for DeletedRows {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Blob(bytes) = Blob::deserialize(deserializer)?;
-        let mut rest = bytes.as_slice();
+        let mut rest = &*bytes;
         let rows = RoaringTreemap::deserialize_from(&mut rest).map_err(D::Error::custom)?;
         if !rest.is_empty() {
             return Err(D::Error::custom("bytes after the bitmap of deleted rows"));
