@@ -175,8 +175,8 @@ def reads(n_rows):
         size = million(n_rows)
         under = Goal(most=1e-6)
         with Field(world) as field, field.stores(n_rows):
-            yield field.contest(row, f"`load(lazy=True)`, {size}", (AHEAD,), "lazy", 200, False, limit=under)
-            yield field.contest(row, f"`load(lazy=True)[5]`, {size}", (AHEAD,), "lazy", 200, True, limit=under)
+            yield field.contest(row, f"`load(lazy=True)`, {size}", (AHEAD,), "lazy", 200, limit=under)
+            yield field.contest(row, f"one row of it, {size}", (LEVEL, AHEAD), "row", 1000, limit=under)
             yield field.contest(row, f"lazy slice of 1,000 rows, {size}", (LEVEL, AHEAD), "slice", 200, 1000)
             for count in (100, 10_000):
                 calls = 20_000 // count
@@ -195,9 +195,8 @@ def changes(what, n_rows, n_others=9, has_big=False):
     def measure(world, row):
         goals = ((Goal(least_ratio=0.67), (NUMPY,)), AHEAD)
         with Field(world) as field, field.stores(n_rows, others(world, n_others), has_big):
-            # An old backend that writes everything anew needs a second for each call.
-            yield field.contest(row, f"`replace` of 100 rows, {what}", goals, "replace", 10)
-            yield field.contest(row, f"`append` of 100 rows, {what}", goals, "append", 10)
+            yield field.contest(row, f"`replace` of 100 rows, {what}", goals, "replace", 100)
+            yield field.contest(row, f"`append` of 100 rows, {what}", goals, "append", 100)
 
     return listed(measure)
 

@@ -37,8 +37,14 @@ def indexes_of(n_rows, count, kind):
     return found.tolist() if kind == "list" else found
 
 
+SLOW = 0.02  # seconds
+
+
 def repeated(n_calls, work):
-    """Seconds of one call of ``work``, and what the last one returned."""
+    """Seconds of one call of ``work``, and what the last one returned. What is slow is called once."""
+    seconds, value = timed(work)
+    if seconds > SLOW:
+        return seconds, value
 
     def calls():
         for _ in range(n_calls - 1):
@@ -94,10 +100,13 @@ class ByHand(Worker):
         path.unlink()
         return seconds
 
-    def lazy(self, n_calls, reads_row):
+    def lazy(self, n_calls):
         path = os.fspath(self.path)
-        work = (lambda: np.load(path, mmap_mode="r")[5]) if reads_row else (lambda: np.load(path, mmap_mode="r"))
-        return repeated(n_calls, work)[0]
+        return repeated(n_calls, lambda: np.load(path, mmap_mode="r"))[0]
+
+    def row(self, n_calls):
+        mapped = self.mapped
+        return repeated(n_calls, lambda: np.array(mapped[5]))[0]
 
     def slice(self, n_calls, count):
         mapped, start = self.mapped, self.n_rows // 3
@@ -219,10 +228,15 @@ class Numpack(Worker):
         shutil.rmtree(self.folder / "load.npk")
         return seconds
 
-    def lazy(self, n_calls, reads_row):
+    def lazy(self, n_calls):
         npk = self.npk
-        work = (lambda: npk.load("a", lazy=True)[5]) if reads_row else (lambda: npk.load("a", lazy=True))
-        return repeated(n_calls, work)[0]
+        return repeated(n_calls, lambda: npk.load("a", lazy=True))[0]
+
+    def row(self, n_calls):
+        lazy = self.lazy_array
+        seconds, found = repeated(n_calls, lambda: lazy[5])
+        expect(np.shape(found) == (WIDTH,), "a row has another shape")
+        return seconds
 
     def slice(self, n_calls, count):
         lazy, start = self.lazy_array, self.n_rows // 3
@@ -252,10 +266,15 @@ class Numpack(Worker):
         return seconds
 
     def append(self, n_calls):
-        npk, rows, before = self.npk, data(AT_ONCE), self.npk.get_shape("a")[0]
+        npk, rows, n_rows = self.npk, data(AT_ONCE), [self.npk.get_shape("a")[0]]
+
+        def work():
+            npk.append({"a": rows})
+            n_rows[0] += AT_ONCE
+
         os.sync()
-        seconds, _ = repeated(n_calls, lambda: npk.append({"a": rows}))
-        expect(npk.get_shape("a")[0] == before + n_calls * AT_ONCE, "rows are missing after append")
+        seconds, _ = repeated(n_calls, work)
+        expect(npk.get_shape("a")[0] == n_rows[0], "rows are missing after append")
         return seconds
 
     def drop_rows(self):

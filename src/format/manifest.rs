@@ -473,22 +473,15 @@ impl Table {
                     }
                 }
                 Op::Rows(name, n_rows) => {
-                    let record = self.get(name)?.ok_or_else(|| missing(edit, name))?;
-                    let mut shape = record.layout.shape().to_vec();
-                    match shape.first_mut() {
-                        Some(rows)
-                            if *rows <= *n_rows
-                                && !record.layout.fortran_order()
-                                && record.blocks.is_none() =>
-                        {
-                            *rows = *n_rows;
+                    let record = self.try_change(name, edit, |record| {
+                        let layout = &mut record.layout;
+                        let is_longer = layout.shape().first().is_some_and(|rows| rows <= n_rows);
+                        if !is_longer || layout.fortran_order() || record.blocks.is_some() {
+                            return Err(refused(format!("gives {name:?} {n_rows} rows")));
                         }
-                        _ => return Err(refused(format!("gives {name:?} {n_rows} rows"))),
-                    }
-                    let layout = Layout::new(&record.dtype, &shape, false)?;
-                    let record = self.change(name, edit, |record| {
-                        record.layout = layout;
+                        layout.set_n_rows(&record.dtype, *n_rows)?;
                         record.mtime = edit.time;
+                        Ok(())
                     })?;
                     tell_of(&record.name, record.id, ChangeKind::Resized);
                 }
@@ -523,7 +516,11 @@ impl Table {
                         record.mtime = edit.time;
                     })?;
                     let is_longer = before != *n_rows;
-                    tell_of(&record.name, record.id, if is_longer { ChangeKind::Resized } else { ChangeKind::Written });
+                    tell_of(
+                        &record.name,
+                        record.id,
+                        if is_longer { ChangeKind::Resized } else { ChangeKind::Written },
+                    );
                 }
                 Op::Codec(compression) => self.compression = *compression,
                 Op::Written(name) => {
@@ -548,17 +545,28 @@ impl Table {
         name: &str,
         edit: &Edit,
         f: impl FnOnce(&mut Record),
-    ) -> Result<Arc<Record>, FormatError> {
+    ) -> Result<&Arc<Record>, FormatError> {
+        self.try_change(name, edit, |record| {
+            f(record);
+            Ok(())
+        })
+    }
+
+    fn try_change(
+        &mut self,
+        name: &str,
+        edit: &Edit,
+        f: impl FnOnce(&mut Record) -> Result<(), FormatError>,
+    ) -> Result<&Arc<Record>, FormatError> {
         let place = self.places.get(name);
-        let entry =
-            place.and_then(|place| self.entries.get_mut(place)).ok_or_else(|| missing(edit, name))?;
+        let entry = place.and_then(|place| self.entries.get_mut(place)).ok_or_else(|| missing(edit, name))?;
         self.snapshot.decode(entry)?;
         let record = entry.record.get_mut().ok_or_else(|| missing(edit, name))?;
-        f(Arc::make_mut(record));
+        f(Arc::make_mut(record))?;
         if !Arc::ptr_eq(&entry.name, &record.name) {
             entry.name = Arc::clone(&record.name);
         }
-        Ok(Arc::clone(record))
+        Ok(record)
     }
 
     fn forget_id(&mut self, id: ArrayId) {

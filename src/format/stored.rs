@@ -104,16 +104,10 @@ pub(super) fn encode_record(record: &Record) -> StoredEntry<'_> {
 
 /// The identity in a stored record, which is otherwise not looked at. It is the first field where we wrote it.
 pub(super) fn record_id(bytes: &[u8], offset: u64) -> Result<ArrayId, FormatError> {
-    const ID: [u8; 3] = [0xa2, b'i', b'd'];
     if let [0x80..=0x8f, rest @ ..] = bytes
-        && let Some(value) = rest.strip_prefix(&ID)
+        && let Some((id, _)) = rest.strip_prefix(b"\xa2id").and_then(uint)
     {
-        match *value {
-            [id @ 0..=0x7f, ..] | [0xcc, id, ..] => return Ok(ArrayId(id.into())),
-            [0xcd, a, b, ..] => return Ok(ArrayId(u16::from_be_bytes([a, b]).into())),
-            [0xce, a, b, c, d, ..] => return Ok(ArrayId(u32::from_be_bytes([a, b, c, d]).into())),
-            _ => {}
-        }
+        return Ok(ArrayId(id));
     }
     Ok(from_bytes::<StoredRecord<'_>>(bytes, offset)?.id)
 }
@@ -190,6 +184,9 @@ impl Edit {
     /// # Errors
     /// `Payload` if it does not decode, or what is wrong with a record.
     pub fn decode(payload: &[u8], offset: u64) -> Result<Self, FormatError> {
+        if let Some(edit) = decode_rows(payload) {
+            return Ok(edit);
+        }
         let stored: StoredEdit<'_> = from_bytes(payload, offset)?;
         let ops = stored.ops.into_iter().map(|op| {
             Ok(match op {
@@ -215,6 +212,43 @@ impl Edit {
             ops: ops.collect::<Result<_, FormatError>>()?,
         })
     }
+}
+
+/// Reads an edit that only sets a number of rows, in the very bytes in which [`Edit::encode`] writes it: a log consists
+/// of little else. `None` for all others, and for these in other bytes.
+fn decode_rows(payload: &[u8]) -> Option<Edit> {
+    let (generation, rest) = uint(payload.strip_prefix(b"\x83\xaageneration")?)?;
+    let (time, rest) = uint(rest.strip_prefix(b"\xa4time")?)?;
+    let (name, rest) = text(rest.strip_prefix(b"\xa3ops\x91\x81\xa4rows\x92")?)?;
+    let (n_rows, rest) = uint(rest)?;
+    rest.is_empty().then_some(())?;
+    let ops = vec![Op::Rows(name.into(), n_rows)];
+    Some(Edit { generation: Generation(generation), time: time.try_into().ok()?, ops })
+}
+
+/// An unsigned integer of MessagePack, and what follows it.
+fn uint(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let (kind, rest) = bytes.split_first()?;
+    Some(match kind {
+        0..=0x7f => (u64::from(*kind), rest),
+        0xcc => rest.split_first().map(|(value, rest)| (u64::from(*value), rest))?,
+        0xcd => rest.split_first_chunk().map(|(value, rest)| (u16::from_be_bytes(*value).into(), rest))?,
+        0xce => rest.split_first_chunk().map(|(value, rest)| (u32::from_be_bytes(*value).into(), rest))?,
+        0xcf => rest.split_first_chunk().map(|(value, rest)| (u64::from_be_bytes(*value), rest))?,
+        _ => return None,
+    })
+}
+
+/// A string of MessagePack of less than 256 bytes, and what follows it.
+fn text(bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let (kind, rest) = bytes.split_first()?;
+    let (len, rest) = match kind {
+        0xa0..=0xbf => (usize::from(kind & 0x1f), rest),
+        0xd9 => rest.split_first().map(|(len, rest)| (usize::from(*len), rest))?,
+        _ => return None,
+    };
+    let (text, rest) = rest.split_at_checked(len)?;
+    Some((std::str::from_utf8(text).ok()?, rest))
 }
 
 pub(super) fn to_bytes<T: Serialize>(value: &T) -> Vec<u8> {
@@ -273,5 +307,42 @@ impl<'de> Deserialize<'de> for DeletedRows {
             return Err(D::Error::custom("bytes after the bitmap of deleted rows"));
         }
         Ok(Self(Arc::new(rows)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edit_of_rows_is_read_as_any_other() {
+        for (name, n_rows, generation, time) in [
+            ("a", 0, 1, 0),
+            ("g/\u{e9}", 127, 127, 1_700_000_000_000_000_000),
+            (&*"n".repeat(31), 128, 128, i64::MAX),
+            (&*"n".repeat(32), 255, 256, 1),
+            (&*"n".repeat(255), 65_536, u64::from(u32::MAX), 1),
+            ("", u64::MAX, u64::MAX, 1),
+        ] {
+            let ops = vec![Op::Rows(name.into(), n_rows)];
+            let edit = Edit { generation: Generation(generation), time, ops };
+            let bytes = edit.encode();
+            assert_eq!(decode_rows(&bytes), Some(edit.clone()), "{name}");
+            for len in 0..bytes.len() {
+                assert_eq!(decode_rows(&bytes[..len]), None, "{name} cut at {len}");
+            }
+            let stored: StoredEdit<'_> = from_bytes(&bytes, 0).unwrap();
+            assert!(
+                matches!(&stored.ops[..], [StoredOp::Rows(found, n)] if &**found == name && *n == n_rows)
+            );
+            assert_eq!((stored.generation, stored.time), (edit.generation, edit.time));
+        }
+        for ops in
+            [vec![], vec![Op::Written("a".into())], vec![Op::Rows("a".into(), 1), Op::Rows("b".into(), 2)]]
+        {
+            let edit = Edit { generation: Generation(1), time: -1, ops };
+            assert_eq!(decode_rows(&edit.encode()), None);
+            assert_eq!(Edit::decode(&edit.encode(), 0).unwrap(), edit);
+        }
     }
 }

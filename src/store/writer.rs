@@ -474,10 +474,7 @@ impl Shared {
                 deleted: DeletedRows::default(),
                 mtime: time,
                 // Attributes belong to the name: a new version keeps them.
-                attrs: (new.attrs.as_ref())
-                    .or_else(|| Some(&old?.attrs))
-                    .cloned()
-                    .unwrap_or_default(),
+                attrs: (new.attrs.as_ref()).or_else(|| Some(&old?.attrs)).cloned().unwrap_or_default(),
                 upstream: None,
             })
         });

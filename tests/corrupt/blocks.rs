@@ -580,7 +580,8 @@ fn an_end_far_away_is_an_error_of_the_disk_or_none() {
     store.save_as(&[("a", array(&elements))], Some(&BLOCKS)).expect("saves");
     drop(store);
     let storage = DirStorage::open(&path).expect("opens");
-    let Blocks { index, .. } = table(&storage).get("a").unwrap().expect("is there").blocks.expect("is compressed");
+    let Blocks { index, .. } =
+        table(&storage).get("a").unwrap().expect("is there").blocks.expect("is compressed");
     for end in [1 << 45, 1 << 55, 1 << 56] {
         let mut manifest = read(&storage, MANIFEST);
         let generation = Generation(table(&storage).generation().0 + 1);
