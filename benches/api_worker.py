@@ -42,8 +42,12 @@ SLOW = 0.02  # seconds
 
 def repeated(n_calls, work):
     """Seconds of one call of ``work``, and what the last one returned. What is slow is called once."""
-    seconds, value = timed(work)
-    if seconds > SLOW:
+    # The first call may have to map and to read what no other does.
+    for _ in range(2):
+        seconds, value = timed(work)
+        if seconds <= SLOW:
+            break
+    else:
         return seconds, value
 
     def calls():

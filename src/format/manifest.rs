@@ -230,21 +230,28 @@ pub struct Table {
 struct Entry {
     name: Arc<str>,
     id: ArrayId,
-    /// Where the undecoded record is.
-    stored: Range<usize>,
+    /// Where the undecoded record is, and its length: payloads have less than 2^32 bytes.
+    stored: (u32, u32),
     record: OnceLock<Arc<Record>>,
 }
 
-/// The payload of a snapshot, and where its frame starts.
+/// The payload of a snapshot, within the bytes that were read, and where its frame starts in the file.
 #[derive(Debug, Clone)]
 struct StoredRecords {
-    payload: Arc<[u8]>,
+    bytes: Arc<Vec<u8>>,
+    payload: Range<usize>,
     offset: u64,
 }
 
 impl StoredRecords {
+    fn payload(&self) -> &[u8] {
+        self.bytes.get(self.payload.clone()).unwrap_or(&[])
+    }
+
     fn bytes(&self, entry: &Entry) -> &[u8] {
-        self.payload.get(entry.stored.clone()).unwrap_or(&[])
+        let (start, len) = entry.stored;
+        let record = self.payload().get(start as usize..).and_then(|rest| rest.get(..len as usize));
+        record.unwrap_or(&[])
     }
 
     fn decode<'a>(&self, entry: &'a Entry) -> Result<&'a Arc<Record>, FormatError> {
@@ -261,7 +268,7 @@ impl Entry {
         Self {
             name: Arc::clone(&record.name),
             id: record.id,
-            stored: 0..0,
+            stored: (0, 0),
             record: OnceLock::from(Arc::new(record)),
         }
     }
@@ -277,7 +284,7 @@ impl Default for Table {
             entries: BTreeMap::new(),
             places: HashMap::new(),
             places_by_id: OnceLock::new(),
-            snapshot: StoredRecords { payload: Arc::default(), offset: 0 },
+            snapshot: StoredRecords { bytes: Arc::default(), payload: 0..0, offset: 0 },
         }
     }
 }
@@ -360,6 +367,20 @@ impl Table {
     /// # Errors
     /// `Payload` if it does not decode; `Edit` for names and identities that are there twice, or cannot be.
     pub fn decode(payload: &[u8], offset: u64) -> Result<Self, FormatError> {
+        Self::decode_shared(Arc::new(payload.to_vec()), 0..payload.len(), offset)
+    }
+
+    /// As [`Table::decode`], of the payload that `bytes` has at `payload`. The table keeps them.
+    ///
+    /// # Errors
+    /// As [`Table::decode`].
+    pub fn decode_shared(
+        bytes: Arc<Vec<u8>>,
+        payload: Range<usize>,
+        offset: u64,
+    ) -> Result<Self, FormatError> {
+        let stored = StoredRecords { bytes, payload, offset };
+        let payload = stored.payload();
         let snapshot: Snapshot<'_> = from_bytes(payload, offset)?;
         let refused = |what: String| FormatError::Edit { generation: snapshot.generation.0, what };
         if snapshot.generation.0 >= MAX_COUNT || snapshot.next_id.0 >= MAX_COUNT {
@@ -378,23 +399,26 @@ impl Table {
             }
             // The bytes were lent by the payload.
             let start = bytes.as_ptr().addr().saturating_sub(payload.as_ptr().addr());
-            let stored = start..start.saturating_add(bytes.len());
-            entries.push((place, Entry { name, id, stored, record: OnceLock::new() }));
+            let (Ok(start), Ok(len)) = (u32::try_from(start), u32::try_from(bytes.len())) else {
+                return Err(refused(format!("has its record of {name:?} at byte {start}")));
+            };
+            entries.push((place, Entry { name, id, stored: (start, len), record: OnceLock::new() }));
         }
         let mut ids: Vec<_> = entries.iter().map(|(_, entry)| entry.id).collect();
         ids.sort_unstable();
         if let Some(&[id, _]) = ids.array_windows().find(|[a, b]| a == b) {
             return Err(refused(format!("two arrays have the id {}", id.0)));
         }
+        let Snapshot { generation, next_id, attrs, codec, arrays: _ } = snapshot;
         Ok(Self {
-            generation: snapshot.generation,
-            next_id: snapshot.next_id,
-            attrs: Arc::new(snapshot.attrs),
-            compression: snapshot.codec,
+            generation,
+            next_id,
+            attrs: Arc::new(attrs),
+            compression: codec,
             entries: entries.into_iter().collect(),
             places,
             places_by_id: OnceLock::new(),
-            snapshot: StoredRecords { payload: payload.into(), offset },
+            snapshot: stored,
         })
     }
 

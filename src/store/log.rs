@@ -87,7 +87,7 @@ impl ManifestLog {
     ) -> Result<Self, StoreError> {
         let damaged = |source| StoreError::Format { path: storage.path().join(names::MANIFEST), source };
         let stat = file.stat().map_err(|e| StoreError::io("stat", storage.path(), names::MANIFEST, e))?;
-        let bytes = read_range(storage, &**file, 0, stat.len)?;
+        let bytes = Arc::new(read_range(storage, &**file, 0, stat.len)?);
         let store_id = match frame::parse_header(&bytes) {
             Ok(store_id) => store_id,
             Err(source) => return Self::read_foreign(storage, file, access, stat, &bytes, source),
@@ -100,7 +100,9 @@ impl ManifestLog {
                 found: stat.len,
             })
         })?;
-        let table = Table::decode(snapshot.payload, snapshot.offset).map_err(damaged)?;
+        let start = frame::HEADER_LEN + frame::FRAME_HEADER_LEN;
+        let payload = start..start + snapshot.payload.len();
+        let table = Table::decode_shared(Arc::clone(&bytes), payload, snapshot.offset).map_err(damaged)?;
         let mut manifest = Self {
             file: Arc::clone(file),
             access,
