@@ -3,6 +3,7 @@
 The methods of the core that read and write are the public ones, without a wrapper around them.
 """
 
+import os
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -203,7 +204,17 @@ class StoreMethods(_Core):
         return html_table(repr(self), listing(self.get_metadata()))
 
 
-def _made_already(self: Any, *_args: Any, **_kwargs: Any) -> None:
+def _made_already(
+    self: object,
+    filename: "str | os.PathLike[str]",
+    drop_if_exists: bool = False,
+    strict_context_mode: bool = False,
+    warn_no_context: bool | None = None,
+    force_gc_on_close: bool = False,
+    *,
+    durable: bool = False,
+    codec: Any = None,
+) -> None:
     pass
 
 
@@ -222,6 +233,18 @@ if TYPE_CHECKING:
 
     class NumPack(StoreMethods, core.NumPack):
         """A store of named arrays."""
+
+        def __init__(
+            self,
+            filename: "str | os.PathLike[str]",
+            drop_if_exists: bool = False,
+            strict_context_mode: bool = False,
+            warn_no_context: bool | None = None,
+            force_gc_on_close: bool = False,
+            *,
+            durable: bool = False,
+            codec: Any = None,
+        ) -> None: ...
 
 else:
     NumPack = public_class(core)
