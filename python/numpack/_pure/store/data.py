@@ -33,8 +33,10 @@ class DataFile:
         self.file = file
         # Whether no record tells of the version any more.
         self.is_gone = False
-        # Of a compressed array: recently decoded blocks, and where there is room; see `blocks`.
-        self.cache: OrderedDict = OrderedDict()
+        # Of a compressed array: index pages and recently decoded blocks by their pointers, which are of one state of a
+        # block or page only, so that none is ever out of date; and where there is room in the file.
+        self.pages: dict = {}
+        self.recent: OrderedDict = OrderedDict()
         self.space = None
         self._map = None
 

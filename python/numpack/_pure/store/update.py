@@ -24,7 +24,7 @@ from numpack._pure.format.manifest import Attrs, Record, bitmap, check_attrs
 from numpack._pure.store import error as errors
 from numpack._pure.store import writer
 from numpack._pure.store.array import Array
-from numpack._pure.store.block_writer import BlockWriter, has_dead_bytes, punch
+from numpack._pure.store.block_writer import BlockWriter, has_dead_bytes, punch, with_filter
 from numpack._pure.store.data import bytes_of, shaped
 from numpack._pure.store.stage import Stage, stage, stage_copy, stage_rows
 from numpack._pure.store.store import Store
@@ -93,7 +93,7 @@ def create(
         header = npy.encode(descr, layout)
     except FormatError as error:
         raise errors.refused(error) from None
-    staged = Stage(store, name, descr, layout, header, compression, None).finish(zeros=True)
+    staged = Stage(store, name, descr, layout, header, compression).finish(zeros=True)
     with writing(store):
         store.check_free(name)
         writer.commit(store, Commit([staged]))
@@ -363,7 +363,7 @@ def compact(store: Store, name: str) -> bool:
         record = store.record(name)
         array = store.array_of(record)
         if not record.deleted:
-            if not has_dead_bytes(record):
+            if not has_dead_bytes(record, array.data):
                 return False
             if punch(store, record, array.data):
                 return True
@@ -375,20 +375,31 @@ def recompress(store: Store, name: str, to: Compression | None) -> bool:
     """Store an array anew, compressed or not. Returns whether anything had to be done."""
     with writing(store):
         array = store.array_of(store.record(name))
-        codec = array.record.codec
-        if to is None and codec is None:
+        record = array.record
+
+        def read(offset: int, length: int) -> memoryview:
+            # Of the elements without the deleted rows, as they will be stored.
+            if record.live is None:
+                data = memoryview(bytearray(length))
+                array.elements.read_into(data, offset)
+                return data
+            row_len = record.layout.row_len
+            first, last = offset // row_len, -(-(offset + length) // row_len)
+            return bytes_of(array.rows(first, last))[offset - first * row_len :][:length]
+
+        if to is not None:
+            to = with_filter(to, record.dtype, record.nbytes, read)
+        if compression_of(record.codec) == to:
             return False
-        return _move(store, array, to, unless=codec)
+        _move(store, array, to)
+        return True
 
 
-def _move(store: Store, array: Array, to: Compression | None, unless=None) -> bool:
-    """Write an array to a new file, unless that would have this codec."""
+def _move(store: Store, array: Array, to: Compression | None) -> None:
+    """Write an array to a new file."""
     locked = [lock_data(store, array.record, fcntl.F_WRLCK)]
     staged = stage_copy(store, array, array.record.name, to)
-    if unless is not None and staged.codec == unless:
-        return False
     writer.commit(store, Commit([staged], moves_rows=True, locked=locked))
-    return True
 
 
 def flush(store: Store) -> None:
