@@ -203,9 +203,16 @@ class StoreMethods(_Core):
         return html_table(repr(self), listing(self.get_metadata()))
 
 
+def _made_already(self: Any, *_args: Any, **_kwargs: Any) -> None:
+    pass
+
+
 def public_class(of: ModuleType) -> "type[NumPack]":
     """The public class of stores over the core `of`."""
-    namespace = {"__doc__": of.NumPack.__doc__, "__module__": "numpack", "__qualname__": "NumPack"}
+    namespace: dict[str, Any] = {"__doc__": of.NumPack.__doc__, "__module__": "numpack", "__qualname__": "NumPack"}
+    if of.NumPack.__init__ is object.__init__:
+        # It is made by its __new__ alone. Classes derived from it call super().__init__ with the arguments all the same.
+        namespace["__init__"] = _made_already
     made = cast("type[NumPack]", type("NumPack", (StoreMethods, of.NumPack), namespace))
     made._public = made
     return made
