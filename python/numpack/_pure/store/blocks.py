@@ -1,0 +1,392 @@
+"""Reading compressed arrays: from positions in the stored elements to blocks, through the index to their bytes.
+
+A `View` is one committed state of an array's blocks. Whoever holds an old one may find its blocks overwritten, which
+their checksums show: then there is a newer view, in the manifest or in the data file itself, and only if there is none
+is it damage. So readers need no lock, and see what is written in place as they do in an uncompressed array.
+
+What is read from is anything with `read_at(n, offset)`, which gives less than `n` bytes only at the file's end, and a
+`blocks`, its `BlockCache`.
+"""
+
+import itertools
+import threading
+import zlib
+from collections import deque
+from typing import NamedTuple
+
+from ..codec import CodecError, decode
+from ..format import block_index
+from ..format.block_index import FILE_HEADER_LEN, SLOT_LEN, SLOT_OFFSETS, Index, IndexFault, Slot
+from ..format.codec import ABSENT, OPEN_TAIL, Codec
+
+MAX_PAGES = 256
+"""Index pages that are kept for each open array: those of 4 GiB in blocks of 64 KiB."""
+
+MAX_RECENT = 64
+"""Decoded blocks that are kept for each open array, for those who read it row by row."""
+
+MAX_RECENT_LEN = 4 << 20
+"""Decoded blocks that are kept have this many bytes in all."""
+
+MAX_RUN_LEN = 1 << 20
+"""Longest run of blocks that is read from the file in one call, in stored bytes."""
+
+MAX_ATTEMPTS = 100
+"""How often a reader looks for newer blocks. Each time, a writer has overwritten blocks that were committed at the time
+before, for which it has to wait for the disk."""
+
+MAX_SAME = 3
+"""How often it reads the same state again. It may have been another one meanwhile: contents that come back, at places
+that are used in turn, have the same index."""
+
+
+class BlockFault(Exception):
+    """A block or page whose bytes are not those that its pointer says, at `offset` of the data file: `what`."""
+
+    def __init__(self, offset, what, block=None):
+        super().__init__(what)
+        self.offset, self.what, self.block = offset, what, block
+
+    def of(self, block):
+        """The same, of this block, unless it is known to be of another."""
+        if self.block is None:
+            self.block = block
+        return self
+
+
+class View(NamedTuple):
+    """One committed state of the blocks of an array."""
+
+    index: Index
+    codec: Codec
+    nbytes: int
+    """Bytes of the stored elements."""
+    itemsize: int
+    """Bytes of one element, which the filters work on."""
+    start: int
+    """Where blocks and pages begin in the data file."""
+
+    @classmethod
+    def new(cls, index, codec, nbytes, itemsize, npy_len):
+        """The state of an array whose ``.npy`` header has `npy_len` bytes."""
+        return cls(index, codec, nbytes, itemsize, FILE_HEADER_LEN + npy_len)
+
+    @property
+    def block_len(self):
+        """Raw bytes of a full block."""
+        return self.codec.block_len
+
+    @property
+    def n_full(self):
+        """Blocks that are not the tail."""
+        return self.nbytes // self.codec.block_len
+
+    @property
+    def tail_len(self):
+        """Bytes of the last, partial block."""
+        return self.nbytes % self.codec.block_len
+
+    @property
+    def n_blocks(self):
+        """Blocks, the tail included."""
+        return -(-self.nbytes // self.codec.block_len)
+
+    def reserved_len(self, pointer):
+        """Bytes of the data file that belong to what a pointer leads to: an open tail has room to grow."""
+        return self.codec.block_len if pointer.kind == OPEN_TAIL else pointer.stored_len
+
+    def raw_len(self, block):
+        """Decoded bytes of a block."""
+        return self.codec.block_len if block < self.n_full else self.tail_len
+
+
+class BlockCache:
+    """What is kept of the blocks of an open data file.
+
+    Entries are found by pointers, which are of one state of a block or page only, so none is ever out of date.
+    """
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._pages = {}
+        self._recent = {}
+        self._order = deque()
+
+    def page(self, pointer):
+        """The pointers of the page at `pointer`, or None."""
+        return self._pages.get(pointer)
+
+    def keep_page(self, pointer, page):
+        """Keeps a page."""
+        with self._lock:
+            if len(self._pages) >= MAX_PAGES:
+                # Readers go on through the array, or jump about: no page is better than another.
+                self._pages.clear()
+            self._pages[pointer] = page
+
+    def recent(self, pointer):
+        """The raw bytes of the block at `pointer`, or None."""
+        return self._recent.get(pointer)
+
+    def keep_recent(self, pointer, raw):
+        """Keeps a decoded block, and as few others as are the limit."""
+        with self._lock:
+            n_kept = max(1, min(MAX_RECENT, MAX_RECENT_LEN // max(1, len(raw))))
+            while len(self._order) >= n_kept:
+                self._recent.pop(self._order.popleft(), None)
+            if pointer not in self._recent:
+                self._order.append(pointer)
+            self._recent[pointer] = raw
+
+
+def file_header(data):
+    """The header of a compressed data file: up to the end of its slots, or that of the file."""
+    return data.read_at(SLOT_OFFSETS[1] + SLOT_LEN, 0)
+
+
+def _read_stored(data, pointer):
+    """The stored bytes at `pointer`, checked."""
+    stored = data.read_at(pointer.stored_len, pointer.offset)
+    _check_stored(pointer, stored)
+    return stored
+
+
+def _check_stored(pointer, stored):
+    if len(stored) < pointer.stored_len:
+        expected = pointer.stored_len
+        what = f"has {len(stored)} bytes before the end of the file, expected {expected}"
+        raise BlockFault(pointer.offset, what)
+    found = zlib.crc32(stored)
+    if found != pointer.crc:
+        raise BlockFault(pointer.offset, f"has crc32 {found:#010x}, expected {pointer.crc:#010x}")
+
+
+def page(data, view, pointer, level):
+    """The pointers of an index page that is `level` levels above the blocks of `view`."""
+    found = data.blocks.page(pointer)
+    if found is not None:
+        return found
+    stored = _read_stored(data, pointer)
+    try:
+        found = block_index.parse_page(stored)
+        for child in found[: len(stored) // block_index.POINTER_LEN]:
+            block_index.check_pointer(child, level - 1, view.block_len, view.start, view.index.end)
+    except IndexFault as fault:
+        raise BlockFault(pointer.offset, f"is behind an index that {fault}") from None
+    data.blocks.keep_page(pointer, found)
+    return found
+
+
+def pointer_of(data, view, block):
+    """The pointer of a block."""
+    if block >= view.n_full:
+        return view.index.tail
+    pointer = view.index.root
+    for level in range(block_index.height(view.n_full), 0, -1):
+        if pointer.kind == ABSENT:
+            break
+        pointer = page(data, view, pointer, level)[block_index.slot_in_page(block, level)]
+    return pointer
+
+
+def read_pointer(data, view, pointer, raw_len):
+    """The raw bytes, in a buffer, of the block at `pointer`, which has `raw_len` of them."""
+    if pointer.kind == ABSENT:
+        return bytes(raw_len)
+    return _decoded(view, pointer, _read_stored(data, pointer), raw_len)
+
+
+def read_block(data, view, block):
+    """The raw bytes, in a buffer, of a whole block."""
+    return read_pointer(data, view, pointer_of(data, view, block), view.raw_len(block))
+
+
+def _decoded(view, pointer, stored, raw_len):
+    try:
+        return decode(pointer.kind, view.itemsize, stored, raw_len)
+    except CodecError as error:
+        raise BlockFault(pointer.offset, f"cannot be decoded: {error}") from None
+
+
+def _read_blocks(data, view, first, out):
+    """Decodes whole blocks from `first` on into `out`, which ends with a block, or with the tail."""
+    block, at = first, 0
+    while at < len(out):
+        # Blocks that follow each other in the file are read in one call.
+        run, raw_len, run_len = [], 0, 0
+        while at + raw_len < len(out):
+            nth = block + len(run)
+            try:
+                pointer = pointer_of(data, view, nth)
+            except BlockFault as fault:
+                raise fault.of(nth) from None
+            is_next = not run or (ABSENT not in (run[-1].kind, pointer.kind) and run[-1].end == pointer.offset)
+            if not is_next or (run and run_len + pointer.stored_len > MAX_RUN_LEN):
+                break
+            raw_len += view.raw_len(nth)
+            run_len += pointer.stored_len
+            run.append(pointer)
+        start = run[0].offset
+        stored = memoryview(data.read_at(run_len, start) if run_len else b"")
+        for pointer in run:
+            raw_len = view.raw_len(block)
+            if pointer.kind == ABSENT:
+                raw = bytes(raw_len)
+            else:
+                part = stored[pointer.offset - start : pointer.end - start]
+                try:
+                    _check_stored(pointer, part)
+                    raw = _decoded(view, pointer, part, raw_len)
+                except BlockFault as fault:
+                    raise fault.of(block) from None
+            out[at : at + raw_len] = raw
+            at += raw_len
+            block += 1
+
+
+class Cursor:
+    """Reads one array from any position on, and remembers the block it read last.
+
+    `newest` looks for the array's newest view; `failed` makes the exception for a block that stays damaged, of its
+    number, its offset in the data file, and what is wrong with it.
+    """
+
+    def __init__(self, data, view, newest, failed):
+        self._data, self._view, self._newest, self._failed = data, view, newest, failed
+        self._block, self._raw = None, None
+
+    def read(self, offset, out):
+        """Reads from byte `offset` of the stored elements on into `out`, a writable buffer of bytes."""
+        out = memoryview(out)
+        while len(out):
+            block, within = divmod(offset, self._view.block_len)
+            done = self._whole_len(block, within, len(out))
+            if done:
+                self._read_whole(block, out[:done])
+            else:
+                raw = self._at(block)
+                done = min(len(out), len(raw) - within)
+                out[:done] = memoryview(raw)[within : within + done]
+            offset += done
+            out = out[done:]
+
+    def _whole_len(self, block, within, length):
+        """How many of `length` bytes from position `within` of `block` on are those of whole blocks."""
+        if within:
+            return 0
+        n_full, rest = divmod(length, self._view.block_len)
+        # The tail is whole only as the view has it: the record may have an earlier, shorter one.
+        is_end = block + n_full >= self._view.n_full
+        return length if is_end and rest == self._view.tail_len else length - rest
+
+    def _read_whole(self, block, out):
+        for attempt in _attempts():
+            try:
+                return _read_blocks(self._data, self._view, block, out)
+            except BlockFault as fault:
+                self._look_again(fault.of(block), attempt)
+            if self._whole_len(block, 0, len(out)) != len(out):
+                # The tail has grown.
+                return self.read(block * self._view.block_len, out)
+
+    def _at(self, block):
+        if self._block == block:
+            return self._raw
+        for attempt in _attempts():
+            try:
+                raw = self._read_one(block)
+                break
+            except BlockFault as fault:
+                self._look_again(fault.of(block), attempt)
+        self._block, self._raw = block, raw
+        return raw
+
+    def _read_one(self, block):
+        pointer = pointer_of(self._data, self._view, block)
+        raw_len = self._view.raw_len(block)
+        if pointer.kind == ABSENT:
+            return bytes(raw_len)
+        raw = self._data.blocks.recent(pointer)
+        if raw is None:
+            raw = read_pointer(self._data, self._view, pointer, raw_len)
+            self._data.blocks.keep_recent(pointer, raw)
+        return raw
+
+    def _look_again(self, fault, attempt):
+        """After `fault`: goes on with a newer view, or says what is damaged."""
+        newest = self._newest()
+        attempt.n += 1
+        if newest != self._view and attempt.n < MAX_ATTEMPTS:
+            attempt.n_same = 0
+            self._view, self._block = newest, None
+        elif newest == self._view and attempt.n_same < MAX_SAME:
+            attempt.n_same += 1
+        else:
+            raise self._failed(fault.block, fault.offset, fault.what) from None
+
+
+class _Attempt:
+    """How often a reader has looked for newer blocks."""
+
+    n = 0
+    n_same = 0
+
+
+def _attempts():
+    return itertools.repeat(_Attempt())
+
+
+def noted_view(data, own, npy_len):
+    """The newest state of a version that no record tells of any more: that of its data file's slot, else `own`."""
+    slot, _ = Slot.newest(file_header(data))
+    if slot is None or slot.nbytes < own.nbytes:
+        return own
+    try:
+        slot.index.check(slot.nbytes, npy_len, own.codec)
+    except IndexFault:
+        return own
+    return own._replace(index=slot.index, nbytes=slot.nbytes)
+
+
+def gather(cursor, rows):
+    """Reads rows, given as positions in the stored elements with the buffers that they go to, from blocks that are each
+    decoded once."""
+    for offset, out in sorted(rows, key=lambda row: row[0]):
+        cursor.read(offset, out)
+
+
+def walk(data, view):
+    """Yields each pointer of an array that leads somewhere, with the first block that it leads to.
+
+    Raises `BlockFault` for a page that cannot be read.
+    """
+    n_full = view.n_full
+    # Pages that lead to each other would have no end.
+    room = data.length()
+
+    def below(block, level, pointer):
+        nonlocal room
+        if pointer.kind == ABSENT:
+            return
+        room -= pointer.stored_len
+        if room < 0:
+            what = "is behind an index that leads to more than the file has"
+            raise BlockFault(pointer.offset, what, block)
+        if block >= n_full:
+            what = "is behind an index that leads to blocks that the array does not have"
+            raise BlockFault(pointer.offset, what, block)
+        yield block, pointer
+        if level == 0:
+            return
+        try:
+            children = page(data, view, pointer, level)
+        except BlockFault as fault:
+            raise fault.of(block) from None
+        step = block_index.blocks_below(level - 1)
+        for nth, child in enumerate(children):
+            if child.kind != ABSENT:
+                yield from below(block + nth * step, level - 1, child)
+
+    yield from below(0, block_index.height(n_full), view.index.root)
+    if view.index.tail.kind != ABSENT:
+        yield n_full, view.index.tail
