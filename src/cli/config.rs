@@ -10,7 +10,7 @@ use super::error::CliError;
 use super::mount::Choices;
 use super::opts::{
     BlockOpts, CommandOpts, CompactOpts, ExportOpts, FilterOpt, ImportOpts, InfoOpts, LsOpts, MountOpts,
-    MvOpts, Opts, RecompressOpts, RmOpts, UmountOpts, VerifyOpts,
+    MvOpts, Opts, RecompressOpts, RmOpts, UmountOpts, UpgradeOpts, VerifyOpts,
 };
 use super::units;
 use crate::store::Compression;
@@ -44,6 +44,7 @@ pub enum Command {
     Mv(MvOpts),
     Compact(CompactOpts),
     Recompress(RecompressConfig),
+    Upgrade(UpgradeConfig),
     Config(SettingsConfig),
 }
 
@@ -121,6 +122,16 @@ pub struct RecompressConfig {
 }
 
 #[derive(Debug)]
+pub struct UpgradeConfig {
+    pub store: PathBuf,
+    /// `None`: in its place.
+    pub to: Option<PathBuf>,
+    pub skip_damaged: bool,
+    pub compression: Option<Compression>,
+    pub quiet: bool,
+}
+
+#[derive(Debug)]
 pub struct SettingsConfig {
     pub store: PathBuf,
     pub settings: Vec<Setting>,
@@ -169,6 +180,10 @@ impl TryFrom<Opts> for Config {
                 let compression = (!none).then(|| compression(level, &blocks));
                 Command::Recompress(RecompressConfig { store, names, compression, quiet })
             }
+            CommandOpts::Upgrade(UpgradeOpts { store, to, skip_damaged, compress, blocks }) => {
+                let compression = optional_compression(compress, &blocks)?;
+                Command::Upgrade(UpgradeConfig { store, to, skip_damaged, compression, quiet })
+            }
             CommandOpts::Config(opts) => {
                 let settings = opts.settings.iter().map(|setting| parse_setting(setting));
                 let settings = settings.collect::<Result<_, _>>()?;
@@ -209,10 +224,7 @@ fn import(opts: ImportOpts, quiet: bool) -> Result<ImportConfig, CliError> {
     if store.extension() == Some(OsStr::new("npy")) {
         return Err(CliError::StoreIsNpy { path: store });
     }
-    if compress.is_none() && (blocks.block.is_some() || blocks.filter.is_some()) {
-        return Err(CliError::NotCompressed);
-    }
-    let compression = compress.map(|level| compression(Some(level), &blocks));
+    let compression = optional_compression(compress, &blocks)?;
     let naming = match (name, prefix) {
         (Some(_), _) if sources.len() != 1 || sources[0].is_dir() => {
             return Err(CliError::NameForSeveral { n_sources: sources.len() });
@@ -223,6 +235,14 @@ fn import(opts: ImportOpts, quiet: bool) -> Result<ImportConfig, CliError> {
         (None, Some(prefix)) => Naming::After(prefix + "/"),
     };
     Ok(ImportConfig { sources, store, naming, overwrite, compression, quiet })
+}
+
+/// What `--compress`, `--block` and `--filter` say together.
+fn optional_compression(level: Option<i32>, blocks: &BlockOpts) -> Result<Option<Compression>, CliError> {
+    if level.is_none() && (blocks.block.is_some() || blocks.filter.is_some()) {
+        return Err(CliError::NotCompressed);
+    }
+    Ok(level.map(|level| compression(Some(level), blocks)))
 }
 
 fn compression(level: Option<i32>, blocks: &BlockOpts) -> Compression {

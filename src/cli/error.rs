@@ -35,6 +35,10 @@ pub enum CliError {
     Io { action: &'static str, path: PathBuf, source: io::Error },
     /// Several things were asked for, and these many were not done; each was reported.
     Partly { what: &'static str, n_failed: usize, n_asked: usize, exit: Exit },
+    /// An array cannot be read, and so the store cannot be upgraded in its place.
+    NotUpgraded { store: PathBuf, source: Box<StoreError> },
+    /// `upgrade --to` of a store that is new already.
+    NotOld { store: PathBuf },
     /// `verify` found damage; each was reported.
     Damaged { store: PathBuf, n_problems: usize },
     /// Mounting failed.
@@ -75,9 +79,11 @@ impl CliError {
             | CliError::BadSetting { .. } => Exit::Usage,
             CliError::NothingNamed { .. }
             | CliError::IsGroup { .. }
+            | CliError::NotOld { .. }
             | CliError::Io { .. }
             | CliError::Stdout { .. } => Exit::Failed,
             CliError::Store { source } => store_exit(source),
+            CliError::NotUpgraded { source, .. } => store_exit(source),
             CliError::Damaged { .. } => Exit::Damaged,
             CliError::Mount { source } => source.exit(),
             CliError::Umount { source } => source.exit(),
@@ -120,6 +126,16 @@ impl fmt::Display for CliError {
                 write!(f, "cannot {action} {}: {source}", path.display())
             }
             CliError::Partly { what, n_failed, n_asked, .. } => write!(f, "{n_failed} of {n_asked} {what}"),
+            CliError::NotUpgraded { store, source } => write!(
+                f,
+                "{source}; nothing was changed; \"npkfs upgrade --to DIR --skip-damaged {}\" copies what can be read",
+                store.display()
+            ),
+            CliError::NotOld { store } => write!(
+                f,
+                "{}: is of this release already; nothing was written; copy it with cp -r",
+                store.display()
+            ),
             CliError::Damaged { store, n_problems } => {
                 let problems = if *n_problems == 1 { "problem" } else { "problems" };
                 write!(f, "{}: damaged: {n_problems} {problems}", store.display())
@@ -138,6 +154,7 @@ impl Error for CliError {
         match self {
             CliError::MountOption { source } => Some(source),
             CliError::Store { source } => Some(source),
+            CliError::NotUpgraded { source, .. } => Some(source),
             CliError::Mount { source } => Some(source),
             CliError::Umount { source } => Some(source),
             CliError::Io { source, .. } | CliError::Stdout { source } => Some(source),
@@ -173,7 +190,9 @@ impl From<UmountError> for CliError {
 /// The exit code of the store's answers: the one place that decides it.
 pub fn store_exit(error: &StoreError) -> Exit {
     match error {
-        StoreError::Locked { .. } => Exit::InUse,
+        StoreError::Locked { .. } | StoreError::Interrupted { .. } | StoreError::ChangedMeanwhile { .. } => {
+            Exit::InUse
+        }
         StoreError::DataFile { .. } | StoreError::Block { .. } => Exit::Damaged,
         StoreError::Format { source, .. } => match source {
             // Written by a newer release: unreadable here, but whole.
@@ -183,16 +202,15 @@ pub fn store_exit(error: &StoreError) -> Exit {
             _ => Exit::Damaged,
         },
         StoreError::NotAStore { found, .. } => match found {
-            NotAStore::ManifestLost | NotAStore::Overwritten => Exit::Damaged,
-            NotAStore::Missing | NotAStore::NotADirectory | NotAStore::NoManifest | NotAStore::OldRelease => {
-                Exit::Failed
-            }
+            NotAStore::ManifestLost | NotAStore::TableLost | NotAStore::Overwritten => Exit::Damaged,
+            NotAStore::Missing | NotAStore::NotADirectory | NotAStore::NoManifest => Exit::Failed,
         },
         StoreError::Poisoned { first, .. } => store_exit(first),
         StoreError::NotFound { .. }
         | StoreError::Exists { .. }
         | StoreError::StoreExists { .. }
         | StoreError::ReadOnly { .. }
+        | StoreError::OldLayout { .. }
         | StoreError::ShapeMismatch { .. }
         | StoreError::DtypeMismatch { .. }
         | StoreError::RowCount { .. }

@@ -99,7 +99,10 @@ fn concerns_file(error: &StoreError, source: &Path) -> bool {
         | StoreError::NotAStore { .. }
         | StoreError::StoreExists { .. }
         | StoreError::ReadOnly { .. }
+        | StoreError::OldLayout { .. }
+        | StoreError::ChangedMeanwhile { .. }
         | StoreError::Locked { .. }
+        | StoreError::Interrupted { .. }
         | StoreError::DataFile { .. }
         | StoreError::ShapeMismatch { .. }
         | StoreError::DtypeMismatch { .. }

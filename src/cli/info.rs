@@ -44,7 +44,7 @@ fn store_text(store: &Store, out: &mut Out) -> Result<(), CliError> {
             dtype_text(array.dtype()),
             shape_text(array.shape()),
             output::size(array.nbytes()),
-            output::size(array.stat()?.allocated),
+            output::size(array.on_disk()?),
             ratio_text(array),
             array.codec().map_or_else(|| "-".to_owned(), |_| output::size(array.dead_len())),
             array.n_deleted().to_string(),
@@ -65,25 +65,30 @@ fn store_text(store: &Store, out: &mut Out) -> Result<(), CliError> {
         0 => String::new(),
         dead => format!(", {} of it dead", output::size(dead)),
     };
+    let format = match store.old_layout() {
+        None => format!("generation {}, format {}", store.generation().0, store.format_version()),
+        Some(layout) => format!(
+            "layout of NumPack {layout}, only read until \"npkfs upgrade {}\"",
+            store.path().display()
+        ),
+    };
     out.line(&format!(
-        "{}, {}, {} on disk{dead}; generation {}, format {}",
+        "{}, {}, {} on disk{dead}; {format}",
         output::count(arrays.len(), "array"),
         output::size(totals.nbytes),
         output::size(totals.on_disk),
-        store.generation().0,
-        store.format_version(),
     ))
 }
 
 fn array_text(array: &Array, out: &mut Out) -> Result<(), CliError> {
-    let stat = array.stat()?;
+    let on_disk = array.on_disk()?;
     let mut lines = vec![
         ("name", output::printable_name(array.name())),
         ("dtype", dtype_text(array.dtype())),
         ("shape", shape_text(array.shape())),
         ("order", order_text(array).to_owned()),
         ("size", format!("{} ({} bytes)", output::size(array.nbytes()), array.nbytes())),
-        ("on disk", format!("{} ({} bytes)", output::size(stat.allocated), stat.allocated)),
+        ("on disk", format!("{} ({on_disk} bytes)", output::size(on_disk))),
         ("deleted rows", array.n_deleted().to_string()),
         ("codec", codec_text(array)),
         ("modified", output::time(array.modified()?) + " UTC"),
@@ -118,7 +123,8 @@ fn store_json(store: &Store) -> Result<Value, CliError> {
     let totals = Totals::of(&arrays)?;
     Ok(json!({
         "store": store.path().to_string_lossy(),
-        "format": store.format_version(),
+        "format": store.old_layout().is_none().then(|| store.format_version()),
+        "old_layout": store.old_layout().map(|layout| layout.to_string()),
         "generation": store.generation().0,
         "n_arrays": arrays.len(),
         "nbytes": totals.nbytes,
@@ -153,7 +159,7 @@ pub fn array_json(array: &Array) -> Result<Value, CliError> {
         "shape": array.shape(),
         "fortran_order": array.fortran_order(),
         "nbytes": array.nbytes(),
-        "on_disk": array.stat()?.allocated,
+        "on_disk": array.on_disk()?,
         "raw_nbytes": array.raw_len(),
         "stored_nbytes": array.stored_len(),
         "n_deleted": array.n_deleted(),
@@ -196,7 +202,7 @@ impl Totals {
         let mut totals = Totals { nbytes: 0, on_disk: 0, stored: 0, dead: 0 };
         for array in arrays {
             totals.nbytes = totals.nbytes.saturating_add(array.nbytes());
-            totals.on_disk = totals.on_disk.saturating_add(array.stat()?.allocated);
+            totals.on_disk = totals.on_disk.saturating_add(array.on_disk()?);
             totals.stored = totals.stored.saturating_add(array.stored_len());
             totals.dead = totals.dead.saturating_add(array.dead_len());
         }

@@ -19,6 +19,7 @@ mod recompress;
 mod select;
 mod settings;
 mod units;
+mod upgrade;
 mod verify;
 
 use std::ffi::OsString;
@@ -62,6 +63,7 @@ fn carry_out(config: Config) -> Result<(), CliError> {
         Command::Mv(opts) => edit::mv(&opts),
         Command::Compact(opts) => edit::compact(&opts),
         Command::Recompress(config) => recompress::recompress(&config),
+        Command::Upgrade(config) => upgrade::upgrade(&config),
         Command::Config(config) => settings::settings(&config),
     }
 }

@@ -41,6 +41,7 @@ pub enum CommandOpts {
     Mv(MvOpts),
     Compact(CompactOpts),
     Recompress(RecompressOpts),
+    Upgrade(UpgradeOpts),
     Config(ConfigOpts),
 }
 
@@ -329,6 +330,39 @@ pub struct RecompressOpts {
     /// Store the arrays uncompressed (default: compressed)
     #[arg(long, conflicts_with_all = ["level", "block", "filter"])]
     pub none: bool,
+}
+
+/// Turn a store that NumPack 0.1 to 0.7 wrote into one that can be written to
+///
+/// In its place, every array is written anew before anything is removed, so that as much space must be free as the store
+/// takes. Whatever happens on the way, the store is the old one or the new one; run it again to go on. NumPack 0.1 to
+/// 0.7 can not read the new store. End programs that have it open with one of these releases before.
+#[derive(Debug, Args)]
+pub struct UpgradeOpts {
+    /// The store
+    pub store: PathBuf,
+
+    /// Write the new store to this folder, which is created, and leave the old one as it is (default: in its place)
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+
+    /// Leave out arrays that cannot be read, say so, exit code 3 (default: do nothing if there are any)
+    #[arg(long, requires = "to")]
+    pub skip_damaged: bool,
+
+    /// Compress the arrays with zstd, LEVEL -7 (fastest) to 22 (smallest) (default: not compressed; without LEVEL: 1)
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1",
+        value_parser = level()
+    )]
+    pub compress: Option<i32>,
+
+    #[command(flatten)]
+    pub blocks: BlockOpts,
 }
 
 /// Show or change the settings of a store

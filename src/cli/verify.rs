@@ -43,11 +43,18 @@ fn report_text(config: &VerifyConfig, report: &Report, out: &mut Out) -> Result<
             None => format!("damaged: {}: {what}", output::printable_name(&problem.file)),
         })?;
     }
+    let rest = if report.half_upgraded {
+        format!(
+            "; if it is of the store before it was upgraded, \"npkfs upgrade {}\" removes it",
+            config.store.display()
+        )
+    } else if report.old_layout.is_some() {
+        String::new()
+    } else {
+        "; the next writer removes it".to_owned()
+    };
     for file in &report.leftovers {
-        out.line(&format!(
-            "left over: {}: no array uses it; the next writer removes it",
-            output::printable_name(file)
-        ))?;
+        out.line(&format!("left over: {}: no array uses it{rest}", output::printable_name(file)))?;
     }
     let count = |n: u64, noun| output::count(usize::try_from(n).unwrap_or(usize::MAX), noun);
     let mut checked = format!("{}, {}", count(report.n_arrays, "array"), output::size(report.nbytes));
@@ -66,6 +73,8 @@ fn report_json(config: &VerifyConfig, report: &Report) -> serde_json::Value {
         "store": config.store.to_string_lossy(),
         "deep": config.deep,
         "sound": report.problems.is_empty(),
+        "old_layout": report.old_layout.map(|layout| layout.to_string()),
+        "half_upgraded": report.half_upgraded,
         "n_arrays": report.n_arrays,
         "generation": report.generation.map(|generation| generation.0),
         "nbytes": report.nbytes,

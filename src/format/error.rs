@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::fmt;
 
+use super::upstream::TableLayout;
+
 /// Bytes that do not follow `spec/npk-format.md`. Offsets are absolute, in bytes.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -118,6 +120,13 @@ pub enum FormatError {
         /// What is wrong with its value.
         what: &'static str,
     },
+    /// A table of NumPack 0.1 to 0.7 that does not follow `spec/upstream-layouts.md`.
+    Upstream {
+        /// Its layout.
+        layout: TableLayout,
+        /// What is wrong with it.
+        what: String,
+    },
     /// A name that no array can have.
     Name {
         /// The name.
@@ -165,6 +174,7 @@ impl fmt::Display for FormatError {
             }
             Self::Index { array, what } => write!(f, "array {array:?}: the block index {what}"),
             Self::Attr { name, what } => write!(f, "attribute {name:?}: {what}"),
+            Self::Upstream { layout, what } => write!(f, "metadata of NumPack {layout}: {what}"),
             Self::Name { name, what } => write!(f, "array name {name:?}: {what}"),
         }
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::block_index::{FILE_HEADER_LEN, Index};
 use super::stored::{Snapshot, decode_record, encode_record, from_bytes, to_bytes};
-use super::{Codec, Compression, Dtype, FormatError, Layout, names};
+use super::{Codec, Compression, Dtype, FormatError, Layout, names, upstream};
 
 /// User attributes: names and MessagePack values.
 pub type Attrs = BTreeMap<String, rmpv::Value>;
@@ -93,6 +93,8 @@ pub struct Record {
     pub mtime: i64,
     /// The user's attributes.
     pub attrs: Arc<Attrs>,
+    /// Of an array in a store of NumPack 0.1 to 0.7. Never in a manifest.
+    pub upstream: Option<Arc<upstream::Source>>,
 }
 
 impl Record {
@@ -113,10 +115,20 @@ impl Record {
     /// Length of the data file, in bytes, as far as it is committed.
     pub fn data_end(&self) -> u64 {
         match &self.blocks {
-            None => self.offset.saturating_add(self.layout.nbytes()),
+            None => self.elements_offset().saturating_add(self.layout.nbytes()),
             // What follows may be reserved, and not written yet.
             Some(_) => self.header_offset().saturating_add(self.offset),
         }
+    }
+
+    /// Offset of the first element in the data file of an array that is not compressed, in bytes.
+    pub fn elements_offset(&self) -> u64 {
+        if self.upstream.is_some() { 0 } else { self.offset }
+    }
+
+    /// Whether the elements are in several files, as only NumPack 0.7 stored them.
+    pub fn is_segmented(&self) -> bool {
+        self.upstream.is_some() && upstream::is_segmented(&self.file)
     }
 
     /// Offset of the `.npy` header in the data file, in bytes.
@@ -496,6 +508,7 @@ mod tests {
             deleted: DeletedRows::default(),
             mtime: 17,
             attrs: Arc::default(),
+            upstream: None,
         }
     }
 

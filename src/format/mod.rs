@@ -30,6 +30,7 @@ pub mod manifest;
 pub mod names;
 pub mod npy;
 mod stored;
+pub mod upstream;
 
 pub use block_index::Index;
 pub use codec::{BLOCK_ALIGN, BlockKind, Codec, Compression, Filter, MAX_BLOCK_LEN, MAX_LEVEL, MIN_LEVEL};

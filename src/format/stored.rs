@@ -139,6 +139,7 @@ pub(super) fn decode_record(
         deleted: stored.deleted,
         mtime: stored.mtime,
         attrs: stored.attrs,
+        upstream: None,
     })
 }
 

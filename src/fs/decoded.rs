@@ -30,7 +30,7 @@ const MAX_THREADS: usize = 8;
 /// The kernel closes a file a little later than it says so: who needs its place looks so often, after so long each time.
 const MAX_ATTEMPTS: u32 = 10;
 const CLOSING_PAUSE: Duration = Duration::from_millis(1);
-/// Arrays of which is remembered that they were opened, or could not be decoded.
+/// Arrays of which is remembered how much was read of them, or that they could not be decoded.
 const MAX_REMEMBERED: usize = 1 << 16;
 
 /// How far a decoded array has come.
@@ -183,7 +183,9 @@ pub struct DecodePolicy {
     pub max_files: usize,
     /// Arrays of fewer bytes of elements are not decoded.
     pub min_len: u64,
-    /// Arrays of at most this many bytes of elements are decoded when they are opened for the first time.
+    /// Arrays of at most this many bytes of elements are decoded when they are opened for the first time; larger ones
+    /// when they are opened after half of that was read which there is to read: it costs about as much as decoding all
+    /// of it. That somebody opens them again says little: `np.load` opens a file three times to map it.
     pub first_open_len: u64,
 }
 
@@ -205,8 +207,8 @@ struct Files {
     len: u64,
     /// Counts uses.
     clock: u64,
-    /// Arrays that were opened.
-    opened: HashMap<Ino, ()>,
+    /// Bytes that were read of arrays without a decoded file.
+    read: HashMap<Ino, u64>,
     /// Arrays that could not be decoded in this state.
     failed: HashMap<Ino, Option<BlocksState>>,
 }
@@ -257,17 +259,26 @@ impl DecodedFiles {
         self.n_files.load(Ordering::Relaxed) == 0
     }
 
-    /// What there is for somebody who opens an array for reading, and remembers that it was opened.
+    /// Remembers that `len` bytes of an array were read in another way.
+    pub fn note_read(&self, ino: Ino, len: u64) {
+        if self.policy.limit == 0 {
+            return;
+        }
+        let mut state = lock(&self.state);
+        if state.read.len() >= MAX_REMEMBERED {
+            state.read.clear();
+        }
+        let read = state.read.entry(ino.own()).or_default();
+        *read = read.saturating_add(len);
+    }
+
+    /// What there is for somebody who opens an array for reading.
     pub fn find(&self, fs: &Fs, ino: Ino, array: &Array) -> Found {
         let is_decodable = array.codec().is_some() && array.n_deleted() == 0 && !ino.is_aside();
         if !is_decodable || array.nbytes() < self.policy.min_len || array.npy_len() > self.policy.limit {
             return Found::Nothing;
         }
         let mut state = lock(&self.state);
-        let opened_before = state.opened.insert(ino, ()).is_some();
-        if state.opened.len() > MAX_REMEMBERED {
-            state.opened.clear();
-        }
         state.clock += 1;
         let now = state.clock;
         if let Some(kept) = state.files.get_mut(&ino) {
@@ -277,7 +288,8 @@ impl DecodedFiles {
             drop(state);
             return if file.is_current(fs, array) { Found::Current(file) } else { Found::Wanted };
         }
-        if !opened_before && array.nbytes() > self.policy.first_open_len {
+        let n_read = state.read.get(&ino).copied().unwrap_or(0);
+        if array.nbytes() > self.policy.first_open_len && n_read < array.nbytes() / 2 {
             return Found::Nothing;
         }
         match state.failed.get(&ino) {

@@ -97,12 +97,13 @@ fn store_errno(error: &StoreError) -> c_int {
     match error {
         StoreError::NotFound { .. } => libc::ENOENT,
         StoreError::Exists { .. } | StoreError::StoreExists { .. } => libc::EEXIST,
-        StoreError::ReadOnly { .. } => libc::EROFS,
+        StoreError::ReadOnly { .. } | StoreError::OldLayout { .. } => libc::EROFS,
         // The store was there when it was mounted, so its loss is a failure of the medium.
         StoreError::NotAStore { .. } => libc::EIO,
         StoreError::Format { .. } | StoreError::DataFile { .. } | StoreError::Block { .. } => libc::EIO,
         // Another writer is at work: "try again" in the words that unlink(2) and rename(2) have for it.
-        StoreError::Locked { .. } => libc::EBUSY,
+        StoreError::Locked { .. } | StoreError::ChangedMeanwhile { .. } => libc::EBUSY,
+        StoreError::Interrupted { .. } => libc::EINTR,
         StoreError::ShapeMismatch { .. }
         | StoreError::DtypeMismatch { .. }
         | StoreError::RowCount { .. }

@@ -156,8 +156,9 @@ impl Fs {
     ///
     /// May wait for a writer that is at work.
     pub fn watch(&self) {
+        // A release that writes to an old store does not tell, and its folder is not for us to write to.
         let mut watch = lock(&self.watch);
-        if watch.is_none() {
+        if watch.is_none() && self.store.old_layout().is_none() {
             match self.store.watch() {
                 Ok(guard) => *watch = Some(guard),
                 Err(error) => info!("writes in place by others are seen a second late: {error}"),

@@ -275,7 +275,7 @@ impl Filesystem for Adapter {
     fn read(
         &self,
         _req: &Request,
-        _node: INodeNo,
+        node: INodeNo,
         handle: FileHandle,
         offset: u64,
         size: u32,
@@ -285,6 +285,7 @@ impl Filesystem for Adapter {
     ) {
         let mut reply = Some(reply);
         let result = self.fs.read(fh(handle), offset, size, |bytes| {
+            self.opener.decoded.note_read(ino(node), bytes.len() as u64);
             if let Some(reply) = reply.take() {
                 reply.data(bytes);
             }

@@ -21,7 +21,7 @@ use crate::fs::{
 };
 use crate::sys::{memory, process};
 
-/// Arrays of at most this many bytes are decoded when they are first opened. On all cores that takes less time than to
+/// Arrays of at most this many bytes are decoded when they are first opened, larger ones after much was read of them. On all cores that takes less time than to
 /// read the whole array through the daemon, whatever its size (8 ms of 11 ms for 12 MiB, 2 cores); but who opens it may
 /// want one row, and should not wait for long.
 const FIRST_OPEN_LEN: u64 = 32 << 20;

@@ -14,7 +14,7 @@ use super::writer::WriteGuard;
 use crate::format::npy::{self, NpyHeader};
 use crate::format::{ArrayId, Attrs, Codec, Compression, Dtype, Layout, Record};
 use crate::sys::process::{n_cores, share_out};
-use crate::sys::{FileStat, Map};
+use crate::sys::{FileStat, Map, MapMut};
 
 /// Reads of at least this many bytes are split among threads: one core does not reach the memory's speed.
 const PARALLEL_LEN: usize = 8 << 20;
@@ -159,6 +159,11 @@ impl Array {
         &self.record.attrs
     }
 
+    /// The user's attributes, for those who keep them longer than the array.
+    pub fn shared_attrs(&self) -> &Arc<Attrs> {
+        &self.record.attrs
+    }
+
     /// Length of the `.npy` header, in bytes: the offset of the first element in the virtual file.
     pub fn header_len(&self) -> u64 {
         self.record.offset
@@ -190,6 +195,10 @@ impl Array {
     /// # Errors
     /// `Io`, also if this version is gone and was not pinned.
     pub fn stat(&self) -> Result<FileStat, StoreError> {
+        if self.record.is_segmented() {
+            // If a segment is missing, all there is to tell about is their list.
+            let _ = self.pin();
+        }
         match self.data.get() {
             Some(data) => data.file.stat(),
             None => self.shared.storage.stat(&self.record.file),
@@ -197,12 +206,27 @@ impl Array {
         .map_err(|source| self.io("stat", source))
     }
 
-    /// Time of the last change: of the last commit, or of a later write in place.
+    /// Bytes that the data file takes on the disk; 0 if it is missing.
     ///
     /// # Errors
-    /// As [`Array::stat`].
+    /// `Io`.
+    pub fn on_disk(&self) -> Result<u64, StoreError> {
+        Ok(self.stat_if_there()?.map_or(0, |stat| stat.allocated))
+    }
+
+    /// Time of the last change: of the last commit, or of a later write in place, unless the data file is missing.
+    ///
+    /// # Errors
+    /// `Io`.
     pub fn modified(&self) -> Result<SystemTime, StoreError> {
-        Ok(self.stat()?.mtime.max(self.committed()))
+        Ok(self.stat_if_there()?.map_or(self.committed(), |stat| stat.mtime.max(self.committed())))
+    }
+
+    fn stat_if_there(&self) -> Result<Option<FileStat>, StoreError> {
+        match self.stat() {
+            Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            result => result.map(Some),
+        }
     }
 
     /// Time of the last commit that changed the array.
@@ -280,9 +304,13 @@ impl Array {
             let rows = rows.map(|(row, out)| (stored(*row) * row_len as u64, out)).collect();
             return compressed::gather(&self.shared, &self.record, self.data()?, rows);
         }
+        if self.record.is_segmented() {
+            let mut rows = rows.iter().zip(out.chunks_exact_mut(row_len));
+            return rows.try_for_each(|(row, out)| self.read_bytes(row * row_len as u64, out));
+        }
         // From the page cache without a system call per row.
         let map = self.map_file()?;
-        let elements = &map[self.record.offset as usize..];
+        let elements = &map[self.record.elements_offset() as usize..];
         let live = self.live_rows()?;
         for (row, out) in rows.iter().zip(out.chunks_exact_mut(row_len)) {
             let stored = live.as_ref().map_or(*row, |live| live.stored(*row)) as usize;
@@ -390,18 +418,53 @@ impl Array {
         Ok(Some(guard))
     }
 
-    /// The elements as one shared mapping, without reading any. `None` where deleted rows lie between them, and where
-    /// they are compressed.
+    /// The elements as one shared mapping, without reading any. `None` where deleted rows lie between them, where they
+    /// are compressed, and where they are in several files.
     ///
     /// # Errors
     /// `DataFile`; `Io`.
     pub fn map(&self) -> Result<Option<ArrayMap>, StoreError> {
-        if !self.record.deleted.is_empty() || self.codec().is_some() {
+        if !self.record.deleted.is_empty() || self.codec().is_some() || self.record.is_segmented() {
             return Ok(None);
         }
         let map = self.map_file()?;
-        let range = self.record.offset as usize..self.record.data_end() as usize;
+        let range = self.record.elements_offset() as usize..self.record.data_end() as usize;
         Ok(Some(ArrayMap { map, range }))
+    }
+
+    /// The elements as one shared mapping that can be written to. `None` as for [`Array::map`]. What is written there
+    /// is in the array at once, for every reader; [`Array::tell_mapped`] is called when it is done.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `DataFile`; `Io`.
+    pub fn map_mut(&self) -> Result<Option<MapMut>, StoreError> {
+        self.shared.check_writable()?;
+        if !self.record.deleted.is_empty() || self.codec().is_some() {
+            return Ok(None);
+        }
+        // So that a sync before that takes to the disk what is written by then.
+        self.shared.note_dirty(&self.record);
+        let map =
+            self.data()?.file.map_mut(self.record.elements_offset(), self.record.layout.nbytes() as usize);
+        map.map(Some).map_err(|source| self.map_failed(source))
+    }
+
+    /// Lets others know that elements were written through a mapping: the time of change is set, those who asked by
+    /// [`Store::watch`](super::Store::watch) are told, and what was written is on the disk if the store is durable, or
+    /// else after the next sync.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `Locked`; `Io`.
+    pub fn tell_mapped(&self) -> Result<(), StoreError> {
+        let guard = self.shared.lock_writers()?;
+        let file = &self.data()?.file;
+        // Not every file system sets it for a write through a mapping.
+        file.set_times(None, Some(SystemTime::now())).map_err(|e| self.io("set the times of", e))?;
+        self.shared.note_dirty(&self.record);
+        if self.shared.is_durable() {
+            self.shared.or_poison(self.shared.sync_all())?;
+        }
+        self.shared.tell_written(&guard, self)
     }
 
     /// The whole virtual `.npy` file as one shared mapping; `None` unless the data file's bytes are its bytes.
@@ -421,7 +484,7 @@ impl Array {
     /// # Errors
     /// `DataFile`; `Io`.
     pub fn backing(&self) -> Result<Option<BorrowedFd<'_>>, StoreError> {
-        if !self.record.deleted.is_empty() || self.codec().is_some() {
+        if !self.record.deleted.is_empty() || self.codec().is_some() || self.record.upstream.is_some() {
             return Ok(None);
         }
         let described = self.stored_header()?.1.is_ok_and(|header| self.is_described_by(&header));
@@ -518,7 +581,7 @@ impl Array {
             });
         }
         self.for_each_extent(offset, out.len() as u64, |position, range| {
-            let (out, position) = (&mut out[range], self.record.offset + position);
+            let (out, position) = (&mut out[range], self.record.elements_offset() + position);
             let read = data.file.read_at(out, position).map_err(|source| self.io("read", source))?;
             if read == out.len() {
                 return Ok(());
@@ -555,7 +618,7 @@ impl Array {
         let file = &self.data()?.file;
         self.shared.note_dirty(&self.record);
         for (position, bytes) in parts {
-            let position = self.record.offset + position;
+            let position = self.record.elements_offset() + position;
             file.write_at(&bytes, position).map_err(|source| self.io("write", source))?;
         }
         Ok(())
@@ -608,7 +671,7 @@ impl Array {
             return compressed::gather(&self.shared, &self.record, self.data()?, items.collect());
         }
         let map = self.map_file()?;
-        let elements = &map[self.record.offset as usize..];
+        let elements = &map[self.record.elements_offset() as usize..];
         for (row, out) in rows {
             let first = row as usize * itemsize;
             for (offset, out) in offsets.iter().zip(out.chunks_exact_mut(itemsize)) {
@@ -626,14 +689,16 @@ impl Array {
     }
 
     fn map_file(&self) -> Result<Map, StoreError> {
-        self.data()?.map(self.record.data_end()).map_err(|source| match source.kind() {
-            std::io::ErrorKind::UnexpectedEof => {
-                let found = self.stat().map_or(0, |stat| stat.len);
-                let expected = self.record.data_end();
-                fault(&*self.shared.storage, &self.record, DataFileFault::Short { found, expected })
-            }
-            _ => self.io("map", source),
-        })
+        self.data()?.map(self.record.data_end()).map_err(|source| self.map_failed(source))
+    }
+
+    fn map_failed(&self, source: std::io::Error) -> StoreError {
+        if source.kind() != std::io::ErrorKind::UnexpectedEof {
+            return self.io("map", source);
+        }
+        let found = self.stat().map_or(0, |stat| stat.len);
+        let expected = self.record.data_end();
+        fault(&*self.shared.storage, &self.record, DataFileFault::Short { found, expected })
     }
 
     /// The header that is in the file, and what it says.

@@ -11,6 +11,7 @@ use super::data::{DataFile, fault, lock};
 use super::error::{BlockFault, DataFileFault, StoreError};
 use super::{Access, Array, Generation, Store};
 use crate::format::block_index::{self, FileHeader, Pointer, Slot};
+use crate::format::upstream::{OLD_TABLE, TableLayout};
 use crate::format::{BlockKind, names};
 use crate::sys::Storage;
 use crate::sys::process::{n_cores, share_out};
@@ -46,6 +47,10 @@ pub struct Report {
     pub problems: Vec<Problem>,
     /// Data files that no record refers to: left by a writer that died, or put there by somebody. No damage.
     pub leftovers: Vec<String>,
+    /// The layout of the store, if NumPack 0.1 to 0.7 wrote it.
+    pub old_layout: Option<TableLayout>,
+    /// An upgrade of the store was interrupted before it had removed the old files.
+    pub half_upgraded: bool,
 }
 
 /// One thing that is damaged.
@@ -125,6 +130,8 @@ fn report_on(
         Err(error) => return Err(error),
     };
     report.generation = Some(store.generation());
+    report.old_layout = store.old_layout();
+    report.half_upgraded = report.old_layout.is_none() && store.shared.storage.stat(OLD_TABLE).is_ok();
     let arrays = store.arrays()?;
     let total = arrays.iter().map(Array::raw_len).fold(0, u64::saturating_add);
     let mut files = HashSet::new();

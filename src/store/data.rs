@@ -53,13 +53,12 @@ impl DataFile {
 
     /// Opens the data file of `record` and checks that it holds what is committed.
     fn open(storage: &dyn Storage, record: &Record, access: FileAccess) -> Result<Self, StoreError> {
+        if let Some(source) = &record.upstream {
+            return Ok(Self::new(super::upstream::open(storage, record, source)?));
+        }
         let fault = |what| fault(storage, record, what);
-        let file = storage.open(&record.file, access).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => fault(DataFileFault::Missing),
-            io::ErrorKind::InvalidInput => fault(DataFileFault::NotAFile),
-            _ if source.raw_os_error() == Some(libc::ELOOP) => fault(DataFileFault::NotAFile),
-            _ => StoreError::io("open", storage.path(), &record.file, source),
-        })?;
+        let opened = storage.open(&record.file, access);
+        let file = opened.map_err(|source| open_failed(storage, record, &record.file, source))?;
         let stat = file.stat().map_err(|e| StoreError::io("stat", storage.path(), &record.file, e))?;
         if stat.len < record.data_end() {
             return Err(fault(DataFileFault::Short { found: stat.len, expected: record.data_end() }));
@@ -67,8 +66,14 @@ impl DataFile {
         Ok(Self::new(file))
     }
 
-    /// The `.npy` header that is in the file, and what it says.
+    /// The `.npy` header that is in the file, or that it would have, and what it says.
     pub(super) fn header(&self, record: &Record) -> io::Result<(Vec<u8>, Result<NpyHeader, FormatError>)> {
+        if record.upstream.is_some() {
+            let header = npy::encode_within(&record.dtype, &record.layout, record.offset);
+            let bytes = header.expect("the header was as long when the record was made, for no more rows");
+            let header = npy::parse(&bytes);
+            return Ok((bytes, header));
+        }
         // At most 1 MiB: records with longer headers are refused.
         let mut bytes = vec![0; record.offset as usize];
         let read = self.file.read_at(&mut bytes, record.header_offset())?;
@@ -103,11 +108,34 @@ impl DataFile {
 
 /// The error that names the data file of `record`.
 pub(super) fn fault(storage: &dyn Storage, record: &Record, what: DataFileFault) -> StoreError {
-    StoreError::DataFile {
-        store: storage.path().to_owned(),
-        array: record.name.to_string(),
-        file: record.file.to_string(),
-        what,
+    fault_of(storage, record, &record.file, what)
+}
+
+/// The error that names a file of the array of `record`.
+pub(super) fn fault_of(
+    storage: &dyn Storage,
+    record: &Record,
+    file: &str,
+    what: DataFileFault,
+) -> StoreError {
+    let (store, array) = (storage.path().to_owned(), record.name.to_string());
+    StoreError::DataFile { store, array, file: file.to_owned(), what }
+}
+
+/// Why a file of the array of `record` could not be opened.
+pub(super) fn open_failed(
+    storage: &dyn Storage,
+    record: &Record,
+    file: &str,
+    source: io::Error,
+) -> StoreError {
+    match source.kind() {
+        io::ErrorKind::NotFound => fault_of(storage, record, file, DataFileFault::Missing),
+        io::ErrorKind::InvalidInput => fault_of(storage, record, file, DataFileFault::NotAFile),
+        _ if source.raw_os_error() == Some(libc::ELOOP) => {
+            fault_of(storage, record, file, DataFileFault::NotAFile)
+        }
+        _ => StoreError::io("open", storage.path(), file, source),
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::codec::CodecError;
+use crate::format::upstream::{self, TableLayout};
 use crate::format::{Dtype, FormatError};
 
 /// An error of [`Store`](super::Store) or [`Array`](super::Array).
@@ -48,6 +49,18 @@ pub enum StoreError {
         /// The store.
         store: PathBuf,
     },
+    /// The store was written by NumPack 0.1 to 0.7, and is only read.
+    OldLayout {
+        /// The store.
+        store: PathBuf,
+        /// Its layout.
+        layout: TableLayout,
+    },
+    /// NumPack 0.1 to 0.7 wrote to a store while it was upgraded.
+    ChangedMeanwhile {
+        /// The file that changed.
+        path: PathBuf,
+    },
     /// Another process holds the writers' lock.
     Locked {
         /// The store.
@@ -56,6 +69,11 @@ pub enum StoreError {
         waited: Duration,
         /// The process that holds it, where that can be seen.
         holder: Option<u32>,
+    },
+    /// The wait for a lock was cut short; nothing was done.
+    Interrupted {
+        /// The store.
+        store: PathBuf,
     },
     /// The bytes of a file do not follow the format.
     Format {
@@ -191,8 +209,8 @@ pub enum NotAStore {
     NoManifest,
     /// A directory with data files, but without a manifest.
     ManifestLost,
-    /// A store written by NumPack 0.1 to 0.7.
-    OldRelease,
+    /// A directory with data files of NumPack 0.1 to 0.7, whose table has no array.
+    TableLost,
     /// An npk store whose manifest was replaced by NumPack 0.1 to 0.7.
     Overwritten,
 }
@@ -210,6 +228,15 @@ pub enum DataFileFault {
         /// The length that is committed.
         expected: u64,
     },
+    /// It is longer than the table of NumPack 0.1 to 0.7 says.
+    Long {
+        /// Its length in bytes.
+        found: u64,
+        /// The length in the table.
+        expected: u64,
+    },
+    /// It does not fit what else is known of an array of NumPack 0.1 to 0.7.
+    Upstream(upstream::Fault),
     /// It is a symbolic link, a folder, or something else that is no regular file.
     NotAFile,
     /// Its header does not describe the array that the manifest describes.
@@ -289,9 +316,9 @@ impl fmt::Display for StoreError {
                         f,
                         "{path}: has data files but no metadata.npkm; restore it from a backup, or move the data files away to start anew"
                     ),
-                    NotAStore::OldRelease => write!(
+                    NotAStore::TableLost => write!(
                         f,
-                        "{path}: was written by NumPack 0.1-0.7, whose layouts this release does not read; nothing was changed"
+                        "{path}: metadata.npkm lists no array, but there are data files: NumPack 0.2.1-0.7 replaces a table that it cannot read by an empty one; restore metadata.npkm from a backup, or move the data files away"
                     ),
                     NotAStore::Overwritten => write!(
                         f,
@@ -303,6 +330,17 @@ impl fmt::Display for StoreError {
             Self::ReadOnly { store } => {
                 write!(f, "{}: the store is opened for reading only", store.display())
             }
+            Self::OldLayout { store, layout } => write!(
+                f,
+                "{}: the store has the layout of NumPack {layout}, which is only read; run \"npkfs upgrade {}\"",
+                store.display(),
+                store.display()
+            ),
+            Self::ChangedMeanwhile { path } => write!(
+                f,
+                "{}: was changed while the store was upgraded; end the programs that have it open with NumPack 0.1-0.7, and try again",
+                path.display()
+            ),
             Self::Locked { store, waited, holder } => {
                 write!(
                     f,
@@ -315,6 +353,9 @@ impl fmt::Display for StoreError {
                     None => write!(f, ", which another process holds; try again when it is done"),
                 }
             }
+            Self::Interrupted { store } => {
+                write!(f, "{}: in use: the wait for other writers was interrupted", store.display())
+            }
             Self::Format { path, source } => write!(
                 f,
                 "{}: {source}; run \"npkfs verify {}\"",
@@ -325,9 +366,10 @@ impl fmt::Display for StoreError {
                 write!(f, "{}: array {array:?}: data file {file} ", store.display())?;
                 match what {
                     DataFileFault::Missing => write!(f, "is missing")?,
-                    DataFileFault::Short { found, expected } => {
+                    DataFileFault::Short { found, expected } | DataFileFault::Long { found, expected } => {
                         write!(f, "has {found} bytes, expected {expected}")?;
                     }
+                    DataFileFault::Upstream(what) => write!(f, "{what}")?,
                     DataFileFault::NotAFile => {
                         write!(f, "is not a regular file, and links are not followed")?
                     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::error::{NotAStore, StoreError};
 use crate::format::frame::{self, Log};
 use crate::format::manifest::{Change, ChangeKind};
+use crate::format::upstream::{self, TableLayout};
 use crate::format::{Edit, FormatError, Op, Table, names};
 use crate::sys::{FileAccess, FileStat, SharedWord, Storage, StorageFile};
 
@@ -26,7 +27,7 @@ const MAX_MANIFEST_LEN: u64 = 1 << 32;
 #[derive(Debug)]
 pub(super) struct ManifestLog {
     file: Arc<dyn StorageFile>,
-    access: FileAccess,
+    pub(super) access: FileAccess,
     /// Which file this is, and how many names it has: a rename over it takes one away.
     stat: FileStat,
     /// The published length in the file's header, where it can be mapped.
@@ -43,17 +44,32 @@ pub(super) struct ManifestLog {
     /// headers, the next writer does.
     pub(super) lagging: Vec<Arc<str>>,
     pub(super) table: Table,
+    /// The layout of the file, if NumPack 0.1 to 0.7 wrote it. Then it is only read, and only as a whole.
+    pub(super) upstream: Option<TableLayout>,
 }
 
 impl ManifestLog {
     /// Reads the manifest of the store in `storage`.
     pub(super) fn load(storage: &dyn Storage, access: FileAccess) -> Result<Self, StoreError> {
-        let file = storage.open(names::MANIFEST, access).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => {
-                StoreError::NotAStore { path: storage.path().to_owned(), found: without_manifest(storage) }
+        let file = match storage.open(names::MANIFEST, access) {
+            Ok(file) => file,
+            Err(source) if source.kind() == io::ErrorKind::NotFound => {
+                let found = without_manifest(storage);
+                return Err(StoreError::NotAStore { path: storage.path().to_owned(), found });
             }
-            _ => StoreError::io("open", storage.path(), names::MANIFEST, source),
-        })?;
+            Err(source) => {
+                // What can only be read needs no right to write.
+                let may_read = access == FileAccess::Write
+                    && matches!(
+                        source.kind(),
+                        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+                    );
+                return match may_read.then(|| Self::load(storage, FileAccess::Read)) {
+                    Some(Ok(manifest)) if manifest.upstream.is_some() => Ok(manifest),
+                    _ => Err(StoreError::io("open", storage.path(), names::MANIFEST, source)),
+                };
+            }
+        };
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -72,7 +88,10 @@ impl ManifestLog {
         let damaged = |source| StoreError::Format { path: storage.path().join(names::MANIFEST), source };
         let stat = file.stat().map_err(|e| StoreError::io("stat", storage.path(), names::MANIFEST, e))?;
         let bytes = read_range(storage, &**file, 0, stat.len)?;
-        let store_id = frame::parse_header(&bytes).map_err(|source| foreign(storage, &bytes, source))?;
+        let store_id = match frame::parse_header(&bytes) {
+            Ok(store_id) => store_id,
+            Err(source) => return Self::read_foreign(storage, file, access, stat, &bytes, source),
+        };
         let mut log = Log::new(bytes.get(frame::HEADER_LEN..).unwrap_or(&[]), frame::HEADER_LEN as u64);
         let snapshot = log.next().map_err(damaged)?.ok_or_else(|| {
             damaged(FormatError::Truncated {
@@ -94,9 +113,50 @@ impl ManifestLog {
             synced_len: snapshot.end,
             lagging: Vec::new(),
             table,
+            upstream: None,
         };
         manifest.fold(&mut log, &mut |_| ()).map_err(damaged)?;
         Ok(manifest)
+    }
+
+    /// Reads a file that does not begin like ours, if NumPack 0.1 to 0.7 wrote it, and tells whose it is if not.
+    fn read_foreign(
+        storage: &dyn Storage,
+        file: &Arc<dyn StorageFile>,
+        access: FileAccess,
+        stat: FileStat,
+        bytes: &[u8],
+        source: FormatError,
+    ) -> Result<Self, StoreError> {
+        if matches!(source, FormatError::Magic { .. }) {
+            let mut head = [0; frame::MAGIC.len()];
+            let backup = storage
+                .open(names::MANIFEST_BACKUP, FileAccess::Read)
+                .and_then(|file| file.read_at(&mut head, 0));
+            if backup.is_ok() && head == *frame::MAGIC {
+                let path = storage.path().to_owned();
+                return Err(StoreError::NotAStore { path, found: NotAStore::Overwritten });
+            }
+            if upstream::is_table(bytes) {
+                let (table, layout) = super::upstream::load(storage, bytes)?;
+                return Ok(Self {
+                    file: Arc::clone(file),
+                    access,
+                    stat,
+                    published: None,
+                    // Another one each time: what changed between two tables of these nobody can tell.
+                    store_id: super::new_store_id(storage)?,
+                    end: stat.len,
+                    file_len: stat.len,
+                    snapshot_end: stat.len,
+                    synced_len: 0,
+                    lagging: Vec::new(),
+                    table,
+                    upstream: Some(layout),
+                });
+            }
+        }
+        Err(StoreError::Format { path: storage.path().join(names::MANIFEST), source })
     }
 
     /// Starts a manifest without arrays, and publishes it.
@@ -135,7 +195,9 @@ impl ManifestLog {
                 },
                 _ => StoreError::io("stat", storage.path(), names::MANIFEST, source),
             })?;
-            if !named.is_same_file(&self.stat) {
+            let is_rewritten =
+                self.upstream.is_some() && (named.len, named.mtime) != (self.stat.len, self.stat.mtime);
+            if is_rewritten || !named.is_same_file(&self.stat) {
                 let new = Self::load(storage, self.access)?;
                 if new.store_id == self.store_id {
                     difference(&self.table, &new.table, changed);
@@ -148,6 +210,9 @@ impl ManifestLog {
                 return Ok(true);
             }
             self.stat = stat;
+        }
+        if self.upstream.is_some() {
+            return Ok(false);
         }
         self.file_len = stat.len;
         let before = self.end;
@@ -288,6 +353,7 @@ fn publish(
         synced_len: end,
         lagging: Vec::new(),
         table,
+        upstream: None,
     })
 }
 
@@ -339,34 +405,7 @@ fn read_range(
 /// What a directory without a manifest is.
 fn without_manifest(storage: &dyn Storage) -> NotAStore {
     match storage.list() {
-        Ok(files) if files.iter().any(|file| names::is_data_file(file)) => NotAStore::ManifestLost,
+        Ok(files) if files.iter().any(|file| upstream::is_data_file(file)) => NotAStore::ManifestLost,
         _ => NotAStore::NoManifest,
     }
-}
-
-/// Tells whose manifest it is that does not begin like ours.
-fn foreign(storage: &dyn Storage, bytes: &[u8], source: FormatError) -> StoreError {
-    if matches!(source, FormatError::Magic { .. }) {
-        let mut head = [0; frame::MAGIC.len()];
-        let backup = storage
-            .open(names::MANIFEST_BACKUP, FileAccess::Read)
-            .and_then(|file| file.read_at(&mut head, 0));
-        let path = storage.path().to_owned();
-        if backup.is_ok() && head == *frame::MAGIC {
-            return StoreError::NotAStore { path, found: NotAStore::Overwritten };
-        }
-        if is_old_release(bytes) {
-            return StoreError::NotAStore { path, found: NotAStore::OldRelease };
-        }
-    }
-    StoreError::Format { path: storage.path().join(names::MANIFEST), source }
-}
-
-/// Whether these are the first bytes of the metadata of NumPack 0.1-0.7: `NPKB`, a MessagePack map, or bincode,
-/// which begins with the number of arrays.
-fn is_old_release(bytes: &[u8]) -> bool {
-    let count = crate::bytes::u64_at(bytes, 0);
-    bytes.starts_with(b"NPKB")
-        || matches!(bytes.first(), Some(0x80..=0x8f | 0xde | 0xdf))
-        || count.is_some_and(|count| count < 1 << 20 && bytes.len() as u64 >= 8 + 16 * count)
 }

@@ -19,7 +19,7 @@ use rustix::io::{Errno, retry_on_intr};
 use super::file::{DirFile, Temporary};
 use super::lock::{self, LockTable};
 use super::storage::check_name;
-use super::{FileAccess, FileStat, FsStat, LockGuard, Storage, StorageFile, netfs, random_bytes};
+use super::{FileAccess, FileLock, FileStat, FsStat, LockGuard, Storage, StorageFile, netfs, random_bytes};
 
 const TEMPORARY_PREFIX: &str = "tmp_";
 const TEMPORARY_SUFFIX: &str = ".npkd";
@@ -123,6 +123,11 @@ impl DirStorage {
         Ok(())
     }
 
+    fn open_folder(&self, folder: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(retry_on_intr(|| openat(&self.dir, folder, flags, Mode::empty()))?)
+    }
+
     /// Lets `make` give something a new temporary name, and renames that to `name`.
     fn replace_via(
         &self,
@@ -152,18 +157,12 @@ impl AsFd for DirStorage {
 
 impl Storage for DirStorage {
     fn open(&self, name: &str, access: FileAccess) -> io::Result<Arc<dyn StorageFile>> {
-        check_name(name)?;
-        let access = match access {
-            FileAccess::Read => OFlags::RDONLY,
-            FileAccess::Write => OFlags::RDWR,
-        };
-        // NONBLOCK: opening a FIFO of that name must not wait for its other end. Regular files ignore it.
-        let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let fd = retry_on_intr(|| openat(&self.dir, name, flags, Mode::empty()))?;
-        if !FileStat::from(fstat(&fd)?).is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-        }
-        Ok(Arc::new(DirFile::new(fd, None)))
+        Ok(Arc::new(DirFile::new(open_file(&self.dir, name, access)?, None)))
+    }
+
+    fn open_locked(&self, name: &str, lock: FileLock, timeout: Duration) -> io::Result<Arc<dyn StorageFile>> {
+        let fd = open_file(&self.dir, name, FileAccess::Write)?;
+        Ok(Arc::new(DirFile::locked(fd, lock, timeout)?))
     }
 
     fn create_unnamed(&self) -> io::Result<Arc<dyn StorageFile>> {
@@ -222,11 +221,23 @@ impl Storage for DirStorage {
             Err(Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let dir = retry_on_intr(|| openat(&self.dir, folder, flags, Mode::empty()))?;
+        let dir = self.open_folder(folder)?;
         file.sync_data()?;
         self.link_in(file, &dir, name)?;
         sync_folder(&dir)
+    }
+
+    fn open_apart(&self, folder: &str, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        check_name(folder)?;
+        let fd = open_file(&self.open_folder(folder)?, name, FileAccess::Read)?;
+        Ok(Arc::new(DirFile::new(fd, None)))
+    }
+
+    fn remove_apart(&self, folder: &str, name: Option<&str>) -> io::Result<()> {
+        check_name(folder)?;
+        let Some(name) = name else { return Ok(unlinkat(&self.dir, folder, AtFlags::REMOVEDIR)?) };
+        check_name(name)?;
+        Ok(unlinkat(&self.open_folder(folder)?, name, AtFlags::empty())?)
     }
 
     fn link_existing(&self, from: &str, to: &str) -> io::Result<()> {
@@ -300,6 +311,11 @@ impl Storage for DirStorage {
         Ok(Box::new(lock::watch(&self.dir, name)?))
     }
 
+    fn is_watched(&self, name: &str) -> io::Result<bool> {
+        check_name(name)?;
+        self.locks.is_watched(&self.dir, name)
+    }
+
     fn sweep_temporaries(&self) -> io::Result<usize> {
         let mut swept = 0;
         for name in self.list()?.iter().filter(|name| is_temporary(name)) {
@@ -341,6 +357,21 @@ impl Storage for DirStorage {
     fn path(&self) -> &Path {
         &self.path
     }
+}
+
+fn open_file(dir: &OwnedFd, name: &str, access: FileAccess) -> io::Result<OwnedFd> {
+    check_name(name)?;
+    let access = match access {
+        FileAccess::Read => OFlags::RDONLY,
+        FileAccess::Write => OFlags::RDWR,
+    };
+    // NONBLOCK: opening a FIFO of that name must not wait for its other end. Regular files ignore it.
+    let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fd = retry_on_intr(|| openat(dir, name, flags, Mode::empty()))?;
+    if !FileStat::from(fstat(&fd)?).is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    Ok(fd)
 }
 
 fn sync_folder(dir: &OwnedFd) -> io::Result<()> {

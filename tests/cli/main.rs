@@ -8,7 +8,10 @@ mod commands;
 mod common;
 mod compression;
 mod edits;
+#[path = "../upstream/fixtures.rs"]
+mod fixtures;
 mod making;
 mod mounting;
 mod refusals;
+mod upgrading;
 mod ways;

@@ -216,6 +216,16 @@ impl Storage for FaultyStorage {
         give_name(file, name, |file| self.inner.link_apart(file, folder, name))
     }
 
+    fn open_apart(&self, folder: &str, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        self.faults.check_alive()?;
+        Ok(self.file(self.inner.open_apart(folder, name)?, name))
+    }
+
+    fn remove_apart(&self, folder: &str, name: Option<&str>) -> io::Result<()> {
+        self.count("remove_apart", name.unwrap_or(folder))?;
+        self.inner.remove_apart(folder, name)
+    }
+
     fn link_existing(&self, from: &str, to: &str) -> io::Result<()> {
         self.count("link_existing", to)?;
         self.inner.link_existing(from, to)

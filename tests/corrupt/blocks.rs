@@ -241,6 +241,7 @@ fn record(nbytes: u64, dtype: &str, index: Index) -> Record {
         deleted: Default::default(),
         mtime: 0,
         attrs: Arc::default(),
+        upstream: None,
     }
 }
 

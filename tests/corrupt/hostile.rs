@@ -159,6 +159,7 @@ fn record(name: &str, id: u64, file: &str, shape: &[u64]) -> Record {
         deleted: DeletedRows::default(),
         mtime: 0,
         attrs: Arc::default(),
+        upstream: None,
     }
 }
 

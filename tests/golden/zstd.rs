@@ -286,6 +286,7 @@ fn the_specification_shows_a_compressed_array_as_it_is() {
             deleted: Default::default(),
             mtime: 0,
             attrs: Default::default(),
+            upstream: None,
         };
         assert_eq!(slot.nbytes, record.layout.nbytes());
         assert!(look(&record, &file).elements == elements[..2 * n as usize]);

@@ -41,8 +41,8 @@ pub fn start(config: &MountConfig, args: &[OsString], log: Option<&Path>) -> Res
     let mut report = Vec::new();
     (&ours).read_to_end(&mut report).map_err(failed("hear from the process in the background"))?;
     match parse_report(&report) {
-        Some((Exit::Done, _)) => {
-            say_mounted(config);
+        Some((Exit::Done, note)) => {
+            say_mounted(config, &note);
             Ok(())
         }
         Some((exit, message)) => {
@@ -60,9 +60,9 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// The mount answers. An error if nobody is there any more to hear it.
-    pub fn ready(&mut self) -> io::Result<()> {
-        self.say(Exit::Done, "")
+    /// The mount answers; `note` is what there is to say about it. An error if nobody is there any more to hear it.
+    pub fn ready(&mut self, note: &str) -> io::Result<()> {
+        self.say(Exit::Done, note)
     }
 
     /// Says it once; what is said later is not heard.

@@ -17,7 +17,7 @@ pub use umount::umount;
 
 use super::config::{MountConfig, Process};
 use super::error::CliError;
-use super::output::Out;
+use super::output::{self, Out};
 
 pub fn mount(config: MountConfig) -> Result<(), CliError> {
     match &config.process {
@@ -27,8 +27,12 @@ pub fn mount(config: MountConfig) -> Result<(), CliError> {
     }
 }
 
-/// Says on stdout that the mount answers. It does, even where that cannot be said.
-fn say_mounted(config: &MountConfig) {
+/// Says on stdout that the mount answers, and `note`, if it is anything, on stderr. It does, even where that cannot be
+/// said.
+fn say_mounted(config: &MountConfig, note: &str) {
+    if !note.is_empty() {
+        output::message(note);
+    }
     let mut out = Out::new();
     let line = format!("{} mounted at {}", config.store.display(), config.mountpoint.display());
     if let Err(error) = out.line(&line).and_then(|()| out.finish()) {

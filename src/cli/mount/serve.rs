@@ -23,8 +23,8 @@ use super::{Choices, MountError, say_mounted};
 
 /// Serves the mount in this process, and says on stdout when it answers.
 pub fn in_foreground(config: &MountConfig) -> Result<(), CliError> {
-    serve(config, || {
-        say_mounted(config);
+    serve(config, |note| {
+        say_mounted(config, &note);
         Ok(())
     })
 }
@@ -32,21 +32,23 @@ pub fn in_foreground(config: &MountConfig) -> Result<(), CliError> {
 /// Serves the mount in a process that was started for it.
 pub fn in_background(config: &MountConfig, reporter: &mut Reporter) -> Result<(), CliError> {
     process::new_session().map_err(|source| MountError::Start { action: "leave the terminal", source })?;
-    serve(config, || {
+    serve(config, |note| {
         // No folder is kept busy that somebody may want to unmount. All paths are absolute by now.
         std::env::set_current_dir("/").map_err(CliError::io("change to", Path::new("/")))?;
-        reporter.ready().map_err(|source| {
+        reporter.ready(&note).map_err(|source| {
             MountError::Start { action: "report to who started this process", source }.into()
         })
     })
 }
 
-/// Mounts, calls `ready` when the mount answers, and returns when it has ended. If `ready` fails, there is no mount.
-fn serve(config: &MountConfig, ready: impl FnOnce() -> Result<(), CliError>) -> Result<(), CliError> {
+/// Mounts, calls `ready` when the mount answers, with what there is to say about it, and returns when it has ended. If
+/// `ready` fails, there is no mount.
+fn serve(config: &MountConfig, ready: impl FnOnce(String) -> Result<(), CliError>) -> Result<(), CliError> {
     // Before anything is mounted: from here on a signal ends the mount, not just the process.
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])
         .map_err(|source| MountError::Start { action: "handle signals", source })?;
     let store = open(config)?;
+    let note = note(config, &store);
     let place = preflight::check(&config.store, &config.mountpoint, &config.choices)?;
 
     let shown = || config.mountpoint.clone();
@@ -59,7 +61,7 @@ fn serve(config: &MountConfig, ready: impl FnOnce() -> Result<(), CliError>) -> 
     if let Err(error) = &presence {
         log::info!("\"npkfs umount\" cannot wait for the end of this process: {error}");
     }
-    ready()?;
+    ready(note)?;
 
     let handle = signals.handle();
     let ended = thread::scope(|scope| {
@@ -92,6 +94,19 @@ fn open(config: &MountConfig) -> Result<Store, CliError> {
         }
         _ => error.into(),
     })
+}
+
+/// What somebody should know who asked for a mount that can be written to, and gets none; else nothing.
+fn note(config: &MountConfig, store: &Store) -> String {
+    match store.old_layout() {
+        Some(layout) if !config.choices.read_only => {
+            let store = config.store.display();
+            format!(
+                "{store}: the store has the layout of NumPack {layout}, and is mounted read-only; to change it, run \"npkfs upgrade {store}\""
+            )
+        }
+        _ => String::new(),
+    }
 }
 
 /// The mount that this process serves. Dropping it unmounts, if it is still there.
