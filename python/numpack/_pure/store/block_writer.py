@@ -5,16 +5,18 @@ What is not needed any more is dead. Dead bytes are written to again, and given 
 commit that made them dead is on the disk: see `Space`.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import zlib
 from itertools import groupby
 
-from ..codec import CodecError, Encoder
-from ..format import block_index
-from ..format.block_index import MAX_END, NOWHERE, PAGE_FANOUT, Pointer
-from ..format.codec import ABSENT, OPEN_TAIL, PAGE, RAW
-from .blocks import BlockFault, page, pointer_of, read_pointer
+from numpack._pure.codec import CodecError, Encoder
+from numpack._pure.format import block_index
+from numpack._pure.format.block_index import MAX_END, NOWHERE, PAGE_FANOUT, Pointer
+from numpack._pure.format.codec import ABSENT, OPEN_TAIL, PAGE, RAW
+from numpack._pure.store.blocks import BlockFault, page, pointer_of, read_pointer
 
 BATCH_LEN = 1 << 20
 """Blocks are encoded in batches of this many raw bytes: each is written in one call."""
@@ -34,7 +36,7 @@ class Space:
 
     @classmethod
     def known(cls, data, index):
-        """The free space that is known for this state of the array."""
+        """The free space that is known for this state of the array: `data.space` is a state, and the space then."""
         of, space = data.space or (None, None)
         return cls(space.free, space.is_punched) if of == index else cls()
 
@@ -49,11 +51,9 @@ class Space:
             at = max(at, offset + length)
         return cls(free)
 
-    def keep(self, data, index):
-        """Remembers this as what is free in the state `index`."""
-        data.space = (index, self)
-
-    def __len__(self):
+    @property
+    def nbytes(self):
+        """Bytes that are free."""
         return sum(length for _, length in self.free)
 
     def take(self, length):
@@ -212,7 +212,7 @@ class BlockWriter:
     def _write(self, stored, offset):
         if offset + len(stored) > MAX_END:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        self._data.write_at(stored, offset)
+        self._data.file.write(stored, offset)
 
     def _set(self, **fields):
         self.view = self.view._replace(index=self.view.index._replace(**fields))

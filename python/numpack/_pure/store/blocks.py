@@ -4,20 +4,39 @@ A `View` is one committed state of an array's blocks. Whoever holds an old one m
 their checksums show: then there is a newer view, in the manifest or in the data file itself, and only if there is none
 is it damage. So readers need no lock, and see what is written in place as they do in an uncompressed array.
 
-What is read from is anything with `read_at(n, offset)`, which gives less than `n` bytes only at the file's end, and a
-`blocks`, its `BlockCache`.
 """
 
+from __future__ import annotations
+
+import contextlib
 import itertools
+import os
 import threading
 import zlib
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..codec import CodecError, decode
-from ..format import block_index
-from ..format.block_index import FILE_HEADER_LEN, SLOT_LEN, SLOT_OFFSETS, Index, IndexFault, Slot
-from ..format.codec import ABSENT, OPEN_TAIL, Codec
+import numpy as np
+
+from numpack._pure.codec import CodecError, decode
+from numpack._pure.format import block_index
+from numpack._pure.format.block_index import (
+    FILE_HEADER_LEN,
+    SLOT_LEN,
+    SLOT_OFFSETS,
+    Index,
+    IndexFault,
+    Pointer,
+    Slot,
+)
+from numpack._pure.format.codec import ABSENT, OPEN_TAIL, Codec
+from numpack._pure.format.manifest import Record
+from numpack._pure.store import error as errors
+
+if TYPE_CHECKING:
+    from numpack._pure.store.data import DataFile
+    from numpack._pure.store.store import Store
 
 MAX_PAGES = 256
 """Index pages that are kept for each open array: those of 4 GiB in blocks of 64 KiB."""
@@ -67,9 +86,10 @@ class View(NamedTuple):
     """Where blocks and pages begin in the data file."""
 
     @classmethod
-    def new(cls, index, codec, nbytes, itemsize, npy_len):
-        """The state of an array whose ``.npy`` header has `npy_len` bytes."""
-        return cls(index, codec, nbytes, itemsize, FILE_HEADER_LEN + npy_len)
+    def of(cls, record: Record) -> View:
+        """The state that the record of a compressed array describes."""
+        layout = record.layout
+        return cls(record.index, record.codec, layout.nbytes, layout.itemsize, FILE_HEADER_LEN + record.offset)
 
     @property
     def block_len(self):
@@ -141,12 +161,12 @@ class BlockCache:
 
 def file_header(data):
     """The header of a compressed data file: up to the end of its slots, or that of the file."""
-    return data.read_at(SLOT_OFFSETS[1] + SLOT_LEN, 0)
+    return data.file.read(SLOT_OFFSETS[1] + SLOT_LEN, 0)
 
 
 def _read_stored(data, pointer):
     """The stored bytes at `pointer`, checked."""
-    stored = data.read_at(pointer.stored_len, pointer.offset)
+    stored = data.file.read(pointer.stored_len, pointer.offset)
     _check_stored(pointer, stored)
     return stored
 
@@ -227,7 +247,7 @@ def _read_blocks(data, view, first, out):
             run_len += pointer.stored_len
             run.append(pointer)
         start = run[0].offset
-        stored = memoryview(data.read_at(run_len, start) if run_len else b"")
+        stored = memoryview(data.file.read(run_len, start) if run_len else b"")
         for pointer in run:
             raw_len = view.raw_len(block)
             if pointer.kind == ABSENT:
@@ -247,13 +267,40 @@ def _read_blocks(data, view, first, out):
 class Cursor:
     """Reads one array from any position on, and remembers the block it read last.
 
-    `newest` looks for the array's newest view; `failed` makes the exception for a block that stays damaged, of its
-    number, its offset in the data file, and what is wrong with it.
+    That has what the record describes, and all that was written in place since.
     """
 
-    def __init__(self, data, view, newest, failed):
-        self._data, self._view, self._newest, self._failed = data, view, newest, failed
+    def __init__(self, store, record, data):
+        self._store, self._record, self._data = store, record, data
+        self._view = newest_view(store, record, data)
         self._block, self._raw = None, None
+
+    def gather(self, rows, row_len, out):
+        """Reads stored rows, by their numbers, into `out`; each block is decoded once."""
+        if not len(rows) or not row_len:
+            return
+        out = np.frombuffer(out, f"V{row_len}")
+        order = np.argsort(rows, kind="stable")
+        starts = rows[order].astype(np.int64) * row_len
+        block_len = self._view.block_len
+        blocks = starts // block_len
+        ends = np.flatnonzero(np.diff(blocks)) + 1
+        for first, end in zip([0, *ends.tolist()], [*ends.tolist(), len(order)], strict=True):
+            block = int(blocks[first])
+            within = starts[first:end] - block * block_len
+            # Rows of one block begin at multiples of their length from the first of them; the last may go on in the
+            # next block.
+            n_inside = int(np.searchsorted(within, block_len - row_len, side="right"))
+            if n_inside:
+                raw = self.block(block)
+                n_inside = min(n_inside, int(np.searchsorted(within, len(raw) - row_len, side="right")))
+            if n_inside:
+                phase = int(within[0]) % row_len
+                items = np.ndarray((len(raw) - phase) // row_len, out.dtype, raw, phase)
+                out[order[first : first + n_inside]] = items[within[:n_inside] // row_len]
+            for place in range(first + n_inside, end):
+                at = int(order[place])
+                self.read(int(starts[place]), out[at : at + 1].view(np.uint8))
 
     def read(self, offset, out):
         """Reads from byte `offset` of the stored elements on into `out`, a writable buffer of bytes."""
@@ -264,7 +311,7 @@ class Cursor:
             if done:
                 self._read_whole(block, out[:done])
             else:
-                raw = self._at(block)
+                raw = self.block(block)
                 done = min(len(out), len(raw) - within)
                 out[:done] = memoryview(raw)[within : within + done]
             offset += done
@@ -289,7 +336,8 @@ class Cursor:
                 # The tail has grown.
                 return self.read(block * self._view.block_len, out)
 
-    def _at(self, block):
+    def block(self, block):
+        """The raw bytes, in a buffer, of a block."""
         if self._block == block:
             return self._raw
         for attempt in _attempts():
@@ -314,7 +362,7 @@ class Cursor:
 
     def _look_again(self, fault, attempt):
         """After `fault`: goes on with a newer view, or says what is damaged."""
-        newest = self._newest()
+        newest = newest_view(self._store, self._record, self._data, thorough=True)
         attempt.n += 1
         if newest != self._view and attempt.n < MAX_ATTEMPTS:
             attempt.n_same = 0
@@ -322,7 +370,7 @@ class Cursor:
         elif newest == self._view and attempt.n_same < MAX_SAME:
             attempt.n_same += 1
         else:
-            raise self._failed(fault.block, fault.offset, fault.what) from None
+            raise block_error(self._store, self._record, fault) from None
 
 
 class _Attempt:
@@ -336,23 +384,77 @@ def _attempts():
     return itertools.repeat(_Attempt())
 
 
-def noted_view(data, own, npy_len):
-    """The newest state of a version that no record tells of any more: that of its data file's slot, else `own`."""
+def newest_view(store: Store, record: Record, data: DataFile, *, thorough: bool = False) -> View:
+    """The newest state of the blocks of the version that `record` describes.
+
+    `thorough` asks the system instead of the shared word.
+    """
+    # A store that is damaged or gone does not keep those who have an array open from reading it.
+    with contextlib.suppress(OSError, ValueError, NotImplementedError):
+        store.refresh(thorough=thorough)
+    own = View.of(record)
+    current = current_record(store, record, data)
+    if current is not None:
+        return View.of(current)
+    # Overwritten or removed: the file says what was written to it last.
     slot, _ = Slot.newest(file_header(data))
     if slot is None or slot.nbytes < own.nbytes:
         return own
     try:
-        slot.index.check(slot.nbytes, npy_len, own.codec)
+        slot.index.check(slot.nbytes, record.offset, own.codec)
     except IndexFault:
         return own
     return own._replace(index=slot.index, nbytes=slot.nbytes)
 
 
-def gather(cursor, rows):
-    """Reads rows, given as positions in the stored elements with the buffers that they go to, from blocks that are each
-    decoded once."""
-    for offset, out in sorted(rows, key=lambda row: row[0]):
-        cursor.read(offset, out)
+def current_record(store: Store, record: Record, data: DataFile) -> Record | None:
+    """The newest record of the version that `record` describes, whatever name it has by now; None if it is gone."""
+    current = None if data.is_gone else store.manifest.table.by_id(record.id)
+    if current is None or current is record:
+        return current
+
+    def key(of):
+        return of.file, of.descr, of.codec, of.offset
+
+    # Another one has this identity if it is of a store that was made anew.
+    is_later = current.layout.nbytes >= record.layout.nbytes
+    return current if key(current) == key(record) and is_later else None
+
+
+def block_error(store: Store, record: Record, fault: BlockFault) -> Exception:
+    """What callers see of a block that stays damaged."""
+    return errors.block(store.path, record.name, record.file, fault.block, fault.offset, fault.what)
+
+
+@contextlib.contextmanager
+def naming(store: Store, record: Record, action: str) -> Iterator[None]:
+    """Lets errors name the array and the file."""
+    try:
+        yield
+    except BlockFault as fault:
+        raise block_error(store, record, fault) from None
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise errors.io_error(action, os.path.join(store.path, record.file), error) from error
+
+
+class BlockElements:
+    """The elements of a compressed array, as `numpack._pure.store.data.Elements` those of others."""
+
+    def __init__(self, store: Store, record: Record, data: DataFile) -> None:
+        self._store, self._record, self._data = store, record, data
+
+    def read_into(self, out: memoryview, offset: int) -> None:
+        """Read as many bytes as ``out`` takes."""
+        with naming(self._store, self._record, "read"):
+            Cursor(self._store, self._record, self._data).read(offset, out)
+
+    def gather(self, rows: np.ndarray, out: memoryview) -> None:
+        """Read stored rows, by their numbers, of an array in C-order."""
+        with naming(self._store, self._record, "read"):
+            cursor = Cursor(self._store, self._record, self._data)
+            cursor.gather(np.asarray(rows), self._record.layout.row_len, out)
 
 
 def walk(data, view):
@@ -362,7 +464,7 @@ def walk(data, view):
     """
     n_full = view.n_full
     # Pages that lead to each other would have no end.
-    room = data.length()
+    room = data.file.stat().st_size
 
     def below(block, level, pointer):
         nonlocal room

@@ -1,16 +1,36 @@
 """Changes to compressed arrays, and their space: rows appended or written in place become new blocks, and one commit
 leads to them.
 
-The functions take a data file, as `blocks` says, that can also `write_at(bytes, offset)` and `punch(offset, length)`,
-and has a `space`. Who calls them holds the writers' lock, and commits what they return.
+Who calls these functions holds the writers' lock, and commits what they return.
 """
 
-from itertools import groupby
+from __future__ import annotations
 
-from ..format.block_index import Slot
-from ..format.codec import OPEN_TAIL
-from .block_writer import BlockWriter, Space
-from .blocks import BlockFault, file_header, read_block, read_pointer, walk
+import logging
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from numpack._pure.format.codec import OPEN_TAIL
+from numpack._pure.format.manifest import Record
+from numpack._pure.store import writer as writers
+from numpack._pure.store.block_writer import BlockWriter, Space
+from numpack._pure.store.blocks import (
+    BlockFault,
+    Cursor,
+    View,
+    block_error,
+    naming,
+    newest_view,
+    read_block,
+    read_pointer,
+    walk,
+)
+
+if TYPE_CHECKING:
+    from numpack._pure.store.data import DataFile
+    from numpack._pure.store.store import Store
+
+log = logging.getLogger("numpack")
 
 MAX_IN_HAND = 16 << 20
 """Decoded blocks that are in memory at once while an array is changed, in bytes."""
@@ -19,71 +39,88 @@ PUNCH_ALIGN = 4096
 """File systems give back space in pieces of this many bytes, or more."""
 
 
-def append_rows(data, view, space, rows):
-    """Puts rows, a contiguous buffer, behind the last one. Returns the new state and what is free then."""
-    rows = memoryview(rows).cast("B")
-    writer = BlockWriter(data, view, space)
-    _put_rows(writer, view, data, rows)
-    return writer.finish(view.nbytes + len(rows))
+def append_rows(store: Store, record: Record, data: DataFile, rows: memoryview):
+    """Puts rows behind the last one. Returns the new index, and what is free then, for `DataFile.space`."""
+    view = View.of(record)
+    with naming(store, record, "write"):
+        writer = BlockWriter(data, view, _space_for_writing(store, record, data, view))
+        _put_rows(writer, view, data, rows)
+        new, space = writer.finish(view.nbytes + len(rows))
+    return new.index, (new.index, space)
 
 
-def write_parts(data, view, space, parts):
+def write_parts(store: Store, record: Record, data: DataFile, parts, *, only_changed: bool = False):
     """Puts parts of the stored elements, pairs of position and bytes, over what is there; of those that overlap the
-    last counts. Returns the new state and what is free then."""
-    writer = BlockWriter(data, view, space)
-    _put_parts(writer, view, data, parts)
-    return writer.finish(view.nbytes)
+    last counts. With `only_changed`, blocks in which nothing differs stay as they are.
+
+    Returns as `append_rows`; None if nothing was written.
+    """
+    view = newest_view(store, record, data)
+    with naming(store, record, "write"):
+        changes = _by_block(view, parts)
+        if only_changed:
+            changes = _changed(Cursor(store, record, data), changes)
+        if not changes:
+            return None
+        writer = BlockWriter(data, view, _space_for_writing(store, record, data, view))
+        _put_changes(writer, view, data, changes)
+        new, space = writer.finish(view.nbytes)
+    return new.index, (new.index, space)
 
 
-def space_for_writing(data, view, npy_len, sync):
+def _space_for_writing(store: Store, record: Record, data: DataFile, view: View) -> Space:
     """Where blocks can be written, in a file that has room for as much as it has live: or else the disk is waited for,
-    and dead bytes are used again. `sync` takes the data file, and every commit so far, to the disk."""
+    and dead bytes are used again."""
     space = Space.known(data, view.index)
-    lost = view.index.dead(npy_len) - len(space)
+    lost = view.index.dead(record.offset) - space.nbytes
     if lost > view.index.live // 2:
         try:
-            space = reclaim(data, view, sync)
-        except BlockFault:
+            space = _reclaim(store, record, data, view)
+        except BlockFault as fault:
             # What is damaged may be saved yet: nothing is overwritten.
+            log.warning("no space is given back: %s", block_error(store, record, fault))
             space = Space()
+    # Not before: what is reclaimed was synced, and what is written now is not.
+    store.dirty.add(record.file)
     return space
 
 
-def has_dead_bytes(data, view, npy_len):
+def has_dead_bytes(store: Store, record: Record, data: DataFile) -> bool:
     """Whether there are dead bytes that, as far as is known, were not given back to the file system."""
+    if record.codec is None:
+        return False
+    view = newest_view(store, record, data)
     known = Space.known(data, view.index)
-    return view.index.dead(npy_len) > (len(known) if known.is_punched else 0)
+    return view.index.dead(record.offset) > (known.nbytes if known.is_punched else 0)
 
 
-def reclaim(data, view, sync):
-    """Finds what is dead in a data file, for good: brings the commits that made it so to the disk by `sync`.
+def punch(store: Store, record: Record, data: DataFile) -> bool:
+    """Gives dead bytes of a compressed array back to the file system. Returns whether it could: if not, only a new
+    version takes less space."""
+    view = newest_view(store, record, data)
+    with naming(store, record, "give back space of"):
+        space = _reclaim(store, record, data, view)
+    data.space = (view.index, space)
+    return space.is_punched
 
-    Returns what is free then, and gives it back to the file system meanwhile, if that can take it. Raises `BlockFault`.
+
+def _reclaim(store: Store, record: Record, data: DataFile, view: View) -> Space:
+    """Finds what is dead in a data file, for good: brings the commits that made it so to the disk.
+
+    Returns what is free then, and gives it back to the file system meanwhile, if that can take it.
     """
-    sync()
+    writers.poisoning(store, "sync", record.file, data.file.sync)
+    writers.sync_all(store)
     live = [(pointer.offset, view.reserved_len(pointer)) for _, pointer in walk(data, view)]
     space = Space.between(live, view.start, view.index)
     for offset, length in space.free:
         # Of a part of a page, nothing is given back.
         start = -(-offset // PUNCH_ALIGN) * PUNCH_ALIGN
         end = (offset + length) // PUNCH_ALIGN * PUNCH_ALIGN
-        if start < end and not data.punch(start, end - start):
+        if start < end and not data.file.punch(start, end - start):
             return space
     space.is_punched = True
     return space
-
-
-def write_slot(data, nbytes, index):
-    """Notes the newest index in a data file's own header."""
-    newest, offset = Slot.newest(file_header(data))
-    sequence = 0 if newest is None else newest.sequence + 1
-    data.write_at(Slot(sequence, nbytes, index).to_bytes(), offset)
-
-
-def is_slot_current(data, index):
-    """Whether a data file's own header has this index."""
-    newest, _ = Slot.newest(file_header(data))
-    return newest is not None and newest.index == index
 
 
 def _put_rows(writer, view, data, rows):
@@ -109,17 +146,32 @@ def _put_rows(writer, view, data, rows):
     writer.put_tail(rest[full:], grows=True)
 
 
-def _put_parts(writer, view, data, parts):
-    block_len = view.block_len
-    changes = {}  # what each block gets, in the order given
-    for offset, part in parts:
-        rest = memoryview(part).cast("B")
+def _by_block(view, parts):
+    """What each block gets, in the order given: positions within the block, and bytes."""
+    changes = {}
+    for offset, rest in parts:
         while len(rest):
-            block, within = divmod(offset, block_len)
-            now = rest[: block_len - within]
+            block, within = divmod(offset, view.block_len)
+            now = rest[: view.block_len - within]
             changes.setdefault(block, []).append((within, now))
             offset += len(now)
             rest = rest[len(now) :]
+    return changes
+
+
+def _changed(cursor, changes):
+    """Those changes that make a difference."""
+    changed = {}
+    for block, parts in sorted(changes.items()):
+        raw = memoryview(cursor.block(block))
+        if any(raw[within : within + len(part)] != part for within, part in parts):
+            changed[block] = parts
+    return changed
+
+
+def _put_changes(writer, view, data, changes):
+    """Puts parts of blocks over what is there."""
+    block_len = view.block_len
     tail = changes.pop(view.n_full, None)
     blocks = sorted(changes)
     n_at_once = max(1, MAX_IN_HAND // block_len)

@@ -11,6 +11,7 @@ import os
 import stat as stat_module
 import weakref
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from numpack._pure.format import npy
 from numpack._pure.format.error import FormatError
 from numpack._pure.format.manifest import Record
 from numpack._pure.store import error as errors
+from numpack._pure.store.blocks import BlockCache
 from numpack._pure.sys.storage import Directory, File
 
 # Data files that stay open after their last use.
@@ -31,9 +33,9 @@ class DataFile:
         self.file = file
         # Whether no record tells of the version any more.
         self.is_gone = False
-        # Of a compressed array: recently decoded blocks, and where there is room; see `blocks`.
-        self.cache: OrderedDict = OrderedDict()
-        self.space = None
+        # Of a compressed array: what was read of it, and where there is room, as `Space.known` has it.
+        self.blocks = BlockCache()
+        self.space: Any = None
         self._map = None
 
     def map(self, length: int) -> np.ndarray:

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from numpack._pure.format import dtype as dtypes
 from numpack._pure.format import npy
 from numpack._pure.format.codec import Compression
 from numpack._pure.format.dtype import Descr
 from numpack._pure.format.layout import Layout
 from numpack._pure.store import error as errors
 from numpack._pure.store.array import Array
-from numpack._pure.store.block_writer import BlockStage, codec_for
-from numpack._pure.store.data import bytes_of
+from numpack._pure.store.data import DataFile, bytes_of
+from numpack._pure.store.new_blocks import NewBlocks, with_filter
 from numpack._pure.store.writer import Staged
 
 if TYPE_CHECKING:
@@ -35,9 +36,8 @@ class Stage:
         layout: Layout,
         header: bytes,
         compression: Compression | None,
-        sample=None,
     ) -> None:
-        """``sample`` reads elements, as `codec_for` wants it."""
+        """A compression without a filter gets the one for arrays of which nothing is known but the dtype."""
         self._store = store
         self._file = store.new_file()
         self._staged = Staged(name, self._file, descr, layout, len(header))
@@ -46,9 +46,9 @@ class Stage:
         if compression is None:
             self._write(header, 0)
         else:
-            codec = codec_for(compression, layout, sample)
+            codec = with_filter(compression, dtypes.to_numpy(descr), 0, None).codec("none")
             self._staged.codec = codec
-            self._blocks = BlockStage(self._file, codec, layout, header)
+            self._blocks = NewBlocks(DataFile(self._file), codec, layout, header)
 
     def push(self, data: memoryview) -> None:
         """The next elements."""
@@ -61,7 +61,7 @@ class Stage:
     def finish(self, *, zeros: bool = False) -> Staged:
         """The version, when it has all its elements; with ``zeros`` those that did not come are zeros."""
         if self._blocks is not None:
-            self._staged.index = self._try(self._blocks.finish, zeros)
+            self._staged.index = self._try(self._blocks.finish)
         elif zeros:
             self._try(self._file.truncate, self._staged.offset + self._staged.layout.nbytes)
         return self._staged
@@ -81,10 +81,11 @@ def stage(store: Store, name: str, array: np.ndarray, descr: Descr, layout: Layo
     """A new version with the elements of ``array``, which is contiguous."""
     data = bytes_of(array)
 
-    def sample(offset: int, length: int) -> memoryview:
-        return data[offset : offset + length]
-
-    new = Stage(store, name, descr, layout, npy.encode(descr, layout), compression, sample)
+    if compression is not None:
+        # The tail is not looked at.
+        whole = len(data) - len(data) % compression.block_len
+        compression = with_filter(compression, array.dtype, whole, lambda at, length: data[at : at + length])
+    new = Stage(store, name, descr, layout, npy.encode(descr, layout), compression)
     new.push(data)
     return new.finish()
 
@@ -100,15 +101,21 @@ def stage_copy(store: Store, array: Array, name: str, compression: Compression |
             record.descr, record.layout
         )
 
-    def sample(offset: int, length: int) -> memoryview:
+    new = Stage(store, name, record.descr, record.layout, header, compression)
+    for offset in range(0, record.layout.nbytes, COPY_LEN):
+        new.push(read_elements(array, offset, min(COPY_LEN, record.layout.nbytes - offset)))
+    return new.finish()
+
+
+def read_elements(array: Array, offset: int, length: int) -> memoryview:
+    """Bytes of the elements, without deleted rows, as they are stored."""
+    record, row_len = array.record, array.record.layout.row_len
+    if not record.deleted:
         data = memoryview(bytearray(length))
         array.elements.read_into(data, offset)
         return data
-
-    new = Stage(store, name, record.descr, record.layout, header, compression, sample)
-    for offset in range(0, record.layout.nbytes, COPY_LEN):
-        new.push(sample(offset, min(COPY_LEN, record.layout.nbytes - offset)))
-    return new.finish()
+    first, last = offset // row_len, -(-(offset + length) // row_len)
+    return bytes_of(array.rows(first, last))[offset - first * row_len :][:length]
 
 
 def stage_rows(
@@ -129,15 +136,7 @@ def stage_rows(
     def read(start: int, stop: int) -> np.ndarray:
         return array.rows(start, stop) if rows is None else array.gather(rows[start:stop])
 
-    def sample(offset: int, length: int) -> memoryview:
-        first, last = offset // row_len, min(n_rows, -(-(offset + length) // row_len))
-        old = read(first, min(last, n_old)) if first < n_old else read(0, 0)
-        data = bytes(bytes_of(old))
-        if further is not None and last > n_old:
-            data += bytes(bytes_of(further[max(0, first - n_old) : last - n_old]))
-        return memoryview(data)[offset - first * row_len :][:length]
-
-    new = Stage(store, name, record.descr, layout, npy.encode(record.descr, layout), compression, sample)
+    new = Stage(store, name, record.descr, layout, npy.encode(record.descr, layout), compression)
     at_once = max(1, COPY_LEN // max(1, row_len))
     for start in range(0, n_old if row_len else 0, at_once):
         new.push(bytes_of(read(start, min(n_old, start + at_once))))
