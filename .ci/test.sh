@@ -62,6 +62,7 @@ lint() {
     if cargo clippy --version >/dev/null 2>&1; then clippy; else
         record 'not run' 'clippy' 'no clippy here; rustup component add clippy'
     fi
+    check mypy 'types of the Python code' "$bin/python" -m mypy
     check doc 'Rust documentation' env RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' cargo doc --quiet --no-deps --document-private-items
     scripts
 }

@@ -5,12 +5,13 @@ nothing is asked and nothing costs anything outside of a block. What a block cha
 store, and every method of the store that reads looks there first.
 """
 
+import functools
 import math
 import operator
 import threading
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, SupportsIndex, cast
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ParamSpec, SupportsIndex, TypeVar, cast
 
 import numpy as np
 
@@ -92,15 +93,17 @@ class BatchModeContext:
         overlay = self.npk._overlay
         if overlay is None:
             return
-        with _switching:
-            overlay.n_blocks -= 1
-            if overlay.n_blocks:
-                return
-            self.npk._overlay = None
-            outside: Any = type(self.npk)
-            self.npk.__class__ = outside._outside
-        if error is None:
-            with overlay.lock:
+        # Other threads that use the store wait for the commit.
+        with overlay.lock:
+            with _switching:
+                overlay.n_blocks -= 1
+                if overlay.n_blocks:
+                    return
+                overlay.is_over = True
+                self.npk._overlay = None
+                outside: Any = type(self.npk)
+                self.npk.__class__ = outside._outside
+            if error is None:
                 overlay.commit(self.npk)
 
 
@@ -161,6 +164,7 @@ class Overlay:
         # Held by each method of the store within the block.
         self.lock = threading.RLock()
         self.n_blocks = 0
+        self.is_over = False
         self.entries: dict[str, Entry] = {}
         # Arrays of the store that the block has dropped, if it saved others under these names or not.
         self.gone: dict[str, None] = {}
@@ -213,6 +217,34 @@ class Overlay:
                     store._set_attrs(of, new, old)
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _within(method: Callable[P, R]) -> Callable[P, R]:
+    """A method of a store within a block, one at a time.
+
+    A thread may call it just when another ends the block. Then it is the store's own method that is called, behind the
+    commit.
+    """
+    name = method.__name__
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        store: Any = args[0]
+        overlay = store._overlay
+        if overlay is not None:
+            with overlay.lock:
+                if not overlay.is_over:
+                    return method(*args, **kwargs)
+        if name == "_load":
+            _, array, rows, out = args
+            return cast("R", store._public.load(store, array, rows=rows, out=out))
+        return cast("R", getattr(store._public, name)(*args, **kwargs))
+
+    return call
+
+
 class BatchMethods(_Core):
     """The methods of a store within a block: `super()` has those of the store."""
 
@@ -220,24 +252,29 @@ class BatchMethods(_Core):
 
     def load(self, name: str, lazy: bool = False, *, rows: RowIndex | None = None, out: AnyArray | None = None) -> Any:
         overlay = self._overlay
-        entry = overlay.entries.get(name)
+        entry = overlay.entries.get(name) if overlay is not None else None
         # What loops do, without more ado: everything below gives the same.
         if entry is not None and not entry.tail and rows is None and out is None:
             return entry.array
-        with overlay.lock:
-            entry = overlay.entries.get(name)
-            if entry is None:
-                self._check_not_gone(name)
-                if rows is not None or out is not None:
-                    return super().load(name, rows=rows, out=out)
-                entry = self._read(name)
-            array = overlay.merged(name, entry)
-            if rows is not None:
-                return _rows_of(name, array, rows, out)
-            if out is not None:
-                return _filled(name, out, array)
-            return array
+        return self._load(name, rows, out)
 
+    @_within
+    def _load(self, name: str, rows: RowIndex | None, out: AnyArray | None) -> Any:
+        overlay = self._overlay
+        entry = overlay.entries.get(name)
+        if entry is None:
+            self._check_not_gone(name)
+            if rows is not None or out is not None:
+                return super().load(name, rows=rows, out=out)
+            entry = self._read(name)
+        array = overlay.merged(name, entry)
+        if rows is not None:
+            return _rows_of(name, array, rows, out)
+        if out is not None:
+            return _filled(name, out, array)
+        return array
+
+    @_within
     def save(self, arrays: dict[str, Any], compress: Any = None) -> None:
         overlay = self._overlay
         if compress is None and type(arrays) is dict:
@@ -250,152 +287,151 @@ class BatchMethods(_Core):
                     _touch(entry)
             else:
                 return
-        with overlay.lock:
-            _rows.check_dict(arrays)
-            _rows.check_compress("compress", compress)
-            new = {name: _rows.storable(name, value) for name, value in arrays.items()}
-            for name, array in new.items():
-                entry = overlay.entries.get(name)
-                if entry is not None and entry.array is array and not entry.tail:
-                    entry.before = None
-                else:
-                    # Load gives arrays that can be written. What the caller made is his memory, not the cache's.
-                    entry = Entry(array if array.flags.writeable else array.copy())
-                    overlay.put(name, entry)
-                entry.compress = () if compress is None else (compress,)
-                entry.modified = _now()
+        _rows.check_dict(arrays)
+        _rows.check_compress("compress", compress)
+        new = {name: _rows.storable(name, value) for name, value in arrays.items()}
+        for name, array in new.items():
+            entry = overlay.entries.get(name)
+            if entry is not None and entry.array is array and not entry.tail:
+                entry.before = None
+            else:
+                # Load gives arrays that can be written. What the caller made is his memory, not the cache's.
+                entry = Entry(array if array.flags.writeable else array.copy())
+                overlay.put(name, entry)
+            entry.compress = () if compress is None else (compress,)
+            entry.modified = _now()
 
+    @_within
     def append(self, arrays: dict[str, Any]) -> None:
         overlay = self._overlay
-        with overlay.lock:
-            _rows.check_dict(arrays)
-            new = []
-            for name, value in arrays.items():
-                try:
-                    entry = self._entry(name)
-                except ArrayNotFoundError as error:
-                    raise AppendTargetError(str(error)) from None
-                # The caller may change the rows afterwards.
-                rows = np.array(_rows.rows_like(name, value, entry.shape, entry.array.dtype), order="C")
-                if len(rows):
-                    new.append((entry, rows))
-            for entry, rows in new:
-                entry.tail.append(rows)
-                _touch(entry)
-
-    def replace(self, arrays: dict[str, Any], indexes: RowIndex) -> None:
-        overlay = self._overlay
-        with overlay.lock:
-            _rows.parse(indexes)
-            new = []
-            for name, value in _rows.check_dict(arrays).items():
+        _rows.check_dict(arrays)
+        new = []
+        for name, value in arrays.items():
+            try:
                 entry = self._entry(name)
-                array = overlay.merged(name, entry)
-                new.append((entry, *_replacement(name, array, value, indexes)))
-            for entry, rows, values in new:
-                if not entry.array.flags.writeable:
-                    entry.array = entry.array.copy()
-                entry.array[rows] = values
-                _touch(entry)
-
-    def write_rows(self, name: str, start: SupportsIndex, rows: Any) -> None:
-        overlay = self._overlay
-        with overlay.lock:
-            start = operator.index(start)
-            entry = self._entry(name)
-            array = overlay.merged(name, entry)
-            values = _rows.rows_like(name, rows, array.shape, array.dtype)
-            if start < 0 or start + len(values) > len(array):
-                raise RowIndexError(
-                    f"rows {start} to {start + len(values)} are out of bounds for array '{name}' "
-                    f"with {len(array)} rows; append adds rows"
-                )
-            array[start : start + len(values)] = values
+            except ArrayNotFoundError as error:
+                raise AppendTargetError(str(error)) from None
+            # The caller may change the rows afterwards.
+            rows = np.array(_rows.rows_like(name, value, entry.shape, entry.array.dtype), order="C")
+            if len(rows):
+                new.append((entry, rows))
+        for entry, rows in new:
+            entry.tail.append(rows)
             _touch(entry)
 
+    @_within
+    def replace(self, arrays: dict[str, Any], indexes: RowIndex) -> None:
+        overlay = self._overlay
+        _rows.parse(indexes)
+        new = []
+        for name, value in _rows.check_dict(arrays).items():
+            entry = self._entry(name)
+            array = overlay.merged(name, entry)
+            new.append((entry, *_replacement(name, array, value, indexes)))
+        for entry, rows, values in new:
+            if not entry.array.flags.writeable:
+                entry.array = entry.array.copy()
+            entry.array[rows] = values
+            _touch(entry)
+
+    @_within
+    def write_rows(self, name: str, start: SupportsIndex, rows: Any) -> None:
+        overlay = self._overlay
+        start = operator.index(start)
+        entry = self._entry(name)
+        array = overlay.merged(name, entry)
+        values = _rows.rows_like(name, rows, array.shape, array.dtype)
+        if start < 0 or start + len(values) > len(array):
+            raise RowIndexError(
+                f"rows {start} to {start + len(values)} are out of bounds for array '{name}' "
+                f"with {len(array)} rows; append adds rows"
+            )
+        array[start : start + len(values)] = values
+        _touch(entry)
+
+    @_within
     def drop(self, name: Any, indexes: RowIndex | None = None) -> None:
         overlay = self._overlay
-        with overlay.lock:
-            names = _rows.names_of(name)
-            if indexes is None:
-                for each in names:
-                    self._remove(each)
-                return
-            _rows.parse(indexes)
-            kept = []
-            for each in dict.fromkeys(names):
-                if not self.has_array(each):
-                    continue
-                shape = self.get_shape(each)
-                if not shape:
-                    raise ValueError(_rows.no_rows(each))
-                rows = _rows.resolve_existing(each, indexes, shape[0])
-                if _rows.count(rows, shape[0]):
-                    kept.append((each, rows))
-            for each, rows in kept:
-                entry = self._entry(each)
-                array = overlay.merged(each, entry)
-                keep = np.ones(len(array), np.bool_)
-                keep[rows] = False
-                whole, in_memory = overlay.empty((int(keep.sum()), *array.shape[1:]), array.dtype)
-                np.compress(keep, array, axis=0, out=whole)
-                overlay.in_memory += in_memory - entry.in_memory
-                entry.array, entry.in_memory = whole, in_memory
-                _touch(entry)
+        names = _rows.names_of(name)
+        if indexes is None:
+            for each in names:
+                self._remove(each)
+            return
+        _rows.parse(indexes)
+        kept = []
+        for each in dict.fromkeys(names):
+            if not self.has_array(each):
+                continue
+            shape = self.get_shape(each)
+            if not shape:
+                raise ValueError(_rows.no_rows(each))
+            rows = _rows.resolve_existing(each, indexes, shape[0])
+            if _rows.count(rows, shape[0]):
+                kept.append((each, rows))
+        for each, rows in kept:
+            entry = self._entry(each)
+            array = overlay.merged(each, entry)
+            keep = np.ones(len(array), np.bool_)
+            keep[rows] = False
+            whole, in_memory = overlay.empty((int(keep.sum()), *array.shape[1:]), array.dtype)
+            np.compress(keep, array, axis=0, out=whole)
+            overlay.in_memory += in_memory - entry.in_memory
+            entry.array, entry.in_memory = whole, in_memory
+            _touch(entry)
 
+    @_within
     def getitem(self, name: str, indexes: RowIndex, *, out: AnyArray | None = None) -> AnyArray:
         overlay = self._overlay
-        with overlay.lock:
-            entry = overlay.entries.get(name)
-            if entry is None:
-                self._check_not_gone(name)
-                return super().getitem(name, indexes) if out is None else super().getitem(name, indexes, out=out)
-            return _rows_of(name, overlay.merged(name, entry), indexes, out)
+        entry = overlay.entries.get(name)
+        if entry is None:
+            self._check_not_gone(name)
+            return super().getitem(name, indexes) if out is None else super().getitem(name, indexes, out=out)
+        return _rows_of(name, overlay.merged(name, entry), indexes, out)
 
+    @_within
     def stream_load(self, array_name: str, buffer_size: int | None = None) -> Iterator[AnyArray]:
         overlay = self._overlay
-        with overlay.lock:
-            entry = overlay.entries.get(array_name)
-            if entry is None:
-                self._check_not_gone(array_name)
-                return super().stream_load(array_name, buffer_size)
-            n_at_once = 1 if buffer_size is None else buffer_size
-            if not isinstance(n_at_once, (int, np.integer)) or n_at_once < 1:
-                raise ValueError(
-                    f"buffer_size is {buffer_size!r}, expected a positive number of rows, or None for one row at a time"
-                )
-            array = overlay.merged(array_name, entry)
-            if not array.ndim:
-                raise ValueError(_rows.no_rows(array_name))
-            starts = range(0, len(array), int(n_at_once))
-            return (array[start : start + int(n_at_once)].copy() for start in starts)
+        entry = overlay.entries.get(array_name)
+        if entry is None:
+            self._check_not_gone(array_name)
+            return super().stream_load(array_name, buffer_size)
+        n_at_once = 1 if buffer_size is None else buffer_size
+        if not isinstance(n_at_once, (int, np.integer)) or n_at_once < 1:
+            raise ValueError(
+                f"buffer_size is {buffer_size!r}, expected a positive number of rows, or None for one row at a time"
+            )
+        array = overlay.merged(array_name, entry)
+        if not array.ndim:
+            raise ValueError(_rows.no_rows(array_name))
+        starts = range(0, len(array), int(n_at_once))
+        return (array[start : start + int(n_at_once)].copy() for start in starts)
 
+    @_within
     def get_shape(self, name: str | None = None) -> Any:
         overlay = self._overlay
-        with overlay.lock:
-            if name is not None:
-                entry = overlay.entries.get(name)
-                if entry is not None:
-                    return entry.shape
-                self._check_not_gone(name)
-                return super().get_shape(name)
-            stored = super().get_shape()
-            shapes = {}
-            for each in self._names(stored):
-                entry = overlay.entries.get(each)
-                shapes[each] = stored[each] if entry is None else entry.shape
-            return shapes
+        if name is not None:
+            entry = overlay.entries.get(name)
+            if entry is not None:
+                return entry.shape
+            self._check_not_gone(name)
+            return super().get_shape(name)
+        stored = super().get_shape()
+        shapes = {}
+        for each in self._names(stored):
+            entry = overlay.entries.get(each)
+            shapes[each] = stored[each] if entry is None else entry.shape
+        return shapes
 
+    @_within
     def get_member_list(self) -> list[str]:
-        with self._overlay.lock:
-            return self._names(super().get_member_list())
+        return self._names(super().get_member_list())
 
+    @_within
     def has_array(self, name: object) -> bool:
         overlay = self._overlay
-        with overlay.lock:
-            # Of a closed store, this raises.
-            is_stored = super().has_array(name)
-            return isinstance(name, str) and (name in overlay.entries or (is_stored and name not in overlay.gone))
+        # Of a closed store, this raises.
+        is_stored = super().has_array(name)
+        return isinstance(name, str) and (name in overlay.entries or (is_stored and name not in overlay.gone))
 
     def __contains__(self, name: object, /) -> bool:
         return self.has_array(name)
@@ -406,122 +442,122 @@ class BatchMethods(_Core):
     def __iter__(self) -> Iterator[str]:
         return iter(self.get_member_list())
 
+    @_within
     def get_metadata(self) -> dict[str, Any]:
         overlay = self._overlay
-        with overlay.lock:
-            metadata = super().get_metadata()
-            stored = metadata["arrays"]
-            metadata["arrays"] = arrays = {}
-            for name in self._names(stored):
-                entry = overlay.entries.get(name)
-                if entry is None:
-                    arrays[name] = stored[name]
-                    continue
-                known = stored.get(name) if name not in overlay.gone else None
-                nbytes = math.prod(entry.shape) * entry.array.dtype.itemsize
-                of_entry = {"shape": list(entry.shape), "dtype": _dtype_name(entry.array.dtype), "size_bytes": nbytes}
-                if known is None:
-                    rest = {"data_file": None, "last_modified": entry.modified, "stored_bytes": nbytes, "codec": None}
-                    arrays[name] = of_entry | rest
-                else:
-                    arrays[name] = known | of_entry
-                    if entry.modified is not None:
-                        arrays[name]["last_modified"] = entry.modified
-            metadata["total_arrays"] = len(arrays)
-            return metadata
+        metadata = super().get_metadata()
+        stored = metadata["arrays"]
+        metadata["arrays"] = arrays = {}
+        for name in self._names(stored):
+            entry = overlay.entries.get(name)
+            if entry is None:
+                arrays[name] = stored[name]
+                continue
+            known = stored.get(name) if name not in overlay.gone else None
+            nbytes = math.prod(entry.shape) * entry.array.dtype.itemsize
+            of_entry = {"shape": list(entry.shape), "dtype": _dtype_name(entry.array.dtype), "size_bytes": nbytes}
+            if known is None:
+                rest = {"data_file": None, "last_modified": entry.modified, "stored_bytes": nbytes, "codec": None}
+                arrays[name] = of_entry | rest
+            else:
+                arrays[name] = known | of_entry
+                if entry.modified is not None:
+                    arrays[name]["last_modified"] = entry.modified
+        metadata["total_arrays"] = len(arrays)
+        return metadata
 
+    @_within
     def get_modify_time(self, name: str) -> int | None:
         overlay = self._overlay
-        with overlay.lock:
-            entry = overlay.entries.get(name)
-            if entry is not None and entry.modified is not None:
-                return entry.modified
-            if entry is None and name in overlay.gone:
-                return None
-            return super().get_modify_time(name)
+        entry = overlay.entries.get(name)
+        if entry is not None and entry.modified is not None:
+            return entry.modified
+        if entry is None and name in overlay.gone:
+            return None
+        return super().get_modify_time(name)
 
+    @_within
     def reset(self) -> None:
-        with self._overlay.lock:
-            for name in self.get_member_list():
-                self._remove(name)
+        for name in self.get_member_list():
+            self._remove(name)
 
+    @_within
     def update(self, name: str) -> None:
         overlay = self._overlay
-        with overlay.lock:
-            if name in overlay.entries:
-                return
-            self._check_not_gone(name)
-            super().update(name)
+        if name in overlay.entries:
+            return
+        self._check_not_gone(name)
+        super().update(name)
 
+    @_within
     def recompress(self, name: str, codec: Any = True) -> bool:
-        with self._overlay.lock:
-            _rows.check_compress("codec", codec)
-            entry = self._entry(name)
-            _touch(entry)
-            entry.compress = (codec,)
-            return True
+        _rows.check_compress("codec", codec)
+        entry = self._entry(name)
+        _touch(entry)
+        entry.compress = (codec,)
+        return True
 
+    @_within
     def clone(self, source: str, target: str) -> None:
         overlay = self._overlay
-        with overlay.lock:
-            if not self.has_array(source):
-                raise self._not_found(source)
-            self._check_free(target)
-            compress, attrs = self._codec(source), self._get_attrs(source)
-            if source in overlay.entries:
-                of_source = self.load(source)
-            else:
-                # In the order (C or Fortran) that it has.
-                of_source = super().load(source)
-            array, in_memory = of_source, of_source.nbytes
-            if overlay.memory_limit is not None and overlay.in_memory + in_memory > overlay.memory_limit:
-                array, in_memory = mapped_temporary(overlay.folder, of_source.shape, of_source.dtype), 0
-                array[...] = of_source
-            elif source in overlay.entries:
-                array = of_source.copy(order="K")
-            entry = Entry(array, in_memory=in_memory)
-            entry.compress = compress
-            entry.modified = _now()
-            overlay.put(target, entry)
-            overlay.attrs[target] = attrs
+        if not self.has_array(source):
+            raise self._not_found(source)
+        self._check_free(target)
+        compress, attrs = self._codec(source), self._get_attrs(source)
+        if source in overlay.entries:
+            of_source = self.load(source)
+        else:
+            # In the order (C or Fortran) that it has.
+            of_source = super().load(source)
+        array, in_memory = of_source, of_source.nbytes
+        if overlay.memory_limit is not None and overlay.in_memory + in_memory > overlay.memory_limit:
+            array, in_memory = mapped_temporary(overlay.folder, of_source.shape, of_source.dtype), 0
+            array[...] = of_source
+        elif source in overlay.entries:
+            array = of_source.copy(order="K")
+        entry = Entry(array, in_memory=in_memory)
+        entry.compress = compress
+        entry.modified = _now()
+        overlay.put(target, entry)
+        overlay.attrs[target] = attrs
 
+    @_within
     def create(self, name: str, shape: Any, dtype: Any = None, *, compress: Any = None) -> None:
         overlay = self._overlay
-        with overlay.lock:
-            self._check_free(name)
-            _rows.check_compress("compress", compress)
-            dims = (operator.index(shape),) if not np.iterable(shape) else tuple(map(operator.index, shape))
-            kind = np.dtype(dtype)
-            _rows.storable(name, np.empty(0, kind))
-            nbytes = math.prod(dims) * kind.itemsize
-            if overlay.memory_limit is None or overlay.in_memory + nbytes <= overlay.memory_limit:
-                entry = Entry(np.zeros(dims, kind), in_memory=nbytes)
-            else:
-                # What was never written in a file is zero.
-                entry = Entry(mapped_temporary(overlay.folder, dims, kind))
-            entry.compress = () if compress is None else (compress,)
-            entry.modified = _now()
-            overlay.put(name, entry)
-            overlay.attrs[name] = {}
+        self._check_free(name)
+        _rows.check_compress("compress", compress)
+        dims = (operator.index(shape),) if not np.iterable(shape) else tuple(map(operator.index, shape))
+        kind = np.dtype(dtype)
+        _rows.storable(name, np.empty(0, kind))
+        nbytes = math.prod(dims) * kind.itemsize
+        if overlay.memory_limit is None or overlay.in_memory + nbytes <= overlay.memory_limit:
+            entry = Entry(np.zeros(dims, kind), in_memory=nbytes)
+        else:
+            # What was never written in a file is zero.
+            entry = Entry(mapped_temporary(overlay.folder, dims, kind))
+        entry.compress = () if compress is None else (compress,)
+        entry.modified = _now()
+        overlay.put(name, entry)
+        overlay.attrs[name] = {}
 
+    @_within
     def _get_attrs(self, name: str | None) -> dict[str, Any]:
         overlay = self._overlay
-        with overlay.lock:
-            if name in overlay.gone and name not in overlay.entries:
-                raise self._not_found(name)
-            if name in overlay.attrs:
-                return plain_attrs(overlay.attrs[name])
-            if name in overlay.entries and not super().has_array(name):
-                return {}
-            return super()._get_attrs(name)
+        if name in overlay.gone and name not in overlay.entries:
+            raise self._not_found(name)
+        if name in overlay.attrs:
+            return plain_attrs(overlay.attrs[name])
+        if name in overlay.entries and not super().has_array(name):
+            return {}
+        return super()._get_attrs(name)
 
+    @_within
     def _set_attrs(self, name: str | None, set: dict[str, Any], remove: list[str]) -> None:  # noqa: A002
         overlay = self._overlay
-        with overlay.lock:
-            attrs = self._get_attrs(name)
-            for key in remove:
-                attrs.pop(key, None)
-            overlay.attrs[name] = attrs | plain_attrs(set)
+        attrs = self._get_attrs(name)
+        for key in remove:
+            attrs.pop(key, None)
+        overlay.attrs[name] = attrs | plain_attrs(set)
 
     def _entry(self, name: str) -> Entry:
         """The array as the block has it; loaded if need be."""
@@ -566,7 +602,8 @@ class BatchMethods(_Core):
     def _names(self, stored: Any) -> list[str]:
         """The names that the block sees, in order, over those that are stored."""
         overlay = self._overlay
-        names = dict.fromkeys(name for name in stored if name not in overlay.gone)
+        # One that was dropped and saved again has its old place: it is one array of the commit, not two.
+        names = dict.fromkeys(name for name in stored if name not in overlay.gone or name in overlay.entries)
         names.update(dict.fromkeys(overlay.entries))
         return list(names)
 

@@ -91,7 +91,8 @@ def pack(
     The package has the state between two commits, whoever writes to the store meanwhile: writers wait while the
     store's files are copied, into a folder beside `target` that is removed again; file systems that share blocks take
     no time and no room for that. Who writes to a mapped array, or in regions (`NumPack.write_rows`), waits for nobody,
-    and what is written so meanwhile is in the package or not. The package appears under its name when it is complete and on the disk.
+    and what is written so meanwhile is in the package or not. The package appears under its name when it is complete
+    and on the disk.
 
     Parameters
     ----------
@@ -190,7 +191,8 @@ def unpack(
         _check_free(target, overwrite)
         if overwrite and target.exists() and not (target / _MANIFEST).exists():
             if not target.is_dir() or any(target.iterdir()):
-                raise FileExistsError(errno.EEXIST, "is there and is no store; remove it, or unpack to another place", str(target))
+                what = "is there and is no store; remove it, or unpack to another place"
+                raise FileExistsError(errno.EEXIST, what, str(target))
         part = _beside(target)
         try:
             part.mkdir(parents=True)
@@ -355,7 +357,9 @@ def _copy_unchanging(source: Path, copy: Path, files_of: Callable[[Path], list[s
                 return
         for name in os.listdir(copy):
             (copy / name).unlink()
-    raise StoreLockedError(f"{source}: changed each of {_MAX_TRIES} times that it was copied; try again when it is not in use")
+    raise StoreLockedError(
+        f"{source}: changed each of {_MAX_TRIES} times that it was copied; try again when it is not in use"
+    )
 
 
 def _state(source: Path) -> tuple[int, int, int, list[str]]:

@@ -67,10 +67,14 @@ impl Store {
         }
         if shared.is_durable() {
             shared.or_poison(file.sync_data().map_err(|e| failed("sync", e)))?;
+            drop(file);
+            // And what was done before: of the writers, only the threads of this process are waited for.
+            let _turn = shared.take_turn()?;
+            shared.or_poison(shared.sync_all())?;
         } else {
             shared.note_dirty(array.record());
+            drop(file);
         }
-        drop(file);
         // Who begins to watch from now on sees what was written.
         let is_watched = shared.storage.is_watched(names::LOCK);
         if is_watched.map_err(|e| StoreError::io("ask for the lock on", self.path(), names::LOCK, e))? {

@@ -282,16 +282,13 @@ impl Shared {
     /// As [`Shared::lock_writers`], but waits no longer than `timeout`; if that is zero, not for other threads either.
     pub(super) fn lock_writers_within(&self, timeout: Duration) -> Result<WriteGuard<'_>, StoreError> {
         self.check_writable()?;
-        let store = || self.storage.path().to_owned();
         let thread = match self.writer.try_take() {
             Some(thread) => thread,
             None if timeout.is_zero() => {
-                return Err(StoreError::Locked { store: store(), waited: timeout, holder: None });
+                let store = self.storage.path().to_owned();
+                return Err(StoreError::Locked { store, waited: timeout, holder: None });
             }
-            None => {
-                let taken = self.writer.take(self.interrupted.get());
-                taken.ok_or_else(|| StoreError::Interrupted { store: store() })?
-            }
+            None => self.take_turn()?,
         };
         let take_lock =
             || self.wait_for_lock(names::LOCK, timeout, |timeout| self.storage.lock(names::LOCK, timeout));
@@ -320,6 +317,12 @@ impl Shared {
         self.finish_intent(&manifest);
         self.mend_headers(&mut manifest);
         Ok(WriteGuard { file, _thread: thread })
+    }
+
+    /// Waits until no other thread of this process writes, but for regions.
+    pub(super) fn take_turn(&self) -> Result<TurnGuard<'_>, StoreError> {
+        let taken = self.writer.take(self.interrupted.get());
+        taken.ok_or_else(|| StoreError::Interrupted { store: self.storage.path().to_owned() })
     }
 
     /// See [`wait_for_lock`](super::wait_for_lock).

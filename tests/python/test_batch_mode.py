@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import weakref
@@ -14,6 +15,7 @@ import pytest
 from arrays import DTYPES, assert_same, example
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_lifecycle import read_only  # noqa: F401
 
 A = np.arange(12.0).reshape(4, 3)
 
@@ -459,6 +461,26 @@ def test_copies_beyond_the_limit_are_in_unnamed_files(npk, path):
     assert mapped_files() == before
 
 
+def test_store_that_can_only_be_read(numpack, read_only):
+    with numpack.NumPack(read_only) as npk:
+        with npk.batch_mode(memory_limit=0):
+            a = npk.load("a")
+            assert_same(a.copy(), A)
+        for change in (lambda: npk.load("a").fill(0), lambda: npk.save({"b": A}), lambda: npk.drop("a")):
+            with pytest.raises(numpack.ReadOnlyError), npk.batch_mode():
+                change()
+        with pytest.raises(numpack.ReadOnlyError), npk.writable_batch_mode() as wb:
+            wb.load("a")
+        with pytest.raises(numpack.ReadOnlyError):
+            npk.attrs["x"] = 1
+        assert_same(npk.load("a"), A)
+    # Its directory has no room for a package, and no lock can be taken.
+    with tempfile.TemporaryDirectory() as folder:
+        package = numpack.pack(read_only, os.path.join(folder, "p.npkg"))
+        with numpack.NumPack(numpack.unpack(package)) as npk:
+            assert_same(npk.load("a"), A)
+
+
 def test_threads_may_share_the_block(stored):
     stored.save({"n": np.zeros(0)})
     with stored.batch_mode():
@@ -475,6 +497,33 @@ def test_threads_may_share_the_block(stored):
             thread.join()
     assert np.bincount(stored.load("n").astype(int)).tolist() == [50] * 4
     assert len(stored) == 203
+
+
+def test_no_call_of_another_thread_is_lost_when_a_block_ends(stored, load_all, path):
+    names, done = [], threading.Event()
+    failures = []
+
+    def work():
+        try:
+            while not done.is_set():
+                names.append(f"n{len(names)}")
+                stored.save({names[-1]: np.full(1, len(names))})
+                assert stored.load(names[-1])[0] == len(names)
+                stored.append({"b": A[:1]})
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while len(names) < 300 and not failures:
+        with stored.batch_mode():
+            stored.load("a")[0] += 1
+    done.set()
+    thread.join()
+    assert not failures
+    arrays = load_all(path)
+    assert [name for name in arrays if name.startswith("n")] == names
+    assert len(arrays["b"]) == 2 + len(names)
 
 
 NAMES = st.sampled_from("abcd")
@@ -555,4 +604,6 @@ def test_block_does_what_the_calls_do_without_one(numpack, tmp_path_factory, bef
                 assert outcome(one, operation, serial) == outcome(other, operation, serial), operation
                 assert {name: one.get_shape(name) for name in one} == other.get_shape()
             assert contents(one) == contents(other)
+            names = list(one)
         assert contents(one) == contents(other)
+        assert list(one) == names

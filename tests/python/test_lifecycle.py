@@ -276,7 +276,9 @@ def test_read_only_directory_opens_for_reading(numpack, read_only):
         assert np.array_equal(npk.load("a"), A)
         assert np.array_equal(npk.load("a", lazy=True)[1], A[1])
         assert npk.get_shape() == {"a": A.shape}
-        for call in (CALLS[name] for name in ("save", "append", "replace", "drop", "drop rows", "reset")):
+        assert npk.flush() is None
+        writes = "save", "append", "replace", "drop", "drop rows", "reset", "create", "write_rows", "clone"
+        for call in (*map(CALLS.get, writes), lambda npk: npk._map("a"), lambda npk: npk._set_attrs("a", {}, [])):
             with pytest.raises(numpack.ReadOnlyError) as raised:
                 call(npk)
             assert isinstance(raised.value, OSError)

@@ -226,8 +226,9 @@ def test_every_flipped_byte_of_the_contents_is_noticed(numpack, tmp_path):
                 assert not (tmp_path / "x").exists()
             else:
                 # The name of a file has no checksum: it is another file, or the same with a part that says nothing.
-                found = files_of(target)
-                assert sorted(found.values()) == sorted(files_of(tmp_path / "s")[n] for n in ("data_a.npkd", "metadata.npkm"))
+                packed = files_of(tmp_path / "s")
+                expected = [packed["data_a.npkd"], packed["metadata.npkm"]]
+                assert sorted(files_of(target).values()) == sorted(expected)
                 for file in target.iterdir():
                     file.unlink()
                 target.rmdir()

@@ -105,6 +105,13 @@ def test_every_write_names_the_way_out(numpack, tmp_path, release):
             lambda: npk.drop("float32_2d", [0]),
             lambda: npk.update("float32_2d"),
             lambda: npk.reset(),
+            lambda: npk.create("new", 3),
+            lambda: npk.write_rows("float32_2d", 0, npk.load("float32_2d")),
+            lambda: npk.clone("float32_2d", "new"),
+            lambda: npk._commit({"new": np.zeros(3)}, []),
+            lambda: npk._map("float32_2d"),
+            lambda: npk._write_back("float32_2d", 0, npk.load("float32_2d")),
+            lambda: npk._set_attrs("float32_2d", {"a": 1}, []),
         ]
         for number, write in enumerate(writes):
             with pytest.raises(numpack.ReadOnlyError, match=message):

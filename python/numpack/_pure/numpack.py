@@ -12,14 +12,16 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from numpack import _rows
-from numpack._errors import AppendTargetError, ArrayNotFoundError, RowIndexError, StoreClosedError
+from numpack._errors import AppendTargetError, ArrayNotFoundError, CorruptStoreError, RowIndexError, StoreClosedError
 from numpack._pure import values
 from numpack._pure.format.codec import Codec
+from numpack._pure.format.upstream import is_segmented
 from numpack._pure.lazy import LazyArray
 from numpack._pure.store import error as errors
 from numpack._pure.store import update
@@ -140,6 +142,11 @@ class NumPack:
     @property
     def is_closed(self) -> bool:
         return self._store_or_none is None
+
+    @property
+    def path(self) -> Path:
+        """The store's directory, as a pathlib.Path."""
+        return Path(self._path)
 
     @property
     def backend_type(self) -> str:
@@ -692,8 +699,10 @@ def _storable(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _modified(store: Store, record: Any) -> int:
     """Time of the last commit, or of a later write in place, in nanoseconds since 1970."""
     try:
+        if is_segmented(record.file):
+            return store.array_of(record).modified()
         return max(record.mtime, store.directory.stat(record.file).st_mtime_ns)
-    except OSError:
+    except (OSError, CorruptStoreError):
         return record.mtime
 
 

@@ -23,6 +23,7 @@ from numpack._pure.format.codec import Codec, Compression
 from numpack._pure.format.error import FormatError, Unsupported, quoted
 from numpack._pure.format.layout import MAX_NBYTES, Layout, layout_of
 from numpack._pure.format.npy import MAX_HEADER_LEN
+from numpack._pure.format.upstream import Source
 
 Attrs = dict[str, Any]
 Op = dict[str, Any]
@@ -53,6 +54,8 @@ class Record:
     deleted: BitMap64 = NONE_DELETED
     mtime: int = 0
     attrs: Attrs = field(default_factory=dict)
+    # Of an array of NumPack 0.1 to 0.7: its file has no header.
+    upstream: Source | None = None
 
     @cached_property
     def dtype(self) -> np.dtype:
@@ -78,6 +81,11 @@ class Record:
     def header_offset(self) -> int:
         """Where the ``.npy`` header is in the data file."""
         return FILE_HEADER_LEN if self.codec else 0
+
+    @property
+    def elements_offset(self) -> int:
+        """Where the elements begin in a data file without blocks."""
+        return 0 if self.upstream else self.offset
 
     @property
     def data_end(self) -> int:

@@ -12,6 +12,7 @@ from numpack._pure.format.manifest import Record
 from numpack._pure.store import error as errors
 from numpack._pure.store.blocks import BlockElements
 from numpack._pure.store.data import DataFile, Elements, bytes_of
+from numpack._pure.store.upstream import SegmentElements, Segments
 
 if TYPE_CHECKING:
     from numpack._pure.store.store import Store
@@ -26,21 +27,28 @@ class Array:
         self.data = data
 
     @property
-    def elements(self) -> Elements | BlockElements:
+    def elements(self) -> Elements | BlockElements | SegmentElements:
         """The stored elements, with deleted rows."""
+        if isinstance(self.data.file, Segments):
+            return SegmentElements(self.record, self.data.file)
         if self.record.codec is None:
             return Elements(self.record, self.data)
         return BlockElements(self.store, self.record, self.data)
 
     def view(self) -> np.ndarray | None:
-        """The array over a mapping, read-only; None if it is compressed or has deleted rows."""
+        """The array over a mapping, read-only; None if it is compressed, in several files, or has deleted rows."""
         if self.record.nbytes == 0:
             empty = self.empty(self.record.shape)
             empty.flags.writeable = False
             return empty
-        if self.record.codec is not None or self.record.deleted:
+        if not self._is_mapped or self.record.deleted:
             return None
         return self.elements.view()
+
+    @property
+    def _is_mapped(self) -> bool:
+        """Whether the stored elements can be mapped as they are."""
+        return self.record.codec is None and not isinstance(self.data.file, Segments)
 
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
         """A new array of this dtype and order."""
@@ -78,7 +86,7 @@ class Array:
         if out.nbytes == 0:
             return out
         stored = rows if record.live is None else record.live[rows]
-        if record.codec is None:
+        if self._is_mapped:
             # NumPy takes the rows out of the mapping; take() cannot write to every dtype's out.
             out[...] = self.elements.view()[stored]
         elif record.layout.fortran_order:

@@ -19,7 +19,9 @@ from numpack._pure.format import npy
 from numpack._pure.format.error import FormatError
 from numpack._pure.format.manifest import Record
 from numpack._pure.store import error as errors
+from numpack._pure.store import upstream
 from numpack._pure.store.blocks import BlockCache
+from numpack._pure.store.upstream import Segments
 from numpack._pure.sys.storage import Directory, File
 
 # Data files that stay open after their last use.
@@ -45,7 +47,9 @@ class DataFile:
         return self._map
 
     def header(self, record: Record) -> bytes:
-        """The ``.npy`` header that is in the file."""
+        """The ``.npy`` header that is in the file, or that it would have."""
+        if record.upstream is not None:
+            return npy.encode_within(record.descr, record.layout, record.offset)
         return self.file.read(record.offset, record.header_offset)
 
     def describes(self, record: Record) -> bool:
@@ -100,8 +104,10 @@ class DataFiles:
         if data is not None:
             data.space = None
 
-    def _open(self, record: Record) -> File:
+    def _open(self, record: Record) -> File | Segments:
         directory = self._directory
+        if record.upstream is not None:
+            return upstream.open_elements(directory, record)
         try:
             file = directory.open_file(record.file, writable=self._writable)
         except FileNotFoundError:
@@ -134,13 +140,13 @@ class Elements:
 
     def read_into(self, out: memoryview, offset: int) -> None:
         """Read as many bytes as ``out`` takes."""
-        if self._data.file.read_into(out, self._record.offset + offset) < len(out):
+        if self._data.file.read_into(out, self._record.elements_offset + offset) < len(out):
             raise OSError(errno.EIO, "the data file ends before the array")
 
     def view(self) -> np.ndarray:
         """All stored elements, mapped: read-only, in the order and shape of the layout."""
-        layout, start = self._record.layout, self._record.offset
-        data = self._data.map(self._record.data_end)[start : start + layout.nbytes]
+        layout, start = self._record.layout, self._record.elements_offset
+        data = self._data.map(start + layout.nbytes)[start : start + layout.nbytes]
         return shaped(data, self._record.dtype, layout.shape, fortran_order=layout.fortran_order)
 
 

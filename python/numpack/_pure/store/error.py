@@ -63,6 +63,20 @@ def overwritten(path: str) -> CorruptStoreError:
     )
 
 
+def table_lost(path: str) -> CorruptStoreError:
+    """The directory has data files of an old release, whose table has no array."""
+    return CorruptStoreError(
+        f"{path}: metadata.npkm lists no array, but there are data files: NumPack 0.2.1-0.7 replaces a table that it "
+        "cannot read by an empty one; restore metadata.npkm from a backup, or move the data files away"
+    )
+
+
+def old_layout(store: str, layout: str) -> ReadOnlyError:
+    """The store was written by an old release."""
+    what = f'the store has the layout of NumPack {layout}, which is only read; run "npkfs upgrade {store}"'
+    return ReadOnlyError(errno.EROFS, what, store)
+
+
 def read_only(store: str) -> ReadOnlyError:
     """The store was opened for reading."""
     return ReadOnlyError(errno.EROFS, "the store is opened for reading only", store)

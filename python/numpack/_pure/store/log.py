@@ -7,13 +7,16 @@ in the same critical section.
 from __future__ import annotations
 
 import os
+import secrets
 import struct
 from collections.abc import Callable
 
 from numpack._pure.format import frame, names
 from numpack._pure.format.error import BadMagic, Damaged, FormatError
 from numpack._pure.format.manifest import Change, Edit, Op, Record, Table
+from numpack._pure.format.upstream import is_data_file, is_table
 from numpack._pure.store import error as errors
+from numpack._pure.store import upstream
 from numpack._pure.sys.storage import Directory, File
 
 # The log may grow to this many bytes beyond twice its snapshot before a new snapshot is published.
@@ -58,10 +61,13 @@ class ManifestLog:
 
     def _open(self, file: File, stat: os.stat_result) -> None:
         data = self._read(file, 0, stat.st_size)
+        # The layout of the file, if NumPack 0.1 to 0.7 wrote it. Then it is only read, and only as a whole.
+        self.upstream: str | None = None
         try:
             self.store_id = frame.parse_header(data)
         except FormatError as error:
-            raise foreign(self._directory, error) from None
+            self._open_foreign(file, stat, data, error)
+            return
         try:
             log = frame.Log(data[frame.HEADER_LEN :], frame.HEADER_LEN)
             snapshot = next(log, None)
@@ -79,6 +85,21 @@ class ManifestLog:
         self._file, self._stat, self._file_len = file, stat, stat.st_size
         is_mappable = stat.st_size >= frame.HEADER_LEN and not self._directory.is_network()
         self._published = PublishedLength(file, writable=self._writable) if is_mappable else None
+
+    def _open_foreign(self, file: File, stat: os.stat_result, data: bytes, error: FormatError) -> None:
+        """Read a file that does not begin like ours, if NumPack 0.1 to 0.7 wrote it, and tell whose it is if not."""
+        if is_overwritten(self._directory, error):
+            raise errors.overwritten(self._directory.path)
+        if not (isinstance(error, BadMagic) and is_table(data)):
+            raise self._damaged(error) from None
+        self.table, self.upstream = upstream.load(self._directory, data)
+        # Another one each time: what changed between two tables of these nobody can tell.
+        self.store_id = secrets.token_bytes(frame.STORE_ID_LEN)
+        self.end = self._snapshot_end = stat.st_size
+        self.synced_len = 0
+        self.lagging = []
+        self._file, self._stat, self._file_len = file, stat, stat.st_size
+        self._published = None
 
     @classmethod
     def load(cls, directory: Directory, *, writable: bool) -> ManifestLog:
@@ -115,12 +136,17 @@ class ManifestLog:
                 named = self._directory.stat(names.MANIFEST)
             except FileNotFoundError:
                 raise without_manifest(self._directory) from None
-            if (named.st_dev, named.st_ino) != (stat.st_dev, stat.st_ino):
+            is_rewritten = self.upstream is not None and (
+                (named.st_size, named.st_mtime_ns) != (self._stat.st_size, self._stat.st_mtime_ns)
+            )
+            if is_rewritten or (named.st_dev, named.st_ino) != (stat.st_dev, stat.st_ino):
                 new = ManifestLog.load(self._directory, writable=self._writable)
                 tell_difference(self.table, new.table if new.store_id == self.store_id else None, tell)
                 self.__dict__.update(new.__dict__)
                 return True
             self._stat = stat
+        if self.upstream is not None:
+            return False
         self._file_len = stat.st_size
         before = self.end
         try:
@@ -259,21 +285,20 @@ def write_snapshot(directory: Directory, store_id: bytes, table: Table) -> File:
 
 def without_manifest(directory: Directory) -> Exception:
     """What a directory without a manifest is."""
-    if any(names.is_data_file(file) for file in directory.list()):
+    if any(map(is_data_file, directory.list())):
         return errors.manifest_lost(directory.path)
     return errors.no_manifest(directory.path)
 
 
-def foreign(directory: Directory, error: FormatError) -> Exception:
-    """Whose manifest it is that does not begin like ours."""
-    if isinstance(error, BadMagic):
-        try:
-            head = directory.open_file(names.MANIFEST_BACKUP, writable=False).read(len(frame.MAGIC), 0)
-        except OSError:
-            head = b""
-        if head == frame.MAGIC:
-            return errors.overwritten(directory.path)
-    return errors.damaged(os.path.join(directory.path, names.MANIFEST), error)
+def is_overwritten(directory: Directory, error: FormatError) -> bool:
+    """Whether a manifest that does not begin like ours has taken the place of one that did."""
+    if not isinstance(error, BadMagic):
+        return False
+    try:
+        head = directory.open_file(names.MANIFEST_BACKUP, writable=False).read(len(frame.MAGIC), 0)
+    except OSError:
+        return False
+    return head == frame.MAGIC
 
 
 def tell_difference(old: Table, new: Table | None, tell: Tell) -> None:

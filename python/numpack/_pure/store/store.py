@@ -12,8 +12,9 @@ import numpy as np
 
 from numpack._pure.format import names
 from numpack._pure.format.manifest import Change, Record
+from numpack._pure.format.upstream import OLD_TABLE
 from numpack._pure.store import error as errors
-from numpack._pure.store import writer
+from numpack._pure.store import upstream, writer
 from numpack._pure.store.array import Array
 from numpack._pure.store.data import DataFiles
 from numpack._pure.store.log import ManifestLog
@@ -130,6 +131,11 @@ class Store:
 
     def check_writable(self) -> None:
         """Refuse to write where that is known to be in vain."""
+        if self.manifest.upstream is not None:
+            # Unless it was upgraded since.
+            self.refresh(thorough=True)
+        if self.manifest.upstream is not None:
+            raise errors.old_layout(self.path, self.manifest.upstream)
         if not self.writable:
             raise errors.read_only(self.path)
         if self.poison is not None:
@@ -212,6 +218,7 @@ def remove_all(path: str) -> None:
         lock = WritersLock(directory, names.LOCK)
         writer.take(_Locking(path, lock), lock.take)
         try:
+            old_table = upstream.table_in(directory)
             try:
                 ManifestLog.load(directory, writable=True).retire()
             except (OSError, ValueError):
@@ -222,6 +229,7 @@ def remove_all(path: str) -> None:
                     directory.remove(file)
                 except FileNotFoundError:
                     continue
+            upstream.remove_files(directory, old_table)
             directory.sweep_temporaries()
         finally:
             lock.give_back()
@@ -234,7 +242,7 @@ def remove_all(path: str) -> None:
 
 
 def _is_own(file: str) -> bool:
-    return names.is_data_file(file) or file in (names.MANIFEST, names.MANIFEST_BACKUP, names.LOCK)
+    return names.is_data_file(file) or file in (names.MANIFEST, names.MANIFEST_BACKUP, names.LOCK, OLD_TABLE)
 
 
 def as_rows(rows: slice | np.ndarray, n_rows: int) -> np.ndarray:

@@ -95,7 +95,7 @@ def create(
         header = npy.encode(descr, layout)
     except FormatError as error:
         raise errors.refused(error) from None
-    staged = Stage(store, name, descr, layout, header, compression, None).finish(zeros=True)
+    staged = Stage(store, name, descr, layout, header, compression).finish(zeros=True)
     with writing(store):
         store.check_free(name)
         writer.commit(store, Commit([staged]))

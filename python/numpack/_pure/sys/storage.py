@@ -113,9 +113,10 @@ class File:
 class Directory:
     """An open directory."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, fd: int | None = None) -> None:
+        """Open it, if there is no open descriptor ``fd`` of it yet."""
         self.path = path
-        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if fd is None else fd
         self._has_unnamed = os.path.exists("/proc/self/fd")
         self._has_swept = False
 
@@ -143,6 +144,18 @@ class Directory:
     def open_file(self, name: str, *, writable: bool) -> File:
         """A file, as `open` does."""
         return File(self.open(name, os.O_RDWR if writable else os.O_RDONLY))
+
+    def folder(self, name: str) -> Directory:
+        """A directory in this one. Links are not followed.
+
+        Raises
+        ------
+        OSError
+            ENOTDIR if it is no directory, or a link.
+        """
+        check_name(name)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        return Directory(os.path.join(self.path, name), os.open(name, flags, dir_fd=self.fd))
 
     def create_unnamed(self) -> File:
         """An empty file that has no name yet."""
@@ -224,6 +237,11 @@ class Directory:
         """Take a file's name away."""
         check_name(name)
         os.unlink(name, dir_fd=self.fd)
+
+    def remove_folder(self, name: str) -> None:
+        """Remove an empty directory in this one."""
+        check_name(name)
+        os.rmdir(name, dir_fd=self.fd)
 
     def stat(self, name: str) -> os.stat_result:
         """What the system knows about a file; of a link, about the link itself."""

@@ -11,17 +11,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from numpack._pure.format import names
+from numpack._pure.format.error import FormatError, quoted
+from numpack._pure.format.layout import layout_of
 from numpack._pure.format.upstream import binary, messagepack
 from numpack._pure.format.upstream.deleted import deleted_file, deleted_file_len, parse_deleted
-from numpack._pure.format.upstream.fault import Fault, TableError, quoted
+from numpack._pure.format.upstream.fault import Fault, TableError
 from numpack._pure.format.upstream.raw import RawEntry
 from numpack._pure.format.upstream.segments import MAX_SEGMENTS_LEN, Segment, parse_segments
 
 __all__ = [
     "MAX_SEGMENTS_LEN",
+    "OLD_TABLE",
+    "SAVE_LOCK",
+    "WRITE_AHEAD_LOG",
     "Entry",
     "Fault",
     "Segment",
+    "Source",
     "Table",
     "TableError",
     "deleted_file",
@@ -33,6 +40,12 @@ __all__ = [
     "parse_segments",
     "parse_table",
 ]
+
+# What the files of a store are called besides those that the npk format has.
+WRITE_AHEAD_LOG = "metadata.wal"
+SAVE_LOCK = "save.lock"
+# The table of a store that was upgraded, until its files are removed.
+OLD_TABLE = "metadata.npkm.upgraded"
 
 # What the layouts are called, after the releases that wrote them.
 BINCODE = "0.1-0.2.0"
@@ -50,8 +63,6 @@ DTYPES_0_2_0_PYTHON = (
     *("<f2", "<f4", "<f8", "|b1", "<c8", "<c16"),
 )
 
-MAX_NAME_LEN = 4096
-MAX_NDIM = 64
 # With its header, no array may be longer than a file can be.
 MAX_NBYTES = 2**63 - 2**21
 
@@ -78,6 +89,14 @@ class Entry:
     def nbytes(self) -> int:
         """Bytes of all stored elements."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Source:
+    """What keeps the elements of an array from being read, as far as that showed when the table was read: a file, and
+    what is wrong with it."""
+
+    fault: tuple[str, Fault] | None
 
 
 @dataclass(frozen=True)
@@ -143,20 +162,18 @@ def _is_of_0_1(entry: RawEntry) -> bool:
 def _checked(entry: RawEntry, dtypes, nanos: int) -> Entry:
     """Check that there can be such an array."""
     try:
-        if "\0" in entry.name:
-            raise ValueError(f"array name {quoted(entry.name)}: holds a NUL character")
-        if len(entry.name.encode()) > MAX_NAME_LEN:
-            raise ValueError(f"array name {quoted(entry.name)}: is longer than 4096 bytes")
+        names.check(entry.name)
         if not is_data_file(entry.file):
             raise ValueError(f"{quoted(entry.file)} is not the name of a data file within the store")
         typestring = dtypes[entry.dtype] if entry.dtype < len(dtypes) else None
         if typestring is None:
             raise ValueError(f"dtype {entry.dtype} is not known")
         dtype = np.dtype(typestring)
-        _check_shape(entry.shape, dtype.itemsize)
-    except ValueError as error:
+        expected = layout_of(tuple(entry.shape), False, dtype.itemsize).nbytes
+        if expected > MAX_NBYTES:
+            raise ValueError("does not fit a file")
+    except (FormatError, ValueError) as error:
         raise ValueError(f"array {quoted(entry.name)}: {error}") from None
-    expected = math.prod(entry.shape) * dtype.itemsize
     fault = None
     if entry.is_compressed:
         fault = Fault("is compressed in a way that no release of NumPack wrote")
@@ -164,16 +181,6 @@ def _checked(entry: RawEntry, dtypes, nanos: int) -> Entry:
         fault = Fault(f"is {entry.size} bytes long in metadata.npkm, and its shape needs {expected}")
     modified = min(entry.modified * nanos, 2**63 - 1)
     return Entry(entry.name, entry.file, dtype, tuple(entry.shape), modified, fault)
-
-
-def _check_shape(shape: list[int], itemsize: int) -> None:
-    if len(shape) > MAX_NDIM:
-        raise ValueError(f"shape {shape}: has more than 64 dimensions")
-    # As in NumPy, the dimensions other than 0 must fit even where the array is empty.
-    if math.prod(dim for dim in shape if dim != 0) * itemsize > 2**63 - 1:
-        raise ValueError(f"shape {shape}: is larger than 2**63 bytes")
-    if math.prod(shape) * itemsize > MAX_NBYTES:
-        raise ValueError("does not fit a file")
 
 
 def is_data_file(file: str) -> bool:

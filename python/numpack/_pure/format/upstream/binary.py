@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from numpack._pure.format.upstream.fault import quoted
+from numpack._pure.format.error import quoted
+from numpack._pure.format.layout import MAX_NDIM
 from numpack._pure.format.upstream.raw import RawEntry
 
 # How a table of 0.3 to 0.7 begins, and how one of 0.1 and 0.2.0 does.
@@ -11,7 +12,6 @@ BINCODE_VERSION = b"\x01\0\0\0"
 # The only version of all of these.
 VERSION = 1
 
-MAX_NDIM = 64
 # Bytes of one block in the table of a compressed array.
 NPKB_BLOCK_LEN = 24
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgpack
 
-from numpack._pure.format.upstream.fault import quoted
+from numpack._pure.format.error import quoted
 from numpack._pure.format.upstream.raw import RawEntry
 
 VERSION = 1
