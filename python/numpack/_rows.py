@@ -237,16 +237,16 @@ def check_compress(argument: str, value: object) -> None:
         unknown = next((key for key in value if key not in ("level", "block", "filter")), None)
         if unknown is not None:
             raise ValueError(f"{argument} has the unknown key {unknown!r}, expected 'level', 'block' or 'filter'")
-        _check_number(f"{argument}['level']", value.get("level", 1), _LEVELS, "a level from -7 to 22")
+        _check_number(f"{argument}['level']", value.get("level", 1), _LEVELS, "-7 (fastest) to 22 (smallest)")
         block = value.get("block", 4096)
-        _check_number(f"{argument}['block']", block, _BLOCKS, "a multiple of 4096 from 4096 to 16777216")
+        _check_number(f"{argument}['block']", block, _BLOCKS, "a multiple of 4096 bytes, from 4096 to 16777216 (16 MiB)")
         found = value.get("filter", "auto")
         if not isinstance(found, str):
             raise TypeError(f"{argument}['filter'] is of type {type(found).__name__}, expected {_FILTERS}")
         if f"'{found}'" not in _FILTERS:
             raise ValueError(f"{argument}['filter'] is '{found}', expected {_FILTERS}")
     elif isinstance(value, (int, np.integer)):
-        _check_number(argument, value, _LEVELS, "a level from -7 to 22")
+        _check_number(argument, value, _LEVELS, "-7 (fastest) to 22 (smallest)")
     else:
         raise TypeError(
             f"{argument} is of type {type(value).__name__}, expected None, a bool, a level (int), or a dict with "
