@@ -71,7 +71,7 @@ def test_the_same_elements_become_the_same_blocks(two, kind, dtype):
     compare()
 
 
-@pytest.mark.parametrize("filter", ["auto", "none", "shuffle", "delta", "delta2", "delta3", "delta4"])
+@pytest.mark.parametrize("filter", ["auto", "none", "delta3"])
 def test_changes_leave_the_same_bytes(two, filter):
     each, compare = two
     array = elements("walk", "<i4", 400_000, 1).reshape(-1, 4)
