@@ -563,6 +563,42 @@ mod tests {
     }
 
     #[test]
+    fn files_in_folders_are_read_and_removed_and_links_are_not_followed() {
+        let dir = TempDir::new().expect("temporary directory");
+        let storage = DirStorage::open(dir.path()).expect("opens");
+        let folder = dir.path().join("folder");
+        fs::create_dir(&folder).expect("is made");
+        for name in ["a", "b"] {
+            fs::write(folder.join(name), name).expect("writes");
+        }
+        symlink("a", folder.join("link")).expect("is made");
+        symlink("folder", dir.path().join("linked")).expect("is made");
+        let mut bytes = [0; 2];
+        let file = storage.open_apart("folder", "a").expect("opens");
+        assert_eq!((file.read_at(&mut bytes, 0).expect("reads"), bytes), (1, *b"a\0"));
+        let kind = |folder, name| storage.open_apart(folder, name).expect_err("refused").kind();
+        assert_eq!(kind("folder", "c"), io::ErrorKind::NotFound);
+        assert_eq!(kind("nowhere", "a"), io::ErrorKind::NotFound);
+        let link = storage.open_apart("folder", "link").expect_err("a link is not followed");
+        assert_eq!(link.raw_os_error(), Some(libc::ELOOP));
+        assert_eq!(kind("linked", "a"), io::ErrorKind::NotADirectory);
+        for (folder, name) in [("..", "a"), ("folder", ".."), ("folder", ""), ("folder/a", "a")] {
+            assert_eq!(kind(folder, name), io::ErrorKind::InvalidInput);
+            let refused = storage.remove_apart(folder, Some(name)).expect_err("refused").kind();
+            assert_eq!(refused, io::ErrorKind::InvalidInput);
+        }
+        storage.remove_apart("linked", Some("a")).expect_err("a link is not followed");
+        storage.remove_apart("linked", None).expect_err("is no folder");
+        storage.remove_apart("folder", Some("a")).expect("removes");
+        storage.remove_apart("folder", Some("link")).expect("removes");
+        let full = storage.remove_apart("folder", None).expect_err("b is in it").kind();
+        assert_eq!(full, io::ErrorKind::DirectoryNotEmpty);
+        storage.remove_apart("folder", Some("b")).expect("removes");
+        storage.remove_apart("folder", None).expect("removes");
+        assert!(!folder.exists() && dir.path().join("linked").is_symlink());
+    }
+
+    #[test]
     fn who_makes_temporaries_removes_those_left_behind() {
         for (dir, storage) in both_kinds() {
             let left = dir.path().join("tmp_0123456789abcdef.npkd");
