@@ -65,26 +65,32 @@ class LazyArray(NDArrayOperatorsMixin):
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape, a tuple of int; dropped rows do not count."""
         return self._array.record.shape if self._view is None else self._view.shape
 
     @property
     def dtype(self) -> np.dtype:
+        """The numpy.dtype of the items."""
         return self._array.record.dtype
 
     @property
     def ndim(self) -> int:
+        """The number of dimensions."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
+        """The number of items."""
         return int(np.prod(self.shape, dtype=object))
 
     @property
     def itemsize(self) -> int:
+        """Bytes of one item."""
         return self.dtype.itemsize
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all items."""
         return self.size * self.itemsize
 
     @property

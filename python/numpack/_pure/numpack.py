@@ -688,7 +688,7 @@ class RowStream:
 
 def _name(name: object) -> str:
     if not isinstance(name, str):
-        raise TypeError(f"'{type(name).__name__}' object cannot be converted to 'str'")
+        raise TypeError(f"'{type(name).__name__}' object is not an instance of 'str'")
     return name
 
 

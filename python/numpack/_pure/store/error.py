@@ -139,7 +139,7 @@ def shape_mismatch(array: str, found: tuple[int, ...], expected: tuple[int, ...]
 def dtype_mismatch(array: str, found: object, expected: object) -> TypeError:
     """Rows do not have the array's dtype."""
     return TypeError(
-        f"array {quoted(array)}: dtype {found!r} is not the array's dtype {expected!r}; convert with astype first"
+        f"array {quoted(array)}: dtype {found} is not the array's dtype {expected}; convert with astype first"
     )
 
 
