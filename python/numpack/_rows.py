@@ -240,7 +240,7 @@ def check_compress(argument: str, value: object) -> None:
             raise ValueError(f"{argument} has the unknown key {unknown!r}, expected 'level', 'block' or 'filter'")
         _check_number(f"{argument}['level']", value.get("level", 1), _LEVELS, "-7 (fastest) to 22 (smallest)")
         block = value.get("block", 4096)
-        _check_number(f"{argument}['block']", block, _BLOCKS, "a multiple of 4096 bytes, from 4096 to 16777216 (16 MiB)")
+        _check_number(f"{argument}['block']", block, _BLOCKS, _BLOCK_LIMITS)
         found = value.get("filter", "auto")
         if not isinstance(found, str):
             raise TypeError(f"{argument}['filter'] is of type {type(found).__name__}, expected {_FILTERS}")
@@ -257,6 +257,7 @@ def check_compress(argument: str, value: object) -> None:
 
 _LEVELS = range(-7, 23)
 _BLOCKS = range(4096, (16 << 20) + 1, 4096)
+_BLOCK_LIMITS = "a multiple of 4096 bytes, from 4096 to 16777216 (16 MiB)"
 _FILTERS = "'auto', 'none', 'shuffle', 'delta', 'delta2', 'delta3' or 'delta4'"
 
 
