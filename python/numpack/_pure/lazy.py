@@ -168,7 +168,8 @@ class LazyArray(NDArrayOperatorsMixin):
 
     def _select_by_rows(self, index: Any) -> Any:
         shape = self.shape
-        if not shape or 0 in shape:
+        is_field = isinstance(index, str) or (isinstance(index, list) and any(isinstance(n, str) for n in index))
+        if not shape or 0 in shape or is_field:
             return self._whole()[index]
         numbers = np.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1))
         # Which row each item is of; an index that NumPy refuses is refused here, before anything is read.
