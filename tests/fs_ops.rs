@@ -377,6 +377,36 @@ fn user_attributes_can_be_read_listed_and_written() {
 }
 
 #[test]
+fn status_tells_how_mounts_are_used() {
+    let f = Fixture::with(
+        |store| {
+            store.save(&[("z", array(&[65536], &numbers(0..65536)))]).unwrap();
+            store.recompress("z", Some(&Compression::default()), &mut |_| {}).unwrap();
+        },
+        false,
+    );
+    let opened = f.open("z.npy", READ).unwrap();
+    for n in 1..=3 {
+        f.fs.read(opened.fh, 4096 + 10_000 * n, 100, |bytes| assert_eq!(bytes.len(), 100)).unwrap();
+        let counts = f.fs.counts();
+        assert_eq!((counts.reads, counts.bytes_read), (n, 100 * n));
+        assert_eq!((counts.bytes_decoded, counts.cache_hits), (65536, n - 1), "one block");
+        assert_eq!((counts.writes, counts.errors), (0, 0));
+    }
+    // A block that is damaged.
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(f.path.join(f.fs.store().array("z").unwrap().file_name()))
+        .unwrap();
+    file.write_all_at(&[0x55; 20_000], file.metadata().unwrap().len() / 3).unwrap();
+    let end = f.lookup("z.npy").unwrap().size;
+    let n_failed =
+        (0..end).step_by(32768).filter(|at| f.fs.read(opened.fh, *at, 16, |_| ()).is_err()).count();
+    assert!(n_failed > 0);
+    assert_eq!(f.fs.counts().errors, n_failed as u64);
+}
+
+#[test]
 fn statfs_is_the_stores() {
     let f = Fixture::new();
     let stat = f.fs.statfs().unwrap();
