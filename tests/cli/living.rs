@@ -41,6 +41,7 @@ fn status_tells_how_mounts_are_used() {
         assert_eq!(before["counters"]["reads"], 0);
 
         way.read("a.npy");
+        assert_eq!(of_mount(way)["counters"]["bytes_read"], numbers(5000, 0).len());
         way.read("z.npy");
         let write = "printf x | dd of=\"$0\" bs=1 conv=notrunc seek=1000 2>&1";
         let output = way.other_command("sh").args(["-c", write]).arg(way.mnt.join("a.npy")).output().unwrap();
@@ -48,8 +49,10 @@ fn status_tells_how_mounts_are_used() {
         let after = of_mount(way);
         let counter = |name: &str| after["counters"][name].as_u64().unwrap();
         assert!(counter("reads") > 1 && counter("writes") == 1 && counter("bytes_written") == 1, "{after}");
-        assert_eq!(counter("bytes_read"), (numbers(5000, 0).len() + numbers(50_000, 0).len()) as u64);
-        assert_eq!((counter("bytes_decoded"), counter("errors")), (400_000, 0), "{after}");
+        // Of the blocks that were decoded, the kernel may have been given pages before it asked for them.
+        let all = (numbers(5000, 0).len() + numbers(50_000, 0).len()) as u64;
+        assert!((numbers(5000, 0).len() as u64 + 1..=all).contains(&counter("bytes_read")), "{after}");
+        assert!(counter("bytes_decoded") >= 400_000 && counter("errors") == 0, "{after}");
 
         let text = status(way, &[mnt]).ok();
         let lines = text.lines();
