@@ -62,6 +62,7 @@ lint() {
     if cargo clippy --version >/dev/null 2>&1; then clippy; else
         record 'not run' 'clippy' 'no clippy here; rustup component add clippy'
     fi
+    check mypy 'types of the Python code' "$bin/python" -m mypy
     check doc 'Rust documentation' env RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' cargo doc --quiet --no-deps --document-private-items
     scripts
 }
@@ -93,13 +94,16 @@ tests() {
     check cargo-test 'Rust tests' limit 1500 cargo test --no-fail-fast -- --show-output
     if check build 'build and install' make --no-print-directory build; then
         check stubtest 'type stubs' "$bin/python" -m mypy.stubtest --concise numpack
-        check pytest 'Python tests' limit 900 "$bin/python" -m pytest -rs tests/python
+        for backend in rust python; do
+            check "pytest-$backend" "Python tests, backend $backend" \
+                limit 900 env NUMPACK_BACKEND="$backend" "$bin/python" -m pytest -rs tests/python
+        done
     else
         record 'not run' 'type stubs' 'the build failed'
         record 'not run' 'Python tests' 'the build failed'
     fi
     # Tests that had to leave something out say so themselves.
-    sed -nE 's/^.*SKIPPED:? (\[[0-9]+\] )?//p' "$logs/cargo-test.log" "$logs/pytest.log" 2>/dev/null |
+    sed -nE 's/^.*SKIPPED:? (\[[0-9]+\] )?//p' "$logs/cargo-test.log" "$logs"/pytest-*.log 2>/dev/null |
         sort | uniq -c >"$logs/skipped"
     while read -r n why; do record 'not run' "part of the tests, $n times" "$why"; done <"$logs/skipped"
 }

@@ -12,6 +12,10 @@ array([1., 1.], dtype=float32)
 import gc
 import platform
 
+from numpack._attrs import Attributes
+from numpack._backend import backend_type as _backend_type
+from numpack._backend import core as _core
+from numpack._batch import BatchModeContext
 from numpack._errors import (
     AppendTargetError,
     ArrayExistsError,
@@ -19,45 +23,64 @@ from numpack._errors import (
     CorruptStoreError,
     NotAStoreError,
     NpkError,
+    PackageError,
     ReadOnlyError,
     RowIndexError,
     StoreClosedError,
     StoreLockedError,
     UnsupportedError,
 )
-from numpack._native import LazyArray, NumPack, __version__
+from numpack._groups import Group
+from numpack._package import get_package_info, pack, unpack
+from numpack._store import NumPack
+from numpack._writable import WritableBatchMode
+
+LazyArray = _core.LazyArray
+__version__ = _core.__version__
 
 __all__ = [
     "AppendTargetError",
     "ArrayExistsError",
     "ArrayNotFoundError",
+    "Attributes",
+    "BatchModeContext",
     "CorruptStoreError",
+    "Group",
     "LazyArray",
     "NotAStoreError",
     "NpkError",
     "NumPack",
+    "PackageError",
     "ReadOnlyError",
     "RowIndexError",
     "StoreClosedError",
     "StoreLockedError",
     "UnsupportedError",
+    "WritableBatchMode",
     "__version__",
     "force_cleanup_windows_handles",
     "get_backend_info",
+    "get_package_info",
+    "pack",
+    "unpack",
 ]
 
 
 def get_backend_info() -> dict[str, object]:
     """What numpack runs on.
 
+    The environment chooses, when numpack is imported: ``NUMPACK_BACKEND`` = rust or python; else
+    ``NUMPACK_FORCE_PYTHON_BACKEND`` or ``NUMPACK_DISABLE_RUST`` = 1, true or yes for python; else rust, or python
+    where the extension module is missing. Both backends do the same with the same files.
+
     Returns
     -------
     dict
-        ``backend_type`` ('rust'), ``platform`` (as `platform.system`), ``is_windows``, ``version``.
+        ``backend_type`` ('rust' or 'python'), ``platform`` (as `platform.system`), ``is_windows``, ``version``.
     """
     system = platform.system()
     return {
-        "backend_type": "rust",
+        "backend_type": _backend_type,
         "platform": system,
         "is_windows": system == "Windows",
         "version": __version__,

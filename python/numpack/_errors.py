@@ -50,4 +50,8 @@ class CorruptStoreError(NpkError, ValueError):
 
 
 class UnsupportedError(NpkError, NotImplementedError):
-    """The store needs a newer release of numpack."""
+    """The store needs a newer release of numpack, or what was asked cannot be done with it."""
+
+
+class PackageError(NpkError, ValueError, RuntimeError):
+    """A file that is no package, is cut off, or is damaged."""

@@ -190,7 +190,9 @@ impl From<UmountError> for CliError {
 /// The exit code of the store's answers: the one place that decides it.
 pub fn store_exit(error: &StoreError) -> Exit {
     match error {
-        StoreError::Locked { .. } | StoreError::ChangedMeanwhile { .. } => Exit::InUse,
+        StoreError::Locked { .. } | StoreError::Interrupted { .. } | StoreError::ChangedMeanwhile { .. } => {
+            Exit::InUse
+        }
         StoreError::DataFile { .. } | StoreError::Block { .. } => Exit::Damaged,
         StoreError::Format { source, .. } => match source {
             // Written by a newer release: unreadable here, but whole.

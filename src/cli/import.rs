@@ -102,6 +102,7 @@ fn concerns_file(error: &StoreError, source: &Path) -> bool {
         | StoreError::OldLayout { .. }
         | StoreError::ChangedMeanwhile { .. }
         | StoreError::Locked { .. }
+        | StoreError::Interrupted { .. }
         | StoreError::DataFile { .. }
         | StoreError::ShapeMismatch { .. }
         | StoreError::DtypeMismatch { .. }

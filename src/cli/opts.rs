@@ -61,7 +61,7 @@ pub struct MountOpts {
 
     /// Mount options, separated by commas; may be given several times, the last one counts
     ///
-    /// ro, rw: read-only or writable (default: rw).
+    /// ro, rw: read-only or writable (default: rw; ro for a store of NumPack 0.1 to 0.7).
     /// allow_other: let other users in (default: only the mounting user).
     /// nonempty: mount over a folder that has contents, hiding them (default: refuse).
     /// passthrough=auto|off: let the kernel read uncompressed arrays from the store itself where it

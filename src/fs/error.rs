@@ -106,6 +106,7 @@ fn store_errno(error: &StoreError) -> c_int {
         StoreError::Format { .. } | StoreError::DataFile { .. } | StoreError::Block { .. } => libc::EIO,
         // Another writer is at work: "try again" in the words that unlink(2) and rename(2) have for it.
         StoreError::Locked { .. } | StoreError::ChangedMeanwhile { .. } => libc::EBUSY,
+        StoreError::Interrupted { .. } => libc::EINTR,
         StoreError::ShapeMismatch { .. }
         | StoreError::DtypeMismatch { .. }
         | StoreError::RowCount { .. }

@@ -3,20 +3,22 @@
 
 use std::ptr;
 use std::slice;
+use std::sync::Arc;
 
 use numpy::npyffi::{
-    _PyArray_GET_ITEM_DATA, NPY_ARRAY_ALIGNED, NPY_ARRAY_F_CONTIGUOUS, NPY_ORDER, NpyTypes, PY_ARRAY_API,
-    get_type_object,
+    _PyArray_GET_ITEM_DATA, NPY_ARRAY_ALIGNED, NPY_ARRAY_F_CONTIGUOUS, NPY_ARRAY_WRITEABLE, NPY_ORDER,
+    NpyTypes, PY_ARRAY_API, get_type_object,
 };
 use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
+use pyo3::types::PyTuple;
 
 use super::dtype;
 use super::error::OrRaise;
 use super::lazy::LazyArray;
-use crate::store::{ArrayMap, Dtype, NewArray, StoreError};
+use crate::store::{ArrayMap, Dtype, MapMut, NewArray, StoreError};
 
 pub(super) type Ndarray<'py> = Bound<'py, PyUntypedArray>;
 
@@ -92,6 +94,64 @@ fn nbytes(array: &Ndarray<'_>) -> usize {
     array.len() * array.dtype().itemsize()
 }
 
+/// The array that a caller passed as `out`, to be filled with an array of this dtype and shape in C order.
+///
+/// # Errors
+/// `TypeError` if it is no ndarray or has another dtype; `ValueError` if it has another shape, is not contiguous, or
+/// must not be written to.
+pub(super) fn check_out<'py>(
+    out: &Bound<'py, PyAny>,
+    dtype: &Bound<'py, PyArrayDescr>,
+    shape: &[u64],
+) -> PyResult<Ndarray<'py>> {
+    let py = out.py();
+    let Ok(array) = out.cast::<PyUntypedArray>() else {
+        let found = out.get_type().name()?;
+        return Err(PyTypeError::new_err(format!("out is of type {found}, expected an ndarray")));
+    };
+    let found = array.dtype();
+    if !found.is_equiv_to(dtype) {
+        return Err(PyTypeError::new_err(format!("out has dtype {found}, expected {dtype}")));
+    }
+    if !array.shape().iter().map(|&dim| dim as u64).eq(shape.iter().copied()) {
+        let (found, expected) = (array.getattr("shape")?, PyTuple::new(py, shape)?);
+        return Err(PyValueError::new_err(format!("out has shape {found}, expected {expected}")));
+    }
+    if !array.is_c_contiguous() {
+        return Err(PyValueError::new_err("out is not C-contiguous; pass one that numpy.empty makes"));
+    }
+    if !is_writeable(array) {
+        return Err(PyValueError::new_err("out is read-only"));
+    }
+    Ok(array.clone())
+}
+
+#[expect(unsafe_code, reason = "NumPy's flags")]
+fn is_writeable(array: &Ndarray<'_>) -> bool {
+    // SAFETY: the reference keeps the array alive while its flags are read.
+    unsafe { (*_PyArray_GET_ITEM_DATA(array.as_array_ptr())).flags & NPY_ARRAY_WRITEABLE != 0 }
+}
+
+/// Fills an array that [`check_out`] let pass: `fill` writes all its bytes, without the GIL.
+#[expect(unsafe_code, reason = "NumPy's buffer")]
+pub(super) fn fill_out<'py>(
+    out: Ndarray<'py>,
+    fill: impl FnOnce(&mut [u8]) -> Result<(), StoreError> + Send,
+) -> PyResult<Ndarray<'py>> {
+    let len = nbytes(&out);
+    if len > 0 {
+        // SAFETY: the array is contiguous and writable, and has `len` bytes at `data` for as long as it is referred to.
+        // Threads that use its items meanwhile race with this as they would with any function of NumPy's that fills an
+        // array: the bytes are only copied to.
+        let bytes = unsafe {
+            let data = (*_PyArray_GET_ITEM_DATA(out.as_array_ptr())).data;
+            slice::from_raw_parts_mut(data.cast::<u8>(), len)
+        };
+        out.py().detach(|| fill(bytes)).or_raise(out.py())?;
+    }
+    Ok(out)
+}
+
 /// A new array, which owns its memory; `fill` writes all its bytes, without the GIL.
 #[expect(unsafe_code, reason = "NumPy's buffer")]
 pub(super) fn filled<'py>(
@@ -102,7 +162,7 @@ pub(super) fn filled<'py>(
 ) -> PyResult<Ndarray<'py>> {
     let py = dtype.py();
     let itemsize = dtype.itemsize();
-    let array = new(dtype, shape, fortran_order, ptr::null())?;
+    let array = new(dtype, shape, fortran_order, None)?;
     let len = nbytes(&array);
     if len > 0 {
         // SAFETY: NumPy has just allocated `len` bytes there, contiguous, and nobody else knows of the array yet.
@@ -124,7 +184,32 @@ pub(super) fn filled<'py>(
 
 /// Holds a mapping for the arrays that lie in it: their `base`.
 #[pyclass(frozen, module = "numpack._native")]
-struct Mapping(ArrayMap);
+pub(super) struct Mapping(Mapped);
+
+/// What is mapped.
+pub(super) enum Mapped {
+    /// To be read.
+    Read(ArrayMap),
+    /// To be written to as well.
+    Write(Arc<MapMut>),
+}
+
+impl Mapped {
+    fn len(&self) -> usize {
+        match self {
+            Mapped::Read(map) => map.len(),
+            Mapped::Write(map) => map.len(),
+        }
+    }
+
+    /// Where the bytes are, and whether they may be written.
+    fn bytes(&self) -> (*mut u8, bool) {
+        match self {
+            Mapped::Read(map) => (map.as_ptr().cast_mut(), false),
+            Mapped::Write(map) => (map.as_mut_ptr(), true),
+        }
+    }
+}
 
 #[pymethods]
 impl Mapping {
@@ -133,13 +218,13 @@ impl Mapping {
     }
 }
 
-/// A read-only array over `map`, which stays valid as long as it lives.
+/// An array over `map`, read-only if that is. The mapping stays valid as long as the array lives.
 #[expect(unsafe_code, reason = "NumPy's buffer")]
 pub(super) fn mapped<'py>(
     dtype: Bound<'py, PyArrayDescr>,
     shape: &[u64],
     fortran_order: bool,
-    map: ArrayMap,
+    map: Mapped,
 ) -> PyResult<Ndarray<'py>> {
     let py = dtype.py();
     let itemsize = dtype.itemsize() as u64;
@@ -150,7 +235,7 @@ pub(super) fn mapped<'py>(
             map.len()
         )));
     }
-    let array = new(dtype, shape, fortran_order, map.as_ptr())?;
+    let array = new(dtype, shape, fortran_order, Some(map.bytes()))?;
     let mapping = Bound::new(py, Mapping(map))?;
     // SAFETY: `array` is new and has no base; the call takes over the reference to `mapping`, which keeps the mapped
     // bytes in place until NumPy drops the array and every view of it.
@@ -162,19 +247,22 @@ pub(super) fn mapped<'py>(
     if status < 0 { Err(PyErr::fetch(py)) } else { Ok(array) }
 }
 
-/// A new contiguous array; over `data`, read-only, if that is not null.
+/// A new contiguous array; over `data`, if there is any, which may be written if it says so.
 #[expect(unsafe_code, reason = "NumPy's C API")]
 fn new<'py>(
     dtype: Bound<'py, PyArrayDescr>,
     shape: &[u64],
     fortran_order: bool,
-    data: *const u8,
+    data: Option<(*mut u8, bool)>,
 ) -> PyResult<Ndarray<'py>> {
     let py = dtype.py();
     let mut dims = shape.iter().map(|&dim| isize::try_from(dim)).collect::<Result<Vec<_>, _>>()?;
-    let flags = if fortran_order { NPY_ARRAY_F_CONTIGUOUS } else { 0 };
+    let (data, is_writeable) = data.unwrap_or((ptr::null_mut(), false));
+    let flags = if fortran_order { NPY_ARRAY_F_CONTIGUOUS } else { 0 }
+        | if is_writeable { NPY_ARRAY_WRITEABLE } else { 0 };
     // SAFETY: `dims` has the length that is passed (NumPy refuses more than it can have), the reference to `dtype` is
-    // handed over, and the caller vouches for `data`. Without `NPY_ARRAY_WRITEABLE` nobody writes there.
+    // handed over, and the caller vouches for `data`. Without `NPY_ARRAY_WRITEABLE` nobody writes there; over no data
+    // it is ignored.
     unsafe {
         let array = PY_ARRAY_API.PyArray_NewFromDescr(
             py,
@@ -183,7 +271,7 @@ fn new<'py>(
             dims.len() as i32,
             dims.as_mut_ptr(),
             ptr::null_mut(),
-            data.cast_mut().cast(),
+            data.cast(),
             flags,
             ptr::null_mut(),
         );
@@ -218,14 +306,27 @@ pub(super) fn is_borrowed(array: &Ndarray<'_>) -> bool {
 
 /// Whether `array` looks at a mapping of a store.
 pub(super) fn is_mapped(array: &Ndarray<'_>) -> bool {
+    owner(array).is_some_and(|owner| owner.is_instance_of::<Mapping>())
+}
+
+/// What is no array and owns the memory that `array` looks at.
+fn owner<'py>(array: &Ndarray<'py>) -> Option<Bound<'py, PyAny>> {
     let mut owner = base(array);
     while let Some(object) = owner {
         match object.cast_into::<PyUntypedArray>() {
             Ok(array) => owner = base(&array),
-            Err(error) => return error.into_inner().is_instance_of::<Mapping>(),
+            Err(error) => return Some(error.into_inner()),
         }
     }
-    false
+    None
+}
+
+/// Whether `array` looks at a mapping of a store that can be written to.
+pub(super) fn is_mapped_to_write(array: &Ndarray<'_>) -> bool {
+    owner(array).is_some_and(|owner| match owner.cast::<Mapping>() {
+        Ok(mapping) => matches!(mapping.get().0, Mapped::Write(..)),
+        Err(_) => false,
+    })
 }
 
 /// The result of indexing an array: a copy if it is an array and `is_view` says so.

@@ -5,7 +5,9 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use pyo3::exceptions::{PyFileExistsError, PyFileNotFoundError, PyOSError, PyTypeError, PyValueError};
+use pyo3::exceptions::{
+    PyFileExistsError, PyFileNotFoundError, PyKeyboardInterrupt, PyOSError, PyTypeError, PyValueError,
+};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
@@ -81,6 +83,18 @@ pub(super) fn os_error(action: &str, path: &Path, error: &io::Error) -> PyErr {
     PyOSError::new_err((errno, format!("cannot {action}: {text}"), filename(path)))
 }
 
+/// Whether a signal handler raised an exception, which is left to be raised by whoever waits. Answers only in the main
+/// thread, where Python runs them.
+pub(super) fn interrupted() -> bool {
+    Python::attach(|py| match py.check_signals() {
+        Ok(()) => false,
+        Err(error) => {
+            error.restore(py);
+            true
+        }
+    })
+}
+
 pub(super) trait OrRaise<T> {
     /// Turns the error of a store into the exception that it is in Python.
     fn or_raise(self, py: Python<'_>) -> PyResult<T>;
@@ -118,6 +132,10 @@ fn exception(error: &StoreError, message: String) -> PyErr {
         }
         StoreError::Locked { store, .. } => {
             Exception::StoreLocked.os_err(libc::ETIMEDOUT, without(store), store)
+        }
+        // The exception that a signal handler raised, KeyboardInterrupt in most programs: `interrupted` left it.
+        StoreError::Interrupted { .. } => {
+            Python::attach(PyErr::take).unwrap_or_else(|| PyKeyboardInterrupt::new_err(message))
         }
         StoreError::ChangedMeanwhile { path } => {
             Exception::StoreLocked.os_err(libc::EBUSY, without(path), path)

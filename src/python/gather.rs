@@ -8,9 +8,9 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyEllipsis, PyInt, PySlice, PyString, PyTuple};
 
-use super::array::{Ndarray, as_array, copy_views, filled, is_borrowed};
+use super::array::{Ndarray, as_array, check_out, copy_views, fill_out, filled, is_borrowed};
 use super::index::{Rows, int64s, integer, nonzero, slice_rows, wrapped};
-use crate::store::Array;
+use crate::store::{Array, StoreError};
 
 /// Selected rows that have more bytes than this are read in pieces, if an index takes only a part of each row.
 const CHUNK_LEN: u64 = 16 << 20;
@@ -28,20 +28,53 @@ pub(super) fn all<'py>(array: &Array, dtype: &Bound<'py, PyArrayDescr>) -> PyRes
     filled(dtype.clone(), array.shape(), array.fortran_order(), |out| array.read_into(out))
 }
 
+/// All rows, in `out`.
+pub(super) fn all_into<'py>(
+    array: &Array,
+    dtype: &Bound<'py, PyArrayDescr>,
+    out: &Bound<'py, PyAny>,
+) -> PyResult<Ndarray<'py>> {
+    let out = check_out(out, dtype, array.shape())?;
+    fill_out(out, |out| match array.fortran_order() {
+        true => array.read_rows_into(0..array.n_rows(), out),
+        false => array.read_into(out),
+    })
+}
+
 /// The rows `rows`, in that order.
 pub(super) fn rows<'py>(
     array: &Array,
     dtype: &Bound<'py, PyArrayDescr>,
     rows: &Rows,
 ) -> PyResult<Ndarray<'py>> {
+    filled(dtype.clone(), &shape_of(array, rows), false, |out| read_rows(array, rows, out))
+}
+
+/// The rows `rows`, in that order, in `out`.
+pub(super) fn rows_into<'py>(
+    array: &Array,
+    dtype: &Bound<'py, PyArrayDescr>,
+    rows: &Rows,
+    out: &Bound<'py, PyAny>,
+) -> PyResult<Ndarray<'py>> {
+    let out = check_out(out, dtype, &shape_of(array, rows))?;
+    fill_out(out, |out| read_rows(array, rows, out))
+}
+
+/// The shape of these rows of `array`.
+fn shape_of(array: &Array, rows: &Rows) -> Vec<u64> {
     let mut shape = array.shape().to_vec();
     if let Some(n_rows) = shape.first_mut() {
         *n_rows = rows.len();
     }
-    filled(dtype.clone(), &shape, false, |out| match rows {
+    shape
+}
+
+fn read_rows(array: &Array, rows: &Rows, out: &mut [u8]) -> Result<(), StoreError> {
+    match rows {
         Rows::Range(rows) => array.read_rows_into(rows.clone(), out),
         Rows::List(rows) => array.gather_into(rows, out),
-    })
+    }
 }
 
 /// `array[index]` with NumPy's result, as a new array or scalar.

@@ -4,6 +4,7 @@
 //! and typed in `python/numpack/_native.pyi`.
 
 mod array;
+mod attrs;
 mod codec;
 mod dtype;
 mod error;

@@ -1,16 +1,20 @@
 //! Saving and changing arrays and their rows: arguments are checked and converted here, all of them before the store
 //! writes anything.
 
-use numpy::{PyUntypedArray, PyUntypedArrayMethods};
+use std::sync::{Arc, Weak};
+
+use numpy::{PyArrayDescr, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
-use super::array::{Contiguous, to_ndarray, to_rows};
+use super::array::{
+    Contiguous, Mapped, Ndarray, filled, is_mapped_to_write, mapped as mapped_at, to_ndarray, to_rows,
+};
 use super::error::{Exception, OrRaise};
-use super::index::{RowIndex, Rows};
+use super::index::{RowIndex, Rows, integer};
 use super::{dtype, gather};
-use crate::store::{Array, Compression, Dtype, NewArray, Store, StoreError};
+use crate::store::{Array, Compression, Dtype, MapMut, NewArray, Store, StoreError};
 
 /// An array and the name it was given with.
 struct Named<'py> {
@@ -48,18 +52,148 @@ pub(super) fn save(
     arrays: &Bound<'_, PyAny>,
     compression: Option<&Compression>,
 ) -> PyResult<()> {
-    let named = items(arrays)?
-        .map(|item| {
-            let (name, value) = item?;
-            let array = Contiguous::any_order(name.to_str()?, to_ndarray(&value)?)?;
-            Ok(Named { name, array })
-        })
-        .collect::<PyResult<Vec<_>>>()?;
+    let named = to_save(arrays)?;
     if named.is_empty() {
         return Ok(());
     }
     let new = as_new_arrays(&named)?;
     py.detach(|| store.save_as(&new, compression)).or_raise(py)
+}
+
+/// Arrays that a caller wants to save as they are.
+fn to_save<'py>(arrays: &Bound<'py, PyAny>) -> PyResult<Vec<Named<'py>>> {
+    items(arrays)?
+        .map(|item| {
+            let (name, value) = item?;
+            let array = Contiguous::any_order(name.to_str()?, to_ndarray(&value)?)?;
+            Ok(Named { name, array })
+        })
+        .collect()
+}
+
+pub(super) fn save_and_remove(
+    py: Python<'_>,
+    store: &Store,
+    arrays: &Bound<'_, PyAny>,
+    remove: &[String],
+    compression: Option<&Compression>,
+) -> PyResult<()> {
+    let named = to_save(arrays)?;
+    let save = as_new_arrays(&named)?;
+    let remove: Vec<&str> = remove.iter().map(String::as_str).collect();
+    py.detach(|| store.save_and_remove(&save, &remove, compression)).or_raise(py)
+}
+
+pub(super) fn create(
+    py: Python<'_>,
+    store: &Store,
+    name: &str,
+    shape: &Bound<'_, PyAny>,
+    dtype: Option<&Bound<'_, PyAny>>,
+    compression: Option<&Compression>,
+) -> PyResult<()> {
+    let descr = match dtype {
+        Some(dtype) => PyArrayDescr::new(py, dtype)?,
+        None => PyArrayDescr::of::<f64>(py),
+    };
+    let dtype = dtype::from_numpy(name, &descr)?;
+    let refuse = || {
+        let shown = shape.repr().map_or_else(|_| "shape".to_owned(), |text| text.to_string());
+        PyValueError::new_err(format!(
+            "array '{name}': {shown} is no shape: expected an int, or a tuple of int, none negative"
+        ))
+    };
+    let dims = match integer(shape)? {
+        Some(len) => vec![len],
+        None => {
+            let items = shape.try_iter().map_err(|_| refuse())?;
+            items.map(|item| integer(&item?)?.ok_or_else(refuse)).collect::<PyResult<Vec<_>>>()?
+        }
+    };
+    let dims = dims.into_iter().map(u64::try_from).collect::<Result<Vec<_>, _>>().map_err(|_| refuse())?;
+    py.detach(|| store.create_zeros(name, &dtype, &dims, compression)).or_raise(py)
+}
+
+pub(super) fn write_rows(
+    py: Python<'_>,
+    store: &Store,
+    name: &Bound<'_, PyString>,
+    start: &Bound<'_, PyAny>,
+    rows: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let Some(found) = integer(start)? else {
+        let what = start.get_type().name()?;
+        return Err(PyTypeError::new_err(format!("start is of type {what}, expected an int")));
+    };
+    let Ok(start) = u64::try_from(found) else {
+        let message = format!("start is {found}, expected a row counted from the first one, which is 0");
+        return Err(Exception::RowIndex.err(message));
+    };
+    let values = new_rows(py, store, name, rows)?;
+    let name = name.to_str()?;
+    let new = values.as_new_array();
+    py.detach(|| store.write_rows(name, start, new)).or_raise(py)
+}
+
+/// Rows for the array `name`, in C order, apart from any mapping of it.
+fn new_rows<'py>(
+    py: Python<'py>,
+    store: &Store,
+    name: &Bound<'py, PyString>,
+    rows: &Bound<'py, PyAny>,
+) -> PyResult<Contiguous<'py>> {
+    let array = record(py, store, name.to_str()?).or_raise(py)?;
+    let rows = to_rows(rows, &dtype::to_numpy(py, array.dtype())?)?;
+    Contiguous::c_order(array.name(), rows)?.unshared()
+}
+
+/// An array that is mapped, its state in the store, and its mapping; an array without elements has none.
+type MappedArray<'py> = (Ndarray<'py>, Array, Option<Weak<MapMut>>);
+
+/// The array `name` over a mapping that can be written to, and its state in the store; `None` if it is compressed.
+pub(super) fn map<'py>(py: Python<'py>, store: &Store, name: &str) -> PyResult<Option<MappedArray<'py>>> {
+    let mapped = py.detach(|| {
+        loop {
+            let array = store.array(name)?;
+            if array.codec().is_some() {
+                return Ok(None);
+            }
+            match array.map_mut()? {
+                Some(map) => return Ok(Some((array, map))),
+                // Somebody may drop rows once more.
+                None => {
+                    store.compact(name)?;
+                }
+            }
+        }
+    });
+    let Some((array, map)) = mapped.or_raise(py)? else { return Ok(None) };
+    let dtype = dtype::to_numpy(py, array.dtype())?;
+    if map.is_empty() {
+        let empty = filled(dtype, array.shape(), array.fortran_order(), |_| Ok(()))?;
+        return Ok(Some((empty, array, None)));
+    }
+    let map = Arc::new(map);
+    let held = Arc::downgrade(&map);
+    let mapped = mapped_at(dtype, array.shape(), array.fortran_order(), Mapped::Write(map))?;
+    Ok(Some((mapped, array, Some(held))))
+}
+
+pub(super) fn write_back(
+    py: Python<'_>,
+    store: &Store,
+    name: &Bound<'_, PyString>,
+    start: u64,
+    rows: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    if rows.cast::<PyUntypedArray>().is_ok_and(is_mapped_to_write) {
+        let array = record(py, store, name.to_str()?).or_raise(py)?;
+        return py.detach(|| array.tell_mapped()).or_raise(py);
+    }
+    let values = new_rows(py, store, name, rows)?;
+    let name = name.to_str()?;
+    let new = values.as_new_array();
+    py.detach(|| store.replace_changed(name, start, new)).or_raise(py)
 }
 
 pub(super) fn append(py: Python<'_>, store: &Store, arrays: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -195,9 +329,15 @@ pub(super) fn getitem<'py>(
     py: Python<'py>,
     array: &Array,
     index: &RowIndex<'py>,
+    out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let rows = rows_of(py, array, index)?;
-    Ok(gather::rows(array, &dtype::to_numpy(py, array.dtype())?, &rows)?.into_any())
+    let dtype = dtype::to_numpy(py, array.dtype())?;
+    let found = match out {
+        Some(out) => gather::rows_into(array, &dtype, &rows, out)?,
+        None => gather::rows(array, &dtype, &rows)?,
+    };
+    Ok(found.into_any())
 }
 
 pub(super) fn drop(

@@ -3,20 +3,20 @@
 //! The object outlives its openings: it holds a path, and between `open` and `close` a [`Store`]. Every operation
 //! works on its own reference to that, so `close` in one thread does not disturb a running operation in another.
 
-use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 
-use pyo3::exceptions::PyUserWarning;
+use pyo3::exceptions::{PyUserWarning, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::{PyBool, PyDict, PyIterator, PyList, PyString, PyTuple};
 
-use super::error::{Exception, OrRaise};
+use super::error::{Exception, OrRaise, interrupted};
 use super::index::RowIndex;
 use super::lazy::LazyArray;
 use super::stream::RowStream;
-use super::{codec, dtype, gather, metadata, opening, rows};
-use crate::store::{Array, Store, StoreError};
+use super::{attrs, codec, dtype, gather, metadata, opening, rows};
+use crate::store::{Access, Array, Compression, MapMut, Store, StoreError};
 
 /// A store of named arrays: a directory, here as something like a dict of arrays.
 ///
@@ -36,6 +36,11 @@ use crate::store::{Array, Store, StoreError};
 ///     Warn at construction that ``with`` should be used.
 /// force_gc_on_close : bool, default False
 ///     Collect garbage in ``close``.
+/// durable : bool, default False
+///     Let every change return when it is on the disk: then it is still there after a loss of power. Without it, the
+///     newest changes may be lost then, whole changes, the last ones first; never by the end of a process.
+/// codec : bool, int or dict, optional
+///     The `compress` of `save` and `create` where none is given; by default arrays are not compressed.
 ///
 /// Examples
 /// --------
@@ -49,6 +54,9 @@ pub(super) struct NumPack {
     path: PathBuf,
     strict: bool,
     gc_on_close: bool,
+    durable: bool,
+    /// How arrays are compressed where a call does not say.
+    compression: Option<Compression>,
     state: Mutex<State>,
 }
 
@@ -58,6 +66,8 @@ struct State {
     drop_first: bool,
     /// How many `with` blocks are running.
     n_contexts: usize,
+    /// Arrays that were mapped to be written to, of which others may not have been told yet, and the mappings.
+    mapped: Vec<(Array, Weak<MapMut>)>,
 }
 
 impl NumPack {
@@ -91,6 +101,27 @@ impl NumPack {
         let store = self.store(py)?;
         py.detach(|| store.array(name)).or_raise(py)
     }
+
+    /// How to compress what a call was given `compress` for.
+    fn compression(
+        &self,
+        argument: &str,
+        compress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Option<Compression>> {
+        match compress {
+            Some(compress) => codec::compression(argument, compress),
+            None => Ok(self.compression),
+        }
+    }
+
+    /// Tells others of what was written through mappings so far; keeps those of which more may come.
+    fn tell_mapped(&self, py: Python<'_>) -> Result<(), StoreError> {
+        let mapped = std::mem::take(&mut self.state(py).mapped);
+        let told = py.detach(|| mapped.iter().try_for_each(|(array, _)| array.tell_mapped()));
+        let alive = mapped.into_iter().filter(|(_, map)| map.strong_count() > 0);
+        self.state(py).mapped.extend(alive);
+        told
+    }
 }
 
 /// A default that is no None.
@@ -107,7 +138,11 @@ impl NumPack {
         strict_context_mode = false,
         warn_no_context = None,
         force_gc_on_close = false,
+        *,
+        durable = false,
+        codec = None,
     ))]
+    #[expect(clippy::too_many_arguments, reason = "they are those of the class in Python")]
     fn new(
         py: Python<'_>,
         filename: PathBuf,
@@ -115,7 +150,10 @@ impl NumPack {
         strict_context_mode: bool,
         warn_no_context: Option<bool>,
         force_gc_on_close: bool,
+        durable: bool,
+        codec: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
+        let compression = codec.map(|value| codec::compression("codec", value)).transpose()?.flatten();
         if warn_no_context.unwrap_or(cfg!(windows)) && !strict_context_mode {
             let message = c"use \"with NumPack(...) as npk:\", which closes the store in any case";
             PyErr::warn(py, &py.get_type::<PyUserWarning>(), message, 1)?;
@@ -124,7 +162,14 @@ impl NumPack {
             path: filename,
             strict: strict_context_mode,
             gc_on_close: force_gc_on_close,
-            state: Mutex::new(State { store: None, drop_first: drop_if_exists, n_contexts: 0 }),
+            durable,
+            compression,
+            state: Mutex::new(State {
+                store: None,
+                drop_first: drop_if_exists,
+                n_contexts: 0,
+                mapped: Vec::new(),
+            }),
         })
     }
 
@@ -150,7 +195,10 @@ impl NumPack {
                 Store::remove_all(&self.path)?;
                 state.drop_first = false;
             }
-            state.store = Some(opening::open_or_create(&self.path)?);
+            let store = opening::open_or_create(&self.path)?;
+            store.set_interrupt(interrupted);
+            store.set_durable(self.durable);
+            state.store = Some(store);
             Ok(())
         })
         .or_raise(py)
@@ -164,8 +212,14 @@ impl NumPack {
     ///     Collect garbage afterwards; by default as `force_gc_on_close` says.
     #[pyo3(signature = (force_gc = None))]
     fn close(&self, py: Python<'_>, force_gc: Option<bool>) -> PyResult<()> {
-        let store = self.state(py).store.take();
-        py.detach(|| drop(store));
+        if let Err(error) = self.tell_mapped(py) {
+            log::warn!("{error}");
+        }
+        let (store, mapped) = {
+            let mut state = self.state(py);
+            (state.store.take(), std::mem::take(&mut state.mapped))
+        };
+        py.detach(|| drop((store, mapped)));
         if force_gc.unwrap_or(self.gc_on_close) {
             py.import("gc")?.call_method0("collect")?;
         }
@@ -189,16 +243,25 @@ impl NumPack {
         Ok(false)
     }
 
+    /// Whether the store is open.
     #[getter]
     fn is_opened(&self, py: Python<'_>) -> bool {
         self.state(py).store.is_some()
     }
 
+    /// Whether the store is not open: not yet, or not any more.
     #[getter]
     fn is_closed(&self, py: Python<'_>) -> bool {
         !self.is_opened(py)
     }
 
+    /// The store's directory, as a pathlib.Path.
+    #[getter]
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What runs: 'rust' or 'python'.
     #[getter]
     fn backend_type(&self) -> &'static str {
         "rust"
@@ -211,8 +274,10 @@ impl NumPack {
     /// arrays : dict of str to array_like
     ///     Any shape, order and strides, any dtype of fixed size. Subclasses of ndarray are saved as plain arrays.
     /// compress : bool, int or dict, optional
-    ///     How these arrays are compressed, whatever was there under their names: by default not at all.
+    ///     How these arrays are compressed, whatever was there under their names: by default as `codec` of the store
+    ///     says, or else not at all.
     ///
+    ///     - False: not at all.
     ///     - True: with zstd at level 1, in blocks of 64 KiB.
     ///     - int: at this level, -7 (fastest) to 22 (smallest).
     ///     - dict: ``"level"``; ``"block"``, bytes of elements that are encoded as one, a multiple of 4096 up to 16 MiB;
@@ -241,7 +306,7 @@ impl NumPack {
         arrays: &Bound<'_, PyAny>,
         compress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
-        let compression = compress.map(|value| codec::compression("compress", value)).transpose()?.flatten();
+        let compression = self.compression("compress", compress)?;
         rows::save(py, &self.store(py)?, arrays, compression.as_ref())
     }
 
@@ -252,26 +317,55 @@ impl NumPack {
     /// name : str
     /// lazy : bool, default False
     ///     Read nothing yet: return a `LazyArray`, over a mapping of the file if the array is not compressed.
+    /// rows : int, list, tuple or array of int, slice, boolean mask; optional
+    ///     Read these rows only, as `getitem` does.
+    /// out : ndarray, optional
+    ///     What is read goes there: a C-contiguous array of the right shape and dtype. If reading fails, it may be
+    ///     filled in part.
     ///
     /// Returns
     /// -------
     /// ndarray or LazyArray
-    ///     The ndarray is new, writable, and in the order (C or Fortran) that was saved.
+    ///     The ndarray is `out`, or new, writable, and in the order (C or Fortran) that was saved.
     ///
     /// Raises
     /// ------
-    /// ArrayNotFoundError, CorruptStoreError, OSError
-    #[pyo3(signature = (name, lazy = false))]
-    fn load<'py>(&self, py: Python<'py>, name: &str, lazy: bool) -> PyResult<Bound<'py, PyAny>> {
-        let array = self.array(py, name)?;
+    /// ArrayNotFoundError, RowIndexError
+    /// TypeError
+    ///     If `out` is no ndarray, or has another dtype.
+    /// ValueError
+    ///     If `out` has another shape, is not contiguous or read-only; for `lazy` with `rows` or `out`.
+    /// CorruptStoreError, OSError
+    #[pyo3(signature = (name, lazy = false, *, rows = None, out = None))]
+    fn load<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        lazy: bool,
+        rows: Option<&Bound<'py, PyAny>>,
+        out: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         if lazy {
-            return Ok(Bound::new(py, LazyArray::open(py, array)?)?.into_any());
+            if rows.is_some() || out.is_some() {
+                let message =
+                    "lazy=True reads nothing yet, so it takes no rows and no out; index what it returns";
+                return Err(PyValueError::new_err(message));
+            }
+            return Ok(Bound::new(py, LazyArray::open(py, self.array(py, name)?)?)?.into_any());
         }
-        Ok(gather::all(&array, &dtype::to_numpy(py, array.dtype())?)?.into_any())
+        if let Some(rows) = rows {
+            return self.getitem(py, name, rows, out);
+        }
+        let array = self.array(py, name)?;
+        let dtype = dtype::to_numpy(py, array.dtype())?;
+        match out {
+            Some(out) => Ok(gather::all_into(&array, &dtype, out)?.into_any()),
+            None => Ok(gather::all(&array, &dtype)?.into_any()),
+        }
     }
 
     fn __getitem__<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-        self.load(py, name, false)
+        self.load(py, name, false, None, None)
     }
 
     /// Append rows to arrays. All names and shapes are checked before anything is written.
@@ -318,6 +412,165 @@ impl NumPack {
         rows::replace(py, &self.store(py)?, arrays, &RowIndex::parse(indexes)?)
     }
 
+    /// Make an array of zeros, which takes no space before something is written to it.
+    ///
+    /// Parameters
+    /// ----------
+    /// name : str
+    /// shape : int or tuple of int
+    /// dtype : dtype_like, optional
+    ///     By default float64.
+    /// compress : bool, int or dict, optional
+    ///     As of `save`.
+    ///
+    /// Raises
+    /// ------
+    /// ArrayExistsError
+    ///     If there is an array of this name.
+    /// TypeError, ValueError
+    ///     For a dtype, shape or name that no array can have.
+    /// ReadOnlyError, OSError
+    ///
+    /// Examples
+    /// --------
+    /// >>> npk.create("a", (1_000_000, 10), np.float32)
+    /// >>> npk.write_rows("a", 500, np.ones((100, 10), np.float32))
+    #[pyo3(signature = (name, shape, dtype = None, *, compress = None))]
+    fn create(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        shape: &Bound<'_, PyAny>,
+        dtype: Option<&Bound<'_, PyAny>>,
+        compress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let compression = self.compression("compress", compress)?;
+        rows::create(py, &self.store(py)?, name, shape, dtype, compression.as_ref())
+    }
+
+    /// Write rows over those that an array has, from row `start` on. Any number of processes and threads may do so at
+    /// once, if no row is written by two: those who write to an array that is not compressed do not wait for each
+    /// other, the others take turns.
+    ///
+    /// Other readers see this at once; it is not atomic. Of a compressed array, a crash leaves all of the rows changed
+    /// or none. Each block of it is written anew: regions that begin and end with blocks cost the least.
+    ///
+    /// Parameters
+    /// ----------
+    /// name : str
+    /// start : int
+    ///     The first row.
+    /// rows : array_like, shape (n, \*row_shape)
+    ///     Of the array's dtype.
+    ///
+    /// Raises
+    /// ------
+    /// ArrayNotFoundError
+    /// RowIndexError
+    ///     If the array does not have these rows; nothing is written then.
+    /// ValueError, TypeError
+    ///     If the rows have another shape or dtype.
+    /// ReadOnlyError, OSError
+    fn write_rows(
+        &self,
+        py: Python<'_>,
+        name: &Bound<'_, PyString>,
+        start: &Bound<'_, PyAny>,
+        rows: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        rows::write_rows(py, &self.store(py)?, name, start, rows)
+    }
+
+    /// Copy an array: its rows without those that were dropped, its codec and its attributes. The copy is independent.
+    ///
+    /// Parameters
+    /// ----------
+    /// source, target : str
+    ///
+    /// Raises
+    /// ------
+    /// ArrayNotFoundError
+    ///     If there is no array `source`.
+    /// ArrayExistsError
+    ///     If there is an array `target`.
+    /// CorruptStoreError, ReadOnlyError, OSError
+    fn clone(&self, py: Python<'_>, source: &str, target: &str) -> PyResult<()> {
+        let store = self.store(py)?;
+        py.detach(|| store.copy_array(source, target)).or_raise(py)
+    }
+
+    /// Return when everything that was written through this object since it was opened is on the disk. Nothing happens
+    /// if it is opened for reading.
+    ///
+    /// Raises
+    /// ------
+    /// OSError
+    ///     After which the store takes no more changes until it is opened again.
+    fn flush(&self, py: Python<'_>) -> PyResult<()> {
+        let store = self.store(py)?;
+        if store.access() == Access::Read {
+            return Ok(());
+        }
+        self.tell_mapped(py).or_raise(py)?;
+        py.detach(|| store.sync()).or_raise(py)
+    }
+
+    /// The attributes of an array; of the store, if `name` is None.
+    #[pyo3(signature = (name))]
+    fn _get_attrs<'py>(&self, py: Python<'py>, name: Option<&str>) -> PyResult<Bound<'py, PyDict>> {
+        let store = self.current(py)?;
+        match name {
+            None => attrs::to_dict(py, &store.attrs()),
+            Some(name) => attrs::to_dict(py, store.record(name).or_raise(py)?.attrs()),
+        }
+    }
+
+    /// Set and remove attributes of an array, or of the store, in one commit. Names to remove that are not there are
+    /// ignored.
+    #[pyo3(signature = (name, set, remove))]
+    fn _set_attrs(
+        &self,
+        py: Python<'_>,
+        name: Option<&str>,
+        set: &Bound<'_, PyDict>,
+        remove: Vec<String>,
+    ) -> PyResult<()> {
+        let set = attrs::from_dict(set)?;
+        let store = self.store(py)?;
+        let remove: Vec<&str> = remove.iter().map(String::as_str).collect();
+        py.detach(|| store.set_attrs(name, set, &remove)).or_raise(py)
+    }
+
+    /// Save arrays and remove others in one commit. Arrays that are there keep their codec and attributes.
+    fn _commit(&self, py: Python<'_>, save: &Bound<'_, PyAny>, remove: Vec<String>) -> PyResult<()> {
+        rows::save_and_remove(py, &self.store(py)?, save, &remove, self.compression.as_ref())
+    }
+
+    /// An array over a mapping of an array's elements, which is changed by writing to it; None if it is compressed.
+    /// It stays valid as long as it lives. Rows that were dropped are given back first.
+    ///
+    /// Others are told of what was written by `_write_back`, `flush` and `close`.
+    fn _map<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Some((mapped, array, map)) = rows::map(py, &self.store(py)?, name)? else { return Ok(None) };
+        if let Some(map) = map {
+            self.state(py).mapped.push((array, map));
+        }
+        Ok(Some(mapped.into_any()))
+    }
+
+    /// Store what was done to rows, from row `start` on, in memory: of a compressed array, in the blocks in which an
+    /// element differs from what is stored, in one commit. If `rows` is an array that `_map` gave, its elements are
+    /// stored already, and others are told.
+    fn _write_back(
+        &self,
+        py: Python<'_>,
+        name: &Bound<'_, PyString>,
+        start: u64,
+        rows: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        rows::write_back(py, &self.store(py)?, name, start, rows)
+    }
+
     /// Drop arrays, or rows of arrays.
     ///
     /// Parameters
@@ -350,23 +603,29 @@ impl NumPack {
     /// ----------
     /// name : str
     /// indexes : int, list, tuple or array of int, slice, boolean mask
+    /// out : ndarray, optional
+    ///     As of `load`.
     ///
     /// Returns
     /// -------
     /// ndarray, shape (n, \*row_shape)
-    ///     A copy of the rows, in the order of `indexes`; an int gives one row.
+    ///     `out`, or a new array, with the rows in the order of `indexes`; an int gives one row.
     ///
     /// Raises
     /// ------
     /// ArrayNotFoundError, RowIndexError, OSError
+    /// TypeError, ValueError
+    ///     If `out` does not fit, as `load` says.
+    #[pyo3(signature = (name, indexes, *, out = None))]
     fn getitem<'py>(
         &self,
         py: Python<'py>,
         name: &str,
         indexes: &Bound<'py, PyAny>,
+        out: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let index = RowIndex::parse(indexes)?;
-        rows::getitem(py, &self.array(py, name)?, &index)
+        rows::getitem(py, &self.array(py, name)?, &index, out)
     }
 
     /// Read an array from its first row to its last, some rows at a time.

@@ -14,7 +14,7 @@ use super::writer::WriteGuard;
 use crate::format::npy::{self, NpyHeader};
 use crate::format::{ArrayId, Attrs, Codec, Compression, Dtype, Layout, Record};
 use crate::sys::process::{n_cores, share_out};
-use crate::sys::{FileStat, Map};
+use crate::sys::{FileStat, Map, MapMut};
 
 /// Reads of at least this many bytes are split among threads: one core does not reach the memory's speed.
 const PARALLEL_LEN: usize = 8 << 20;
@@ -156,6 +156,11 @@ impl Array {
 
     /// The user's attributes.
     pub fn attrs(&self) -> &Attrs {
+        &self.record.attrs
+    }
+
+    /// The user's attributes, for those who keep them longer than the array.
+    pub fn shared_attrs(&self) -> &Arc<Attrs> {
         &self.record.attrs
     }
 
@@ -427,6 +432,41 @@ impl Array {
         Ok(Some(ArrayMap { map, range }))
     }
 
+    /// The elements as one shared mapping that can be written to. `None` as for [`Array::map`]. What is written there
+    /// is in the array at once, for every reader; [`Array::tell_mapped`] is called when it is done.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `DataFile`; `Io`.
+    pub fn map_mut(&self) -> Result<Option<MapMut>, StoreError> {
+        self.shared.check_writable()?;
+        if !self.record.deleted.is_empty() || self.codec().is_some() {
+            return Ok(None);
+        }
+        // So that a sync before that takes to the disk what is written by then.
+        self.shared.note_dirty(&self.record);
+        let map =
+            self.data()?.file.map_mut(self.record.elements_offset(), self.record.layout.nbytes() as usize);
+        map.map(Some).map_err(|source| self.map_failed(source))
+    }
+
+    /// Lets others know that elements were written through a mapping: the time of change is set, those who asked by
+    /// [`Store::watch`](super::Store::watch) are told, and what was written is on the disk if the store is durable, or
+    /// else after the next sync.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `Locked`; `Io`.
+    pub fn tell_mapped(&self) -> Result<(), StoreError> {
+        let guard = self.shared.lock_writers()?;
+        let file = &self.data()?.file;
+        // Not every file system sets it for a write through a mapping.
+        file.set_times(None, Some(SystemTime::now())).map_err(|e| self.io("set the times of", e))?;
+        self.shared.note_dirty(&self.record);
+        if self.shared.is_durable() {
+            self.shared.or_poison(self.shared.sync_all())?;
+        }
+        self.shared.tell_written(&guard, self)
+    }
+
     /// The whole virtual `.npy` file as one shared mapping; `None` unless the data file's bytes are its bytes.
     ///
     /// # Errors
@@ -649,14 +689,16 @@ impl Array {
     }
 
     fn map_file(&self) -> Result<Map, StoreError> {
-        self.data()?.map(self.record.data_end()).map_err(|source| match source.kind() {
-            std::io::ErrorKind::UnexpectedEof => {
-                let found = self.stat().map_or(0, |stat| stat.len);
-                let expected = self.record.data_end();
-                fault(&*self.shared.storage, &self.record, DataFileFault::Short { found, expected })
-            }
-            _ => self.io("map", source),
-        })
+        self.data()?.map(self.record.data_end()).map_err(|source| self.map_failed(source))
+    }
+
+    fn map_failed(&self, source: std::io::Error) -> StoreError {
+        if source.kind() != std::io::ErrorKind::UnexpectedEof {
+            return self.io("map", source);
+        }
+        let found = self.stat().map_or(0, |stat| stat.len);
+        let expected = self.record.data_end();
+        fault(&*self.shared.storage, &self.record, DataFileFault::Short { found, expected })
     }
 
     /// The header that is in the file, and what it says.

@@ -100,6 +100,30 @@ impl Array {
         self.write_parts(&guard, parts, true)
     }
 
+    /// What of `parts` is in blocks that differ from what is stored. The writers' lock is held.
+    pub(super) fn changed_parts<'a>(&self, parts: &'a [Part<'_>]) -> Result<Vec<Part<'a>>, StoreError> {
+        let data = self.data()?;
+        let Some(view) = self.shared().newest_view(self.record(), data, false) else {
+            unreachable!("only compressed arrays have blocks");
+        };
+        let pieces: Vec<(u64, &[u8])> = parts
+            .iter()
+            .flat_map(|(offset, bytes)| block_pieces(view.block_len(), *offset, bytes))
+            .map(|(block, within, bytes)| (block * view.block_len() + within as u64, bytes))
+            .collect();
+        let mut is_changed = vec![false; pieces.len()];
+        let n_threads = n_cores().min(pieces.len() / 2);
+        let cursor = || Cursor::new(self.shared(), self.record(), data, view);
+        let items = pieces.iter().zip(&mut is_changed);
+        share_out(n_threads, items, cursor, |cursor, ((offset, bytes), is_changed)| {
+            let (block, within) = (offset / view.block_len(), (offset % view.block_len()) as usize);
+            *is_changed = cursor.block(block)?[within..within + bytes.len()] != **bytes;
+            Ok::<_, StoreError>(())
+        })?;
+        let changed = pieces.into_iter().zip(is_changed).filter(|(_, is_changed)| *is_changed);
+        Ok(changed.map(|((offset, bytes), _)| (offset, bytes.into())).collect())
+    }
+
     /// Writes parts of the stored elements in place. The writers' lock is held. `ordered`: the blocks are on the disk
     /// before the commit is made.
     pub(super) fn write_parts(
@@ -359,6 +383,19 @@ fn put_rows(writer: &mut BlockWriter, view: &View, data: &DataFile, rows: &[u8])
     writer.put_tail(&rest[n_full..], true)
 }
 
+/// `bytes`, which are to be at `offset` of the stored elements, cut where blocks end: block, position within it, bytes.
+fn block_pieces(block_len: u64, offset: u64, bytes: &[u8]) -> impl Iterator<Item = (u64, usize, &[u8])> {
+    let (mut at, mut rest) = (offset, bytes);
+    std::iter::from_fn(move || {
+        let within = (at % block_len) as usize;
+        let (now, after) = rest.split_at(rest.len().min(block_len as usize - within));
+        let block = at / block_len;
+        at += now.len() as u64;
+        rest = after;
+        (!now.is_empty()).then_some((block, within, now))
+    })
+}
+
 /// Puts parts of the stored elements over what is there.
 fn put_parts(
     writer: &mut BlockWriter,
@@ -370,13 +407,8 @@ fn put_parts(
     // What each block gets, in the order given.
     let mut blocks: BTreeMap<u64, Vec<(usize, &[u8])>> = BTreeMap::new();
     for (offset, bytes) in parts {
-        let (mut at, mut rest) = (*offset, &**bytes);
-        while !rest.is_empty() {
-            let within = (at % block_len) as usize;
-            let (now, after) = rest.split_at(rest.len().min(block_len as usize - within));
-            blocks.entry(at / block_len).or_default().push((within, now));
-            at += now.len() as u64;
-            rest = after;
+        for (block, within, bytes) in block_pieces(block_len, *offset, bytes) {
+            blocks.entry(block).or_default().push((within, bytes));
         }
     }
     let tail = blocks.remove(&view.n_full());

@@ -350,11 +350,12 @@ impl Draft {
         if let Some(Compressed { elements, .. }) = self.blocks.as_deref_mut() {
             let blocks = elements.seal().map_err(|error| self.shared.put_failed(&name, error))?;
             let data = Arc::clone(elements.data());
-            return Ok(Staged { name, data, dtype: header.dtype, layout, offset, blocks: Some(blocks) });
+            let blocks = Some(blocks);
+            return Ok(Staged { name, data, dtype: header.dtype, layout, offset, blocks, attrs: None });
         }
         let Some(compression) = &self.compression else {
             let data = Arc::new(DataFile::new(Arc::clone(&self.file)));
-            return Ok(Staged { name, data, dtype: header.dtype, layout, offset, blocks: None });
+            return Ok(Staged { name, data, dtype: header.dtype, layout, offset, blocks: None, attrs: None });
         };
         // It did not come in an order in which it could be compressed at once.
         let mut bytes = vec![0; offset as usize];

@@ -70,6 +70,11 @@ pub enum StoreError {
         /// The process that holds it, where that can be seen.
         holder: Option<u32>,
     },
+    /// The wait for a lock was cut short; nothing was done.
+    Interrupted {
+        /// The store.
+        store: PathBuf,
+    },
     /// The bytes of a file do not follow the format.
     Format {
         /// The file.
@@ -347,6 +352,9 @@ impl fmt::Display for StoreError {
                     Some(pid) => write!(f, ", which process {pid} holds; try again when it is done"),
                     None => write!(f, ", which another process holds; try again when it is done"),
                 }
+            }
+            Self::Interrupted { store } => {
+                write!(f, "{}: in use: the wait for other writers was interrupted", store.display())
             }
             Self::Format { path, source } => write!(
                 f,

@@ -3,7 +3,8 @@
 //! The manifest is the truth and its frames are the only commit point; see `spec/npk-format.md`. Readers take no lock:
 //! they follow the manifest. Writers exclude each other with the lock of the operating system, held for the commit.
 //!
-//! Lock order within a process: `Shared::writer`, then the storage's lock, then `Shared::manifest`. The locks of
+//! Lock order within a process: `Shared::writer`, then the storage's lock, then those on data files, then
+//! `Shared::manifest`. The locks of
 //! `DataFiles`, `Shared::dirty` and `Shared::changes` are leaves.
 
 mod array;
@@ -12,6 +13,7 @@ mod blocks;
 mod changed;
 mod check;
 mod compressed;
+mod create;
 mod data;
 mod draft;
 mod draft_blocks;
@@ -19,8 +21,10 @@ mod error;
 mod intent;
 mod log;
 mod new_blocks;
+mod regions;
 mod rows;
 mod stage;
+mod turn;
 mod update;
 mod upstream;
 mod writer;
@@ -47,12 +51,17 @@ pub use crate::format::upstream::TableLayout;
 pub use crate::format::{ArrayId, Attrs, Codec, Compression, Dtype, Filter, Generation};
 
 use crate::format::names;
+pub use crate::sys::MapMut;
 use crate::sys::{DirStorage, FileAccess, FileStat, FsStat, LockGuard, Storage, StorageFile};
 use data::{DataFiles, lock};
 use log::ManifestLog;
+use turn::Turn;
 
 /// How long writers wait for each other, unless told otherwise.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often those who wait look whether they shall give up.
+const INTERRUPT_PERIOD: Duration = Duration::from_millis(50);
 
 /// What a store is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +85,9 @@ struct Shared {
     files: DataFiles,
     manifest: RwLock<ManifestLog>,
     /// Serializes the writers of this process.
-    writer: Mutex<()>,
+    writer: Turn,
+    /// Whether whoever waits for a lock shall give up.
+    interrupted: OnceLock<fn() -> bool>,
     lock_timeout: Duration,
     durable: AtomicBool,
     /// Data files that were written since the last sync.
@@ -169,7 +180,8 @@ impl Store {
             access,
             files: DataFiles::new(file_access),
             manifest: RwLock::new(manifest),
-            writer: Mutex::new(()),
+            writer: Turn::default(),
+            interrupted: OnceLock::new(),
             lock_timeout: LOCK_TIMEOUT,
             durable: AtomicBool::new(false),
             dirty: Mutex::default(),
@@ -363,6 +375,12 @@ impl Store {
         self.shared.new_file()
     }
 
+    /// Lets those who wait for a lock ask `interrupted` some times a second whether they shall give up, with
+    /// [`StoreError::Interrupted`]. Only the first call counts.
+    pub fn set_interrupt(&self, interrupted: fn() -> bool) {
+        let _ = self.shared.interrupted.set(interrupted);
+    }
+
     /// Lets every later operation return only when it is on the disk, with all before it through this handle.
     /// [`Array::write_npy_at`] is none: [`Store::sync`] follows it.
     pub fn set_durable(&self, durable: bool) {
@@ -438,17 +456,42 @@ fn not_a_dir(path: &Path, action: &'static str, source: io::Error) -> StoreError
 
 /// Takes the writers' lock of the store in `storage`.
 fn take_lock(storage: &dyn Storage, timeout: Duration) -> Result<Box<dyn LockGuard>, StoreError> {
-    storage.lock(names::LOCK, timeout).map_err(|source| match source.kind() {
-        io::ErrorKind::WouldBlock => StoreError::Locked {
-            store: storage.path().to_owned(),
-            waited: timeout,
-            // To find it takes long; who does not wait comes again.
-            holder: (!timeout.is_zero())
-                .then(|| crate::sys::lock::holder(&storage.path().join(names::LOCK)))
-                .flatten(),
-        },
-        _ => StoreError::io("lock", storage.path(), names::LOCK, source),
-    })
+    wait_for_lock(storage, names::LOCK, timeout, None, |timeout| storage.lock(names::LOCK, timeout))
+}
+
+/// Takes a lock on `file` by `take`, which is told how long to wait, until `timeout` is over or `interrupted` says so.
+fn wait_for_lock<T>(
+    storage: &dyn Storage,
+    file: &str,
+    timeout: Duration,
+    interrupted: Option<&fn() -> bool>,
+    mut take: impl FnMut(Duration) -> io::Result<T>,
+) -> Result<T, StoreError> {
+    let mut left = timeout;
+    loop {
+        let now = if interrupted.is_some() { left.min(INTERRUPT_PERIOD) } else { left };
+        let source = match take(now) {
+            Ok(taken) => return Ok(taken),
+            Err(source) => source,
+        };
+        if source.kind() != io::ErrorKind::WouldBlock {
+            return Err(StoreError::io("lock", storage.path(), file, source));
+        }
+        left -= now;
+        if left.is_zero() {
+            return Err(StoreError::Locked {
+                store: storage.path().to_owned(),
+                waited: timeout,
+                // To find it takes long; who does not wait comes again.
+                holder: (!timeout.is_zero())
+                    .then(|| crate::sys::lock::holder(&storage.path().join(file)))
+                    .flatten(),
+            });
+        }
+        if interrupted.is_some_and(|interrupted| interrupted()) {
+            return Err(StoreError::Interrupted { store: storage.path().to_owned() });
+        }
+    }
 }
 
 /// A random identity, so that two stores are never taken for one.

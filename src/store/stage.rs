@@ -12,7 +12,7 @@ use super::data::DataFile;
 use super::error::StoreError;
 use super::new_blocks::{NewBlocks, with_filter};
 use crate::format::npy;
-use crate::format::{ArrayId, Blocks, Compression, Dtype, Filter, FormatError, Layout, names};
+use crate::format::{ArrayId, Attrs, Blocks, Compression, Dtype, Filter, FormatError, Layout, names};
 
 /// Bytes copied at once, between two reports of progress, and compressed at once, on all cores.
 const CHUNK_LEN: u64 = 8 << 20;
@@ -54,6 +54,8 @@ pub(super) struct Staged {
     pub(super) layout: Layout,
     pub(super) offset: u64,
     pub(super) blocks: Option<Blocks>,
+    /// The attributes, if not those of the version before.
+    pub(super) attrs: Option<Arc<Attrs>>,
 }
 
 /// A new version of an array that is being written, element after element.
@@ -74,14 +76,13 @@ struct StageBlocks {
 }
 
 impl<'a> Stage<'a> {
-    /// Begins a version that has the `.npy` header `header`.
-    pub(super) fn begin(
+    /// Begins a version with an empty file.
+    fn begin_file(
         shared: &'a Shared,
         name: &Arc<str>,
         dtype: &Dtype,
         layout: Layout,
-        header: Vec<u8>,
-        compression: Option<&Compression>,
+        header: &[u8],
     ) -> Result<Self, StoreError> {
         let file = shared.storage.create_unnamed().map_err(|e| failed(shared, name, "create", e))?;
         let staged = Staged {
@@ -91,8 +92,21 @@ impl<'a> Stage<'a> {
             layout,
             offset: header.len() as u64,
             blocks: None,
+            attrs: None,
         };
-        let mut stage = Self { shared, staged, done: 0, blocks: None };
+        Ok(Self { shared, staged, done: 0, blocks: None })
+    }
+
+    /// Begins a version that has the `.npy` header `header`.
+    pub(super) fn begin(
+        shared: &'a Shared,
+        name: &Arc<str>,
+        dtype: &Dtype,
+        layout: Layout,
+        header: Vec<u8>,
+        compression: Option<&Compression>,
+    ) -> Result<Self, StoreError> {
+        let mut stage = Self::begin_file(shared, name, dtype, layout, &header)?;
         let Staged { data, layout, offset, .. } = &stage.staged;
         if let Some(compression) = compression {
             let new = NewBlocks::new(Arc::clone(data), header, dtype, layout, compression)?;
@@ -103,6 +117,38 @@ impl<'a> Stage<'a> {
             stage.write(0, &header)?;
         }
         Ok(stage)
+    }
+
+    /// A version whose elements are all zeros, and take no space.
+    pub(super) fn zeros(
+        shared: &'a Shared,
+        name: &Arc<str>,
+        dtype: &Dtype,
+        layout: Layout,
+        header: Vec<u8>,
+        compression: Option<&Compression>,
+    ) -> Result<Staged, StoreError> {
+        let nbytes = layout.nbytes();
+        let stage = match compression {
+            Some(_) => Self::begin(shared, name, dtype, layout, header, compression)?,
+            None => {
+                // Without reserving space for what may never be written.
+                let stage = Self::begin_file(shared, name, dtype, layout, &header)?;
+                stage.write(0, &header)?;
+                let file = &stage.staged.data.file;
+                let len = stage.staged.offset + nbytes;
+                file.set_len(len).map_err(|e| stage.failed("change the length of", e))?;
+                stage
+            }
+        };
+        match stage.blocks {
+            None => Ok(stage.staged),
+            Some(StageBlocks { mut new, .. }) => {
+                let sealed = new.seal();
+                let blocks = Some(sealed.map_err(|error| shared.put_failed(name, error))?);
+                Ok(Staged { blocks, ..stage.staged })
+            }
+        }
     }
 
     /// Puts elements behind those so far.
@@ -194,7 +240,8 @@ impl Shared {
         let bytes = [&header, array.data].concat();
         file.write_at(&bytes, 0).map_err(|e| failed(self, &name, "write", e))?;
         let (dtype, offset) = (array.dtype.clone(), header.len() as u64);
-        Ok(Staged { name, data: Arc::new(DataFile::new(file)), dtype, layout, offset, blocks: None })
+        let data = Arc::new(DataFile::new(file));
+        Ok(Staged { name, data, dtype, layout, offset, blocks: None, attrs: None })
     }
 
     /// Copies a `.npy` file as it is, header included.

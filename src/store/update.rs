@@ -18,6 +18,7 @@ use super::writer::{Commit, WriteGuard, nanos_of};
 use super::{Array, Shared, Store};
 use crate::format::manifest::DeletedRows;
 use crate::format::{Compression, Filter, Layout, Op, npy};
+use crate::sys::FileLock;
 
 /// Bytes that are copied at once when an array is rewritten.
 const COPY_LEN: u64 = 8 << 20;
@@ -69,6 +70,29 @@ impl Store {
         self.replace_runs(name, rows.end.saturating_sub(rows.start), std::iter::once(rows), data)
     }
 
+    /// As [`Store::replace_range`] for the rows from `start` on, but of a compressed array only the blocks in which an
+    /// element differs from what is stored are written anew; nothing is, if none does.
+    ///
+    /// # Errors
+    /// As [`Store::replace`].
+    pub fn replace_changed(&self, name: &str, start: u64, data: NewArray<'_>) -> Result<(), StoreError> {
+        let guard = self.shared.lock_writers()?;
+        let array = self.record(name)?;
+        check_rows(&array, &data)?;
+        let rows = start..start.saturating_add(data.shape[0]);
+        check_range(&array, &rows)?;
+        let parts = row_parts(&array, std::iter::once(rows), data.data)?;
+        let parts = if array.codec().is_some() { array.changed_parts(&parts)? } else { parts };
+        if parts.is_empty() {
+            return Ok(());
+        }
+        array.write_elements(&guard, parts)?;
+        if self.shared.is_durable() {
+            self.shared.or_poison(self.shared.sync_all())?;
+        }
+        self.shared.tell_written(&guard, &array)
+    }
+
     /// Sets the time of the last commit that changed an array, and returns the array as it is then. Waits no longer
     /// than `wait` for other writers.
     ///
@@ -108,27 +132,8 @@ impl Store {
         if found != n_rows {
             return Err(StoreError::RowCount { array: name.to_owned(), found, expected: n_rows });
         }
-        if let Some(run) = runs.clone().find(|run| run.end > array.n_rows()) {
-            let index = run.start.max(array.n_rows());
-            return Err(StoreError::IndexOutOfRange {
-                array: name.to_owned(),
-                index,
-                n_rows: array.n_rows(),
-            });
-        }
-        let row_len = array.row_len() as usize;
-        let mut rest = data.data;
-        let mut parts = Vec::new();
-        for run in runs {
-            let len = (run.end - run.start) as usize * row_len;
-            let Some((rows, after)) = rest.split_at_checked(len) else { break };
-            rest = after;
-            if array.fortran_order() {
-                push_fortran_rows(&array, run, rows, &mut parts);
-            } else {
-                parts.extend(array.parts(run.start * array.row_len(), rows)?);
-            }
-        }
+        runs.clone().try_for_each(|run| check_range(&array, &run))?;
+        let parts = row_parts(&array, runs, data.data)?;
         array.write_elements(&guard, parts)?;
         if self.shared.is_durable() {
             self.shared.or_poison(self.shared.sync_all())?;
@@ -155,6 +160,7 @@ impl Store {
                 continue;
             }
             if array.fortran_order() || !has_room_without(&array, rows.len() as u64)? {
+                commit.locked.push(self.shared.lock_data(&array, FileLock::Exclusive)?);
                 let kept = (0..array.n_rows()).filter(|row| !rows.contains(row)).collect::<Vec<_>>();
                 commit.staged.push(self.shared.stage_rows(&array, &kept)?);
                 commit.moves_rows = true;
@@ -186,8 +192,11 @@ impl Store {
                 return Ok(true);
             }
         }
-        let staged = self.shared.stage_copy(&array, array.compression().as_ref(), &mut |_| ())?;
-        self.shared.commit(Commit { staged: vec![staged], moves_rows: true, ..Commit::default() })?;
+        let locked = vec![self.shared.lock_data(&array, FileLock::Exclusive)?];
+        let compression = array.compression();
+        let staged = self.shared.stage_copy(&array, array.name(), compression.as_ref(), &mut |_| ())?;
+        let commit = Commit { staged: vec![staged], moves_rows: true, locked, ..Commit::default() };
+        self.shared.commit(commit)?;
         Ok(true)
     }
 
@@ -210,19 +219,21 @@ impl Store {
         }
         let _guard = self.shared.lock_writers()?;
         let array = self.record(name)?;
+        let locked = vec![self.shared.lock_data(&array, FileLock::Exclusive)?];
         let read = |offset, out: &mut [u8]| array.read_elements_at(offset, out);
         let to = to.map(|to| with_filter(to, array.dtype(), array.nbytes(), read)).transpose()?;
         if array.compression() == to {
             return Ok(false);
         }
-        let staged = self.shared.stage_copy(&array, to.as_ref(), progress)?;
-        self.shared.commit(Commit { staged: vec![staged], moves_rows: true, ..Commit::default() })?;
+        let staged = self.shared.stage_copy(&array, array.name(), to.as_ref(), progress)?;
+        let commit = Commit { staged: vec![staged], moves_rows: true, locked, ..Commit::default() };
+        self.shared.commit(commit)?;
         Ok(true)
     }
 }
 
 impl Shared {
-    fn is_durable(&self) -> bool {
+    pub(super) fn is_durable(&self) -> bool {
         self.durable.load(std::sync::atomic::Ordering::Relaxed)
     }
 
@@ -235,8 +246,9 @@ impl Shared {
         let has_header = npy::encode_within(&record.dtype, &layout, record.offset).is_some();
         if record.layout.fortran_order() || !has_header {
             // No room for the rows or for the header: the array moves to a new file.
+            commit.locked.push(self.lock_data(array, FileLock::Exclusive)?);
             let n_rows = array.n_rows() + new.shape[0];
-            let mut stage = self.stage_header(array, n_rows, array.compression().as_ref())?;
+            let mut stage = self.stage_header(array, array.name(), n_rows, array.compression().as_ref())?;
             copy_rows(array, &mut stage, &mut |_| ())?;
             stage.push(new.data)?;
             commit.staged.push(stage.finish()?);
@@ -268,22 +280,23 @@ impl Shared {
         self.commit(Commit { ops: vec![Op::Written(Arc::clone(&current.name))], ..Commit::default() })
     }
 
-    /// Copies the rows that are not deleted into a new version, as they are: byte for byte, header included, if nothing
-    /// is deleted.
+    /// Copies the rows that are not deleted into a new version, or into an array of another name, as they are: byte for
+    /// byte, header included, if nothing is deleted.
     pub(super) fn stage_copy(
         &self,
         array: &Array,
+        name: &Arc<str>,
         compression: Option<&Compression>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Staged, StoreError> {
         if array.n_deleted() > 0 {
-            let mut stage = self.stage_header(array, array.n_rows(), compression)?;
+            let mut stage = self.stage_header(array, name, array.n_rows(), compression)?;
             copy_rows(array, &mut stage, progress)?;
             return stage.finish();
         }
         let record = array.record();
         let (header, layout) = (array.npy_header()?, record.layout.clone());
-        let mut stage = Stage::begin(self, &record.name, &record.dtype, layout, header, compression)?;
+        let mut stage = Stage::begin(self, name, &record.dtype, layout, header, compression)?;
         let file = &array.data()?.file;
         let source = file.fd().filter(|_| compression.is_none() && array.codec().is_none());
         let mut buf = Vec::new();
@@ -308,7 +321,8 @@ impl Shared {
 
     /// Copies the rows with the numbers `rows` into a new version, in C-order.
     fn stage_rows(&self, array: &Array, rows: &[u64]) -> Result<Staged, StoreError> {
-        let mut stage = self.stage_header(array, rows.len() as u64, array.compression().as_ref())?;
+        let n_rows = rows.len() as u64;
+        let mut stage = self.stage_header(array, array.name(), n_rows, array.compression().as_ref())?;
         let row_len = array.row_len();
         if row_len == 0 {
             return stage.finish();
@@ -322,10 +336,11 @@ impl Shared {
         stage.finish()
     }
 
-    /// Starts a new version of `array` with `n_rows` rows in C-order that are still to be written.
+    /// Starts a new version of `array`, to be called `name`, with `n_rows` rows in C-order still to be written.
     fn stage_header(
         &self,
         array: &Array,
+        name: &Arc<str>,
         n_rows: u64,
         compression: Option<&Compression>,
     ) -> Result<Stage<'_>, StoreError> {
@@ -336,7 +351,7 @@ impl Shared {
         }
         let layout = Layout::new(&record.dtype, &shape, false)?;
         let header = npy::encode(&record.dtype, &layout)?;
-        Stage::begin(self, &record.name, &record.dtype, layout, header, compression)
+        Stage::begin(self, name, &record.dtype, layout, header, compression)
     }
 }
 
@@ -360,8 +375,18 @@ fn copy_rows(array: &Array, stage: &mut Stage<'_>, progress: &mut dyn FnMut(u64)
     Ok(())
 }
 
+/// Checks that `array` has these rows.
+pub(super) fn check_range(array: &Array, rows: &Range<u64>) -> Result<(), StoreError> {
+    let n_rows = array.n_rows();
+    if rows.end <= n_rows {
+        return Ok(());
+    }
+    let index = rows.start.max(n_rows);
+    Err(StoreError::IndexOutOfRange { array: array.name().to_string(), index, n_rows })
+}
+
 /// Checks that `new` has the dtype and the row shape of `array`, in C-order.
-fn check_rows(array: &Array, new: &NewArray<'_>) -> Result<(), StoreError> {
+pub(super) fn check_rows(array: &Array, new: &NewArray<'_>) -> Result<(), StoreError> {
     let name = array.name();
     if array.shape().is_empty() {
         return Err(StoreError::NoRows { array: name.to_string() });
@@ -402,6 +427,28 @@ fn has_room_without(array: &Array, n_dropped: u64) -> Result<bool, StoreError> {
 fn consecutive_runs(rows: &[u64]) -> impl Iterator<Item = Range<u64>> + Clone {
     rows.chunk_by(|a, b| a.checked_add(1) == Some(*b))
         .map(|run| run[0]..run[0].saturating_add(run.len() as u64))
+}
+
+/// Where the bytes `data` of rows, which are in C-order, go in the stored elements of `array`: those of `runs`.
+pub(super) fn row_parts<'a>(
+    array: &Array,
+    runs: impl Iterator<Item = Range<u64>>,
+    data: &'a [u8],
+) -> Result<Vec<Part<'a>>, StoreError> {
+    let row_len = array.row_len() as usize;
+    let mut rest = data;
+    let mut parts = Vec::new();
+    for run in runs {
+        let len = (run.end - run.start) as usize * row_len;
+        let Some((rows, after)) = rest.split_at_checked(len) else { break };
+        rest = after;
+        if array.fortran_order() {
+            push_fortran_rows(array, run, rows, &mut parts);
+        } else {
+            parts.extend(array.parts(run.start * array.row_len(), rows)?);
+        }
+    }
+    Ok(parts)
 }
 
 /// Adds consecutive rows of a Fortran-ordered array, each of whose columns is contiguous, to `parts`.

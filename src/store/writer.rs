@@ -12,8 +12,8 @@ use std::fs;
 use std::io;
 use std::iter;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::block_writer::Space;
@@ -21,6 +21,7 @@ use super::data::{DataFile, fault, lock};
 use super::error::{DataFileFault, StoreError};
 use super::log::ManifestLog;
 use super::stage::{NewArray, Staged};
+use super::turn::TurnGuard;
 use super::{Access, Change, Shared, Store};
 use crate::format::manifest::{Attrs, DeletedRows, check_attrs};
 use crate::format::npy;
@@ -31,7 +32,7 @@ use crate::sys::{FileAccess, LockGuard, Storage, StorageFile};
 /// The writers' lock, in this process and among processes.
 pub(super) struct WriteGuard<'a> {
     file: Box<dyn LockGuard>,
-    _thread: MutexGuard<'a, ()>,
+    _thread: TurnGuard<'a>,
 }
 
 impl WriteGuard<'_> {
@@ -55,6 +56,8 @@ pub(super) struct Commit {
     pub(super) time: Option<i64>,
     /// Rows that are there already move to a new file: the commit is durable, since it removes the old one.
     pub(super) moves_rows: bool,
+    /// The locks on the files that rows are moved from; see [`Shared::lock_data`].
+    pub(super) locked: Vec<Arc<dyn StorageFile>>,
 }
 
 impl Store {
@@ -77,23 +80,36 @@ impl Store {
         compression: Option<&Compression>,
     ) -> Result<(), StoreError> {
         self.shared.check_writable()?;
-        let mut staged = Vec::with_capacity(arrays.len());
-        let mut places = HashMap::with_capacity(arrays.len());
-        for (name, array) in arrays {
-            let new = self.shared.stage(name, array, compression)?;
-            match places.entry(*name) {
-                Entry::Vacant(place) => {
-                    place.insert(staged.len());
-                    staged.push(new);
-                }
-                Entry::Occupied(place) => staged[*place.get()] = new,
-            }
-        }
+        let staged = self.shared.stage_all(arrays, |_| compression.copied())?;
         if staged.is_empty() {
             return Ok(());
         }
         let _guard = self.shared.lock_writers()?;
         self.shared.commit(Commit { staged, ..Commit::default() })
+    }
+
+    /// Saves arrays and removes others in one commit. Of names that have an array, the new version is compressed like
+    /// that; the others as `compression` says. What is in both lists is saved, and missing names in `remove` are
+    /// ignored.
+    ///
+    /// # Errors
+    /// As [`Store::save_as`].
+    pub fn save_and_remove(
+        &self,
+        save: &[(&str, NewArray<'_>)],
+        remove: &[&str],
+        compression: Option<&Compression>,
+    ) -> Result<(), StoreError> {
+        self.shared.check_writable()?;
+        self.refresh_quietly()?;
+        let staged = self.shared.stage_all(save, |name| match self.record(name) {
+            Ok(old) => old.compression(),
+            Err(_) => compression.copied(),
+        })?;
+        let saved: HashSet<&str> = save.iter().map(|(name, _)| *name).collect();
+        let _guard = self.shared.lock_writers()?;
+        let ops = self.shared.deletions(remove.iter().copied().filter(|name| !saved.contains(name)));
+        self.shared.commit(Commit { staged, ops, ..Commit::default() })
     }
 
     /// Stores a `.npy` file under `name`, compressed as `compression` says: it reads byte for byte as it was, header
@@ -126,16 +142,7 @@ impl Store {
     /// `ReadOnly`; `Locked`; `Io`.
     pub fn remove(&self, names: &[&str]) -> Result<usize, StoreError> {
         let _guard = self.shared.lock_writers()?;
-        let ops: Vec<Op> = {
-            let manifest = self.shared.manifest();
-            let mut seen = HashSet::new();
-            names
-                .iter()
-                .filter(|name| seen.insert(**name))
-                .filter_map(|name| manifest.table.get(name))
-                .map(|record| Op::Delete(Arc::clone(&record.name)))
-                .collect()
-        };
+        let ops = self.shared.deletions(names.iter().copied());
         let n_removed = ops.len();
         self.shared.commit(Commit { ops, ..Commit::default() })?;
         Ok(n_removed)
@@ -235,6 +242,38 @@ impl Shared {
         Err(StoreError::Exists { store: self.storage.path().to_owned(), array: name.to_owned() })
     }
 
+    /// Writes new versions of arrays into files without names; of those given the same name, the last.
+    fn stage_all(
+        &self,
+        arrays: &[(&str, NewArray<'_>)],
+        compression: impl Fn(&str) -> Option<Compression>,
+    ) -> Result<Vec<Staged>, StoreError> {
+        let mut staged = Vec::with_capacity(arrays.len());
+        let mut places = HashMap::with_capacity(arrays.len());
+        for (name, array) in arrays {
+            let new = self.stage(name, array, compression(name).as_ref())?;
+            match places.entry(*name) {
+                Entry::Vacant(place) => {
+                    place.insert(staged.len());
+                    staged.push(new);
+                }
+                Entry::Occupied(place) => staged[*place.get()] = new,
+            }
+        }
+        Ok(staged)
+    }
+
+    /// The operations that remove those of these arrays that there are.
+    fn deletions<'a>(&self, names: impl Iterator<Item = &'a str>) -> Vec<Op> {
+        let manifest = self.manifest();
+        let mut seen = HashSet::new();
+        names
+            .filter(|name| seen.insert(*name))
+            .filter_map(|name| manifest.table.get(name))
+            .map(|record| Op::Delete(Arc::clone(&record.name)))
+            .collect()
+    }
+
     /// Takes the writers' lock, and knows everything that was committed before.
     pub(super) fn lock_writers(&self) -> Result<WriteGuard<'_>, StoreError> {
         self.lock_writers_within(self.lock_timeout)
@@ -243,15 +282,17 @@ impl Shared {
     /// As [`Shared::lock_writers`], but waits no longer than `timeout`; if that is zero, not for other threads either.
     pub(super) fn lock_writers_within(&self, timeout: Duration) -> Result<WriteGuard<'_>, StoreError> {
         self.check_writable()?;
-        let thread = match self.writer.try_lock() {
-            Ok(thread) => thread,
-            Err(TryLockError::WouldBlock) if timeout.is_zero() => {
+        let thread = match self.writer.try_take() {
+            Some(thread) => thread,
+            None if timeout.is_zero() => {
                 let store = self.storage.path().to_owned();
                 return Err(StoreError::Locked { store, waited: timeout, holder: None });
             }
-            Err(_) => self.writer.lock().unwrap_or_else(PoisonError::into_inner),
+            None => self.take_turn()?,
         };
-        let mut file = super::take_lock(&*self.storage, timeout)?;
+        let take_lock =
+            || self.wait_for_lock(names::LOCK, timeout, |timeout| self.storage.lock(names::LOCK, timeout));
+        let mut file = take_lock()?;
         if self.swept.load(Ordering::Relaxed) && self.manifest().is_fresh() {
             return Ok(WriteGuard { file, _thread: thread });
         }
@@ -269,7 +310,7 @@ impl Shared {
             if !changed || is_current(&*file)? {
                 break;
             }
-            file = super::take_lock(&*self.storage, timeout)?;
+            file = take_lock()?;
         }
         // Somebody else was here, and may have died before a commit that could be seen.
         self.swept.store(true, Ordering::Relaxed);
@@ -278,9 +319,26 @@ impl Shared {
         Ok(WriteGuard { file, _thread: thread })
     }
 
+    /// Waits until no other thread of this process writes, but for regions.
+    pub(super) fn take_turn(&self) -> Result<TurnGuard<'_>, StoreError> {
+        let taken = self.writer.take(self.interrupted.get());
+        taken.ok_or_else(|| StoreError::Interrupted { store: self.storage.path().to_owned() })
+    }
+
+    /// See [`wait_for_lock`](super::wait_for_lock).
+    pub(super) fn wait_for_lock<T>(
+        &self,
+        file: &str,
+        timeout: Duration,
+        take: impl FnMut(Duration) -> io::Result<T>,
+    ) -> Result<T, StoreError> {
+        super::wait_for_lock(&*self.storage, file, timeout, self.interrupted.get(), take)
+    }
+
     /// Commits, with the writers' lock held.
     pub(super) fn commit(&self, commit: Commit) -> Result<(), StoreError> {
-        let Commit { staged, mut ops, headers, spaces, time, moves_rows } = commit;
+        // The locks on data files, of those that are moved, end with the commit.
+        let Commit { staged, mut ops, headers, spaces, time, moves_rows, locked: _locked } = commit;
         if staged.is_empty() && ops.is_empty() {
             return Ok(());
         }
@@ -414,7 +472,10 @@ impl Shared {
                 deleted: DeletedRows::default(),
                 mtime: time,
                 // Attributes belong to the name: a new version keeps them.
-                attrs: manifest.table.get(&new.name).map(|old| Arc::clone(&old.attrs)).unwrap_or_default(),
+                attrs: (new.attrs.as_ref())
+                    .or_else(|| Some(&manifest.table.get(&new.name)?.attrs))
+                    .cloned()
+                    .unwrap_or_default(),
                 upstream: None,
             }
         });

@@ -19,7 +19,7 @@ use rustix::io::{Errno, retry_on_intr};
 use super::file::{DirFile, Temporary};
 use super::lock::{self, LockTable};
 use super::storage::check_name;
-use super::{FileAccess, FileStat, FsStat, LockGuard, Storage, StorageFile, netfs, random_bytes};
+use super::{FileAccess, FileLock, FileStat, FsStat, LockGuard, Storage, StorageFile, netfs, random_bytes};
 
 const TEMPORARY_PREFIX: &str = "tmp_";
 const TEMPORARY_SUFFIX: &str = ".npkd";
@@ -157,7 +157,12 @@ impl AsFd for DirStorage {
 
 impl Storage for DirStorage {
     fn open(&self, name: &str, access: FileAccess) -> io::Result<Arc<dyn StorageFile>> {
-        open_file(&self.dir, name, access)
+        Ok(Arc::new(DirFile::new(open_file(&self.dir, name, access)?, None)))
+    }
+
+    fn open_locked(&self, name: &str, lock: FileLock, timeout: Duration) -> io::Result<Arc<dyn StorageFile>> {
+        let fd = open_file(&self.dir, name, FileAccess::Write)?;
+        Ok(Arc::new(DirFile::locked(fd, lock, timeout)?))
     }
 
     fn create_unnamed(&self) -> io::Result<Arc<dyn StorageFile>> {
@@ -224,7 +229,8 @@ impl Storage for DirStorage {
 
     fn open_apart(&self, folder: &str, name: &str) -> io::Result<Arc<dyn StorageFile>> {
         check_name(folder)?;
-        open_file(&self.open_folder(folder)?, name, FileAccess::Read)
+        let fd = open_file(&self.open_folder(folder)?, name, FileAccess::Read)?;
+        Ok(Arc::new(DirFile::new(fd, None)))
     }
 
     fn remove_apart(&self, folder: &str, name: Option<&str>) -> io::Result<()> {
@@ -305,6 +311,11 @@ impl Storage for DirStorage {
         Ok(Box::new(lock::watch(&self.dir, name)?))
     }
 
+    fn is_watched(&self, name: &str) -> io::Result<bool> {
+        check_name(name)?;
+        self.locks.is_watched(&self.dir, name)
+    }
+
     fn sweep_temporaries(&self) -> io::Result<usize> {
         let mut swept = 0;
         for name in self.list()?.iter().filter(|name| is_temporary(name)) {
@@ -348,7 +359,7 @@ impl Storage for DirStorage {
     }
 }
 
-fn open_file(dir: &OwnedFd, name: &str, access: FileAccess) -> io::Result<Arc<dyn StorageFile>> {
+fn open_file(dir: &OwnedFd, name: &str, access: FileAccess) -> io::Result<OwnedFd> {
     check_name(name)?;
     let access = match access {
         FileAccess::Read => OFlags::RDONLY,
@@ -360,7 +371,7 @@ fn open_file(dir: &OwnedFd, name: &str, access: FileAccess) -> io::Result<Arc<dy
     if !FileStat::from(fstat(&fd)?).is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
-    Ok(Arc::new(DirFile::new(fd, None)))
+    Ok(fd)
 }
 
 fn sync_folder(dir: &OwnedFd) -> io::Result<()> {
@@ -549,6 +560,42 @@ mod tests {
             let file = storage.create_unnamed().expect("creates");
             storage.link_apart(&file, "link", "a").expect_err("a link is not followed");
         }
+    }
+
+    #[test]
+    fn files_in_folders_are_read_and_removed_and_links_are_not_followed() {
+        let dir = TempDir::new().expect("temporary directory");
+        let storage = DirStorage::open(dir.path()).expect("opens");
+        let folder = dir.path().join("folder");
+        fs::create_dir(&folder).expect("is made");
+        for name in ["a", "b"] {
+            fs::write(folder.join(name), name).expect("writes");
+        }
+        symlink("a", folder.join("link")).expect("is made");
+        symlink("folder", dir.path().join("linked")).expect("is made");
+        let mut bytes = [0; 2];
+        let file = storage.open_apart("folder", "a").expect("opens");
+        assert_eq!((file.read_at(&mut bytes, 0).expect("reads"), bytes), (1, *b"a\0"));
+        let kind = |folder, name| storage.open_apart(folder, name).expect_err("refused").kind();
+        assert_eq!(kind("folder", "c"), io::ErrorKind::NotFound);
+        assert_eq!(kind("nowhere", "a"), io::ErrorKind::NotFound);
+        let link = storage.open_apart("folder", "link").expect_err("a link is not followed");
+        assert_eq!(link.raw_os_error(), Some(libc::ELOOP));
+        assert_eq!(kind("linked", "a"), io::ErrorKind::NotADirectory);
+        for (folder, name) in [("..", "a"), ("folder", ".."), ("folder", ""), ("folder/a", "a")] {
+            assert_eq!(kind(folder, name), io::ErrorKind::InvalidInput);
+            let refused = storage.remove_apart(folder, Some(name)).expect_err("refused").kind();
+            assert_eq!(refused, io::ErrorKind::InvalidInput);
+        }
+        storage.remove_apart("linked", Some("a")).expect_err("a link is not followed");
+        storage.remove_apart("linked", None).expect_err("is no folder");
+        storage.remove_apart("folder", Some("a")).expect("removes");
+        storage.remove_apart("folder", Some("link")).expect("removes");
+        let full = storage.remove_apart("folder", None).expect_err("b is in it").kind();
+        assert_eq!(full, io::ErrorKind::DirectoryNotEmpty);
+        storage.remove_apart("folder", Some("b")).expect("removes");
+        storage.remove_apart("folder", None).expect("removes");
+        assert!(!folder.exists() && dir.path().join("linked").is_symlink());
     }
 
     #[test]

@@ -5,13 +5,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, FallocateFlags, Mode, copy_file_range, fallocate, fchmod, fstat, unlinkat};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::fork;
-use super::{FileAccess, FileStat, Map, SharedWord, StorageFile, lease, netfs};
+use super::{FileAccess, FileLock, FileStat, Map, MapMut, SharedWord, StorageFile, lease, lock, netfs};
 
 const COPY_CHUNK_LEN: usize = 1 << 20;
 
@@ -20,6 +20,8 @@ const COPY_CHUNK_LEN: usize = 1 << 20;
 pub(super) struct DirFile {
     file: File,
     temporary: Mutex<Option<Temporary>>,
+    /// [`fork::generation`] of the process that has a lock on it, which ends with this handle.
+    locked_in: Option<u64>,
 }
 
 /// The name of a file that could not be made without one. It is removed unless [`Temporary::keep`] is called.
@@ -57,12 +59,31 @@ impl Drop for Temporary {
 
 impl DirFile {
     pub(super) fn new(fd: OwnedFd, temporary: Option<Temporary>) -> Self {
-        DirFile { file: File::from(fd), temporary: Mutex::new(temporary) }
+        DirFile { file: File::from(fd), temporary: Mutex::new(temporary), locked_in: None }
+    }
+
+    /// A file that is locked until this is dropped: waits for that no longer than `timeout`.
+    pub(super) fn locked(fd: OwnedFd, kind: FileLock, timeout: Duration) -> io::Result<Self> {
+        let mut file = DirFile::new(fd, None);
+        let forks = fork::generation()?;
+        lock::lock_file(file.as_fd(), kind, timeout)?;
+        file.locked_in = Some(forks);
+        Ok(file)
     }
 
     /// The name to be given up when the file gets its own.
     pub(super) fn temporary(&self) -> MutexGuard<'_, Option<Temporary>> {
         self.temporary.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for DirFile {
+    fn drop(&mut self) {
+        // A forked process may have the file open as well, which alone would keep it locked; and if this is that
+        // process, the lock is its parent's.
+        if self.locked_in.is_some() && self.locked_in == fork::generation().ok() {
+            lock::unlock_file(self.as_fd());
+        }
     }
 }
 
@@ -131,6 +152,10 @@ impl StorageFile for DirFile {
 
     fn map(&self, offset: u64, len: usize) -> io::Result<Map> {
         Map::of_file(&self.file, offset, len)
+    }
+
+    fn map_mut(&self, offset: u64, len: usize) -> io::Result<MapMut> {
+        MapMut::of_file(&self.file, offset, len)
     }
 
     fn copy_from(&self, src: BorrowedFd<'_>, src_offset: u64, dst_offset: u64, len: u64) -> io::Result<u64> {

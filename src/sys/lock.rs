@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, Mode, OFlags, fstat, major, minor, openat, statat};
 
 use super::fork;
-use super::{FileStat, LockGuard};
+use super::{FileLock, FileStat, LockGuard};
 
 // A commit takes tens of microseconds, a folding of the manifest milliseconds.
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
@@ -32,6 +32,9 @@ const MAX_WATCH_ATTEMPTS: usize = 6000;
 const WRITER_BYTE: libc::off_t = 0;
 const WATCHER_BYTE: libc::off_t = 1;
 const WRITER_AND_WATCHER_LEN: libc::off_t = 2;
+
+/// The byte of any other file that stands for the whole of it.
+const FILE_BYTE: libc::off_t = 0;
 
 /// The lock files that one storage has open, by name. There is one in practice.
 ///
@@ -64,6 +67,15 @@ impl LockTable {
             thread::sleep(pause.min(left));
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+    }
+
+    /// Whether somebody has the watchers' lock on `name`; see [`Storage::is_watched`](super::Storage::is_watched).
+    pub(super) fn is_watched(&self, dir: &Arc<OwnedFd>, name: &str) -> io::Result<bool> {
+        let (file, _) = self.file(dir, name)?;
+        // Of two that exclude each other, the kernel names the one that is there. A writer that has both bytes excludes
+        // watchers; that this process is the writer excludes nothing here, and then it has asked for both.
+        let found = test_lock(file.fd.as_fd(), libc::F_WRLCK, WATCHER_BYTE, 1)?;
+        Ok(libc::c_int::from(found) == libc::F_RDLCK)
     }
 
     /// The open lock file, and whether it was opened just now.
@@ -210,16 +222,58 @@ impl Drop for OfdGuard {
     }
 }
 
-/// Sets or clears the lock on `len` bytes from `start`; `false` if another description has it.
+/// Locks a file as a whole, and waits for that no longer than `timeout`.
+pub(super) fn lock_file(fd: BorrowedFd<'_>, kind: FileLock, timeout: Duration) -> io::Result<()> {
+    let kind = match kind {
+        FileLock::Shared => libc::F_RDLCK,
+        FileLock::Exclusive => libc::F_WRLCK,
+    };
+    let mut deadline = None;
+    let mut pause = FIRST_PAUSE;
+    while !set_lock(fd, kind, FILE_BYTE, 1)? {
+        let now = Instant::now();
+        let deadline = *deadline.get_or_insert_with(|| now.checked_add(timeout));
+        let left = deadline.map_or(LONGEST_PAUSE, |deadline| deadline.saturating_duration_since(now));
+        if left.is_zero() {
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, "somebody else has the file locked"));
+        }
+        thread::sleep(pause.min(left));
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+    Ok(())
+}
+
+/// Ends the lock of [`lock_file`].
+pub(super) fn unlock_file(fd: BorrowedFd<'_>) {
+    // It cannot fail where the lock is; and closing the file ends it as well.
+    let _ = set_lock(fd, libc::F_UNLCK, FILE_BYTE, 1);
+}
+
+/// The kind of a lock of another description that excludes this one; `F_UNLCK` if there is none.
 #[expect(unsafe_code, reason = "neither std nor rustix has open-file-description locks")]
-fn set_lock(fd: BorrowedFd<'_>, kind: libc::c_int, start: libc::off_t, len: libc::off_t) -> io::Result<bool> {
-    let range = libc::flock {
+fn test_lock(fd: BorrowedFd<'_>, kind: libc::c_int, start: libc::off_t, len: libc::off_t) -> io::Result<i16> {
+    let mut range = lock_range(kind, start, len);
+    // SAFETY: `fd` is open while it is borrowed, and `range` outlives the call, which writes a lock there.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut range) } == 0 {
+        return Ok(range.l_type);
+    }
+    Err(io::Error::last_os_error())
+}
+
+fn lock_range(kind: libc::c_int, start: libc::off_t, len: libc::off_t) -> libc::flock {
+    libc::flock {
         l_type: kind as libc::c_short, // F_RDLCK, F_WRLCK, F_UNLCK are 0, 1, 2
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: start,
         l_len: len,
         l_pid: 0, // must be 0 for open-file-description locks
-    };
+    }
+}
+
+/// Sets or clears the lock on `len` bytes from `start`; `false` if another description has it.
+#[expect(unsafe_code, reason = "neither std nor rustix has open-file-description locks")]
+fn set_lock(fd: BorrowedFd<'_>, kind: libc::c_int, start: libc::off_t, len: libc::off_t) -> io::Result<bool> {
+    let range = lock_range(kind, start, len);
     loop {
         // SAFETY: `fd` is open while it is borrowed, and `range` outlives the call, which only reads it.
         if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) } == 0 {

@@ -1,4 +1,4 @@
-//! Read-only views of file bytes that share the page cache and outlive the file's name.
+//! Views of file bytes that share the page cache and outlive the file's name.
 //!
 //! A mapped file that is cut below the map raises SIGBUS in whoever touches the lost pages. `store` therefore never
 //! cuts a data file below its committed length, and a new version of an array is a new file.
@@ -9,7 +9,7 @@ use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use memmap2::{Mmap, MmapOptions};
+use memmap2::{Mmap, MmapOptions, MmapRaw};
 
 /// Bytes of a file, shared and read-only. Cloning shares the map; the last clone unmaps it.
 #[derive(Clone)]
@@ -27,17 +27,63 @@ impl Map {
     /// # Errors
     /// `UnexpectedEof` if the file is shorter than `offset + len`.
     pub(super) fn of_file(file: &File, offset: u64, len: usize) -> io::Result<Map> {
-        let file_len = file.metadata()?.len();
-        let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len));
-        if end.is_none_or(|end| end > file_len) {
-            let message = format!("cannot map {len} bytes at offset {offset}: the file has {file_len} bytes");
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
-        }
+        check_range(file, offset, len)?;
         if len == 0 {
             return Ok(Map::default()); // mmap(2) refuses empty maps
         }
         map_shared(file, offset, len).map(|map| Map(Bytes::Mapped(Arc::new(map))))
     }
+}
+
+/// Bytes of a file, shared and to be written to: what is written is in the file at once, for every reader of it. They
+/// are reached by a pointer only, since anybody may write them at any time. Dropping it unmaps them; they get to the
+/// disk when the file is synced.
+pub struct MapMut(Option<MmapRaw>);
+
+impl MapMut {
+    /// Maps `len` bytes of `file`, which is open for writing, from `offset`, which need not be page-aligned.
+    ///
+    /// # Errors
+    /// As [`Map::of_file`].
+    pub(super) fn of_file(file: &File, offset: u64, len: usize) -> io::Result<Self> {
+        check_range(file, offset, len)?;
+        if len == 0 {
+            return Ok(Self(None)); // mmap(2) refuses empty maps
+        }
+        MmapOptions::new().offset(offset).len(len).map_raw(file).map(|map| Self(Some(map)))
+    }
+
+    /// The first byte. Valid, like all of [`MapMut::len`] bytes, for as long as this lives; dangling if that is 0.
+    pub fn as_mut_ptr(&self) -> *mut u8 {
+        self.0.as_ref().map_or(std::ptr::NonNull::dangling().as_ptr(), MmapRaw::as_mut_ptr)
+    }
+
+    /// Number of bytes.
+    pub fn len(&self) -> usize {
+        self.0.as_ref().map_or(0, MmapRaw::len)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl fmt::Debug for MapMut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MapMut").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+/// Refuses a range that is not within the file.
+fn check_range(file: &File, offset: u64, len: usize) -> io::Result<()> {
+    let file_len = file.metadata()?.len();
+    let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len));
+    if end.is_none_or(|end| end > file_len) {
+        let message = format!("cannot map {len} bytes at offset {offset}: the file has {file_len} bytes");
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+    }
+    Ok(())
 }
 
 #[expect(unsafe_code, reason = "a map is only as constant as its file")]
@@ -129,6 +175,22 @@ mod tests {
         assert_eq!(&*clone, b"cde");
         assert_eq!(&*Map::from(b"xy".to_vec()), b"xy");
         assert!(Map::default().is_empty());
+    }
+
+    #[test]
+    #[expect(unsafe_code, reason = "a map to write to has no safe access")]
+    fn what_is_written_to_a_map_is_in_the_file() {
+        let file = file_of(&[0; 8192]);
+        let map = MapMut::of_file(&file, 5000, 10).expect("maps");
+        let read = Map::of_file(&file, 4998, 6).expect("maps");
+        // SAFETY: the map has ten bytes, which nobody else uses meanwhile.
+        unsafe { map.as_mut_ptr().add(1).write(7) };
+        assert_eq!((map.len(), &*read), (10, &[0, 0, 0, 7, 0, 0][..]));
+        assert!(MapMut::of_file(&file, 8192, 0).expect("maps nothing").is_empty());
+        MapMut::of_file(&file, 8000, 193).expect_err("past the end");
+        let reading = File::open("/proc/self/exe").expect("opens");
+        let error = MapMut::of_file(&reading, 0, 10).expect_err("open for reading");
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
     }
 
     #[test]

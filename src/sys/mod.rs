@@ -2,7 +2,7 @@
 //!
 //! `store` reaches its files only through [`Storage`], so a test can hand it a storage that fails on demand or
 //! forgets what was not synced. Nothing here knows what the bytes mean. All `unsafe` code of the package outside
-//! of `python` is here: the map, the `fcntl` of locks and leases, and the fork handler.
+//! of `python` is here: the maps, the `fcntl` of locks and leases, and the fork handler.
 
 mod dir;
 mod file;
@@ -19,7 +19,7 @@ mod storage;
 mod word;
 
 pub use dir::DirStorage;
-pub use mmap::Map;
+pub use mmap::{Map, MapMut};
 pub use random::random_bytes;
-pub use storage::{FileAccess, FileStat, FsStat, LockGuard, Storage, StorageFile};
+pub use storage::{FileAccess, FileLock, FileStat, FsStat, LockGuard, Storage, StorageFile};
 pub use word::SharedWord;

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{Map, SharedWord};
+use super::{Map, MapMut, SharedWord};
 
 /// What an opened file is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,6 +20,15 @@ pub enum FileAccess {
     Read,
     /// Reading, mapping and writing.
     Write,
+}
+
+/// A lock on a file as a whole, for as long as a handle is open that was opened for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FileLock {
+    /// Together with others that share it.
+    Shared,
+    /// Alone.
+    Exclusive,
 }
 
 /// A directory of files, addressed by flat names.
@@ -35,6 +44,18 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// # Errors
     /// `NotFound`; `InvalidInput` if it is no regular file; `ELOOP` (`FilesystemLoop`) if it is a symbolic link.
     fn open(&self, name: &str, access: FileAccess) -> io::Result<Arc<dyn StorageFile>>;
+
+    /// Opens a file for writing, with a lock on it that ends when the handle that is returned is dropped, or its
+    /// process dies. Excludes only those who lock as well: other processes, and other handles of this one.
+    ///
+    /// A storage that only one thread at a time writes to need not lock.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); `WouldBlock` if somebody else has it locked for all of `timeout`.
+    fn open_locked(&self, name: &str, lock: FileLock, timeout: Duration) -> io::Result<Arc<dyn StorageFile>> {
+        let _ = (lock, timeout);
+        self.open(name, FileAccess::Write)
+    }
 
     /// Creates an empty file, open for reading and writing, that vanishes with its last handle unless
     /// [`link`](Self::link) or [`replace`](Self::replace) names it.
@@ -119,6 +140,13 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// `WouldBlock` if a writer keeps the lock for half a minute.
     fn watch(&self, name: &str) -> io::Result<Box<dyn LockGuard>>;
 
+    /// Whether somebody shares the watchers' lock on the file `name`, asked without waiting; `true` where that cannot
+    /// be known without the lock.
+    fn is_watched(&self, name: &str) -> io::Result<bool> {
+        let _ = name;
+        Ok(true)
+    }
+
     /// Removes temporary files that their writers left behind, and says how many.
     fn sweep_temporaries(&self) -> io::Result<usize>;
 
@@ -180,6 +208,16 @@ pub trait StorageFile: Any + Send + Sync + fmt::Debug {
     /// # Errors
     /// `UnexpectedEof` if the file is shorter than `offset + len`.
     fn map(&self, offset: u64, len: usize) -> io::Result<Map>;
+
+    /// As [`map`](Self::map), to be written to: what is written there is in the file.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map); `PermissionDenied` if the file was opened for reading; `Unsupported` where files are not
+    /// mapped.
+    fn map_mut(&self, offset: u64, len: usize) -> io::Result<MapMut> {
+        let _ = (offset, len);
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Copies `len` bytes from `src_offset` of `src` to `dst_offset` of this file, and returns the number copied,
     /// which is less than `len` only if `src` ends before. The ranges must not overlap in one file.

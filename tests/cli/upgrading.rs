@@ -8,9 +8,9 @@ use numpack::format::npy;
 use numpack::store::{Access, Store};
 
 use crate::common::{Place, files_below};
-use crate::fixtures::{Copy, Expected, Fixture, copy_folder, fixture, quirk};
+use crate::fixtures::{Copy, Expected, Fixture, all, copy_folder, fixture, quirk};
 use crate::npkfs;
-use crate::ways::each_way;
+use crate::ways::{as_root, each_way};
 
 /// A folder with a store of 0.7.0 that has segments, deleted rows, and more.
 fn place_of(fixture: &Fixture) -> Place {
@@ -23,10 +23,15 @@ fn segmented() -> Fixture {
     fixture("0.7.0-rust", "segmented_mutated")
 }
 
-fn assert_npy(file: &[u8], expected: &Expected) {
+/// An array as a file has it, without a name.
+fn read_npy(file: &[u8]) -> Expected {
     let header = npy::parse(file).unwrap();
-    assert_eq!((&header.dtype, &header.shape), (&expected.dtype, &expected.shape));
-    assert!(file[header.header_len as usize..] == expected.elements, "{:?}", expected.name);
+    let elements = file[header.header_len as usize..].to_vec();
+    Expected { name: String::new(), dtype: header.dtype, shape: header.shape, elements }
+}
+
+fn assert_npy(file: &[u8], expected: &Expected) {
+    assert!(Expected { name: expected.name.clone(), ..read_npy(file) } == *expected, "{:?}", expected.name);
 }
 
 #[test]
@@ -102,6 +107,30 @@ fn an_old_store_is_mounted_read_only() {
             way.umount().ok();
         }
         assert_eq!(files_below(&way.place.store), before);
+    });
+}
+
+#[test]
+fn every_old_store_mounts_with_every_array() {
+    as_root(|way| {
+        for fixture in all() {
+            let mnt = way.mnt.as_path();
+            copy_folder(&fixture.copy().path, &way.place.store).unwrap();
+            let (ran, _unmount) = way.mount_with("ro");
+            ran.ok();
+            let mut found: Vec<Expected> =
+                files_below(mnt).iter().map(|file| read_npy(&fs::read(mnt.join(file)).unwrap())).collect();
+            way.umount().ok();
+            fs::remove_dir_all(&way.place.store).unwrap();
+            // Names are those of files, which have escapes: what is in them is compared.
+            let key =
+                |array: &Expected| (array.shape.clone(), array.dtype.to_string(), array.elements.clone());
+            let mut expected: Vec<Expected> = fixture.expected();
+            expected.iter_mut().for_each(|array| array.name.clear());
+            found.sort_by_key(key);
+            expected.sort_by_key(key);
+            assert!(found == expected, "{}/{}", fixture.release, fixture.name);
+        }
     });
 }
 

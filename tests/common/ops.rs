@@ -33,6 +33,32 @@ pub enum Op {
         rows: Range<u64>,
         data: Content,
     },
+    /// As `ReplaceRange`, by a writer of regions.
+    WriteRows {
+        name: String,
+        rows: Range<u64>,
+        data: Content,
+    },
+    /// As `ReplaceRange`, as far as elements differ.
+    ReplaceChanged {
+        name: String,
+        rows: Range<u64>,
+        data: Content,
+    },
+    /// Zeros.
+    Create {
+        name: String,
+        zeros: Content,
+    },
+    Copy {
+        source: String,
+        target: String,
+    },
+    /// In one commit; arrays that are there stay compressed as they are, and new ones are not.
+    SaveAndRemove {
+        save: Vec<(String, Content)>,
+        remove: Vec<String>,
+    },
     DropRows {
         names: Vec<String>,
         rows: Vec<u64>,
@@ -139,8 +165,36 @@ impl Op {
             }
             Op::Append(rows) => append(model, rows)?,
             Op::Replace { name, rows, data } => replace(model, name, rows, data)?,
-            Op::ReplaceRange { name, rows, data } => {
+            Op::ReplaceRange { name, rows, data }
+            | Op::WriteRows { name, rows, data }
+            | Op::ReplaceChanged { name, rows, data } => {
                 replace(model, name, &rows.clone().collect::<Vec<_>>(), data)?;
+            }
+            Op::Create { name, zeros } => {
+                check_name(name)?;
+                if model.get(name).is_some() {
+                    return Err(Refusal::Exists);
+                }
+                put(model, name, zeros);
+            }
+            Op::Copy { source, target } => {
+                let content = model.get(source).ok_or(Refusal::NotFound)?.clone();
+                check_name(target)?;
+                if model.get(target).is_some() {
+                    return Err(Refusal::Exists);
+                }
+                let tags = new_tags(content.rows.len());
+                model.arrays.push((target.clone(), Content { tags, ..content }));
+            }
+            Op::SaveAndRemove { save, remove } => {
+                save.iter().try_for_each(|(name, _)| check_name(name))?;
+                let is_saved = |name: &String| save.iter().any(|(saved, _)| saved == name);
+                let kept: Vec<_> =
+                    save.iter().map(|(name, _)| model.get(name).and_then(|old| old.compression)).collect();
+                remove.iter().filter(|name| !is_saved(name)).for_each(|name| model.remove(name));
+                for ((name, content), compression) in save.iter().zip(kept) {
+                    put(model, name, &Content { compression, ..content.clone() });
+                }
             }
             Op::DropRows { names, rows } => drop_rows(model, names, rows)?,
             Op::Compact(name) => {
@@ -212,6 +266,19 @@ impl Op {
             }
             Op::ReplaceRange { name, rows, data } => {
                 with_array(data, |data| store.replace_range(name, rows.clone(), data.clone()))
+            }
+            Op::WriteRows { name, rows, data } => {
+                with_array(data, |data| store.write_rows(name, rows.start, data.clone()))
+            }
+            Op::ReplaceChanged { name, rows, data } => {
+                with_array(data, |data| store.replace_changed(name, rows.start, data.clone()))
+            }
+            Op::Create { name, zeros } => {
+                store.create_zeros(name, &zeros.dtype, &zeros.shape, zeros.compression.as_ref())
+            }
+            Op::Copy { source, target } => store.copy_array(source, target),
+            Op::SaveAndRemove { save, remove } => {
+                with_arrays(save, |save| store.save_and_remove(save, &strs(remove), None))
             }
             Op::DropRows { names, rows } => store.drop_rows(&strs(names), rows),
             Op::Compact(name) => {
@@ -287,6 +354,8 @@ impl Op {
         match self {
             Op::Replace { name, .. }
             | Op::ReplaceRange { name, .. }
+            | Op::WriteRows { name, .. }
+            | Op::ReplaceChanged { name, .. }
             | Op::WriteNpy { name, .. }
             | Op::WriteBack { name, .. } => Some(name),
             _ => None,

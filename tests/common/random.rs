@@ -253,7 +253,7 @@ pub fn op(rng: &mut Rng, model: &Model) -> Op {
     };
     let array = model.get(&name).cloned().unwrap_or_else(|| any_content(rng));
     let n_rows = array.n_rows();
-    match rng.below(25) {
+    match rng.below(29) {
         0..4 => {
             let compression = compression(rng);
             let array = |rng: &mut Rng| (rng.pick(&names).clone(), content_for(rng, compression));
@@ -293,7 +293,12 @@ pub fn op(rng: &mut Rng, model: &Model) -> Op {
         12 => {
             let start = rng.below(n_rows + 1);
             let rows = start..start + rng.below(n_rows + 2 - start);
-            Op::ReplaceRange { name, data: rows_for(rng, &array, rows.end - rows.start), rows }
+            let data = rows_for(rng, &array, rows.end - rows.start);
+            match rng.below(3) {
+                0 => Op::ReplaceRange { name, data, rows },
+                1 => Op::WriteRows { name, data, rows },
+                _ => Op::ReplaceChanged { name, data, rows },
+            }
         }
         13..16 => {
             let names = (0..1 + rng.below(2))
@@ -316,6 +321,21 @@ pub fn op(rng: &mut Rng, model: &Model) -> Op {
             _ => Op::SetAttrs { name: None, set: attrs(rng), remove: vec![key(rng)] },
         },
         20 => Op::SetAttrs { name: Some(name), set: attrs(rng), remove: vec![key(rng)] },
+        25 | 26 => {
+            let mut zeros = any_content(rng);
+            zeros.rows.iter_mut().for_each(|row| row.fill(0));
+            let order = Content { fortran_order: false, header: None, ..zeros };
+            Op::Create {
+                name: rng.pick(&names).clone(),
+                zeros: Content { compression: compression(rng), ..order },
+            }
+        }
+        27 => Op::Copy { source: name, target: rng.pick(&names).clone() },
+        28 => {
+            let array = |rng: &mut Rng| (rng.pick(&names).clone(), any_content(rng));
+            let save = (0..rng.below(3)).map(|_| array(rng)).collect();
+            Op::SaveAndRemove { save, remove: vec![name, rng.pick(&names).clone()] }
+        }
         21 => Op::Recompress { name, to: compression(rng) },
         22 => {
             let len = array.stored_bytes().len() as u64;

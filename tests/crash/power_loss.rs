@@ -83,7 +83,11 @@ impl History {
             let result = op.run(store);
             // An operation that has nothing to do is none, and neither is a write through the virtual file, unless that
             // is compressed.
-            let is_replace = matches!(op, Op::Replace { .. } | Op::ReplaceRange { .. });
+            let is_replace = match op {
+                Op::Replace { .. } | Op::ReplaceRange { .. } => true,
+                Op::WriteRows { data, .. } => !data.rows.is_empty(),
+                _ => false,
+            };
             let is_commit =
                 is_replace || store.generation() != *self.generations.last().expect("there is one");
             if result.is_ok() && (*durable && is_commit || matches!(op, Op::Sync)) {

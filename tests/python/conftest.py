@@ -1,18 +1,38 @@
-"""Fixtures for every test: the package, once per backend, and an open store in a temporary directory."""
+"""Fixtures for every test: the package, and an open store in a temporary directory.
 
-import importlib
+A run tests one backend: ``NUMPACK_BACKEND=rust pytest tests/python``, or ``python``. Without the variable it is the one
+that the package chooses. What needs both, or one in particular, says so where that is missing.
+"""
+
+import importlib.util
 import os
 import shutil
 import sys
 import types
 from pathlib import Path
 
+import hypothesis
 import pytest
 
-BACKENDS = ["rust"]
+import numpack as package
+
+BACKEND = package.get_backend_info()["backend_type"]
+
+# How many examples random tests try. The Python backend takes several times as long for each.
+hypothesis.settings.register_profile("rust", max_examples=60, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("python", max_examples=15, deadline=None, print_blob=True)
+hypothesis.settings.load_profile(BACKEND)
 
 # Test modules in which every store is made uncompressed, compressed, and compressed in the smallest blocks.
-COMPRESSED_AS_WELL = {"test_concurrency", "test_lazy", "test_model", "test_rows", "test_save_load"}
+COMPRESSED_AS_WELL = {
+    "test_concurrency",
+    "test_lazy",
+    "test_lazy_operators",
+    "test_model",
+    "test_rows",
+    "test_save_load",
+    "test_upstream_defects",
+}
 COMPRESSIONS = {"uncompressed": None, "compressed": True, "small blocks": {"block": 4096, "level": 3}}
 
 
@@ -27,11 +47,9 @@ def compress():
     return None
 
 
-@pytest.fixture(params=BACKENDS)
-def numpack(request, compress):
-    """The package numpack with one of its backends."""
-    package = importlib.import_module("numpack")
-    assert package.get_backend_info()["backend_type"] == request.param
+@pytest.fixture(params=[BACKEND])
+def numpack(compress):
+    """The package numpack with the backend of this run."""
     if compress is None:
         return package
 
@@ -40,6 +58,13 @@ def numpack(request, compress):
             super().save(arrays, compress)
 
     return types.SimpleNamespace(**vars(package) | {"NumPack": NumPack})
+
+
+@pytest.fixture(scope="session")
+def needs_native():
+    """Skips the test, and says why, where the native module is missing."""
+    if importlib.util.find_spec("numpack._native") is None:
+        pytest.skip("no native module: numpack was installed without its Rust backend")
 
 
 def why_no_mount():

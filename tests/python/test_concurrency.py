@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -141,6 +142,38 @@ def test_waiting_for_the_lock_keeps_other_threads_running(npk, writers_lock, wri
     assert thread.is_alive()
     release()
     thread.join()
+
+
+class Alarm(Exception):
+    """Raised by a signal handler, as Ctrl-C raises KeyboardInterrupt."""
+
+
+def test_signals_end_the_wait_for_the_lock(npk, writers_lock):
+    npk.save({"a": A})
+    lock, unlock = writers_lock
+    lock()
+
+    def ring(*_):
+        raise Alarm
+
+    handler = signal.signal(signal.SIGALRM, ring)
+    try:
+        for write in (
+            lambda: npk.save({"a": A + 1}),
+            lambda: npk.append({"a": A}),
+            lambda: npk.drop("a"),
+            lambda: npk.flush(),
+        ):
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(Alarm) as raised:
+                write()
+            assert raised.value.__context__ is None, "the wait was over"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    unlock()
+    assert_same(npk.load("a"), A)
+    npk.append({"a": A})
 
 
 def test_handles_see_each_others_commits(npk, numpack, path):

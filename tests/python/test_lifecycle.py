@@ -68,6 +68,10 @@ CALLS = {
     "update": lambda npk: npk.update("a"),
     "recompress": lambda npk: npk.recompress("a"),
     "stream_load": lambda npk: npk.stream_load("a"),
+    "create": lambda npk: npk.create("b", 3),
+    "write_rows": lambda npk: npk.write_rows("a", 0, A[:1]),
+    "clone": lambda npk: npk.clone("a", "b"),
+    "flush": lambda npk: npk.flush(),
     "[name]": lambda npk: npk["a"],
     "in": lambda npk: "a" in npk,
     "iter": lambda npk: iter(npk),
@@ -272,7 +276,9 @@ def test_read_only_directory_opens_for_reading(numpack, read_only):
         assert np.array_equal(npk.load("a"), A)
         assert np.array_equal(npk.load("a", lazy=True)[1], A[1])
         assert npk.get_shape() == {"a": A.shape}
-        for call in (CALLS[name] for name in ("save", "append", "replace", "drop", "drop rows", "reset")):
+        assert npk.flush() is None
+        writes = "save", "append", "replace", "drop", "drop rows", "reset", "create", "write_rows", "clone"
+        for call in (*map(CALLS.get, writes), lambda npk: npk._map("a"), lambda npk: npk._set_attrs("a", {}, [])):
             with pytest.raises(numpack.ReadOnlyError) as raised:
                 call(npk)
             assert isinstance(raised.value, OSError)

@@ -9,38 +9,10 @@ from arrays import DTYPES, assert_same, example
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from strategies import SEEDS, SHAPES, as_rows, indexes, layouts
 
 NAMES = st.sampled_from(["a", "b", "c/d", "größe"])
-SEEDS = st.integers(0, 1000)
-SHAPES = st.lists(st.integers(0, 6), min_size=0, max_size=3).map(tuple)
 DTYPE = st.sampled_from([DTYPES[name] for name in ("f4", "i8", "?", ">f8", "U5", "M8[ns]", "plain", "nested")])
-
-
-@st.composite
-def layouts(draw, array):
-    """The same array in some memory layout."""
-    kind = draw(st.sampled_from(["C", "F", "reversed", "strided"]))
-    if kind == "reversed" and array.ndim:
-        return array[::-1].copy()[::-1]
-    if kind == "strided" and array.ndim:
-        return np.repeat(array, 2, axis=-1)[..., ::2]
-    return np.array(array, order="F" if kind == "F" else "C")
-
-
-@st.composite
-def indexes(draw, n_rows):
-    """Rows of an array in any form, all of them there."""
-    row = st.integers(-n_rows, n_rows - 1) if n_rows else st.nothing()
-    bound = st.none() | st.integers(-n_rows - 2, n_rows + 2)
-    slices = st.builds(slice, bound, bound, st.none() | st.sampled_from([1, 2, -1, -3]))
-    lists = st.lists(row, max_size=8 if n_rows else 0)
-    masks = st.lists(st.booleans(), min_size=n_rows, max_size=n_rows).map(lambda mask: np.array(mask, bool))
-    return draw(slices | lists | lists.map(tuple) | lists.map(lambda rows: np.array(rows, int)) | masks | row)
-
-
-def as_rows(index, n_rows):
-    """The numbers of the rows that an index selects."""
-    return np.atleast_1d(np.arange(n_rows)[list(index) if isinstance(index, tuple) else index]).astype(int)
 
 
 class Store(RuleBasedStateMachine):
@@ -170,10 +142,7 @@ def test_store_agrees_with_a_dict_of_arrays(numpack):
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=60,
             stateful_step_count=40,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
-            print_blob=True,
         ),
     )

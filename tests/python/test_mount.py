@@ -107,3 +107,38 @@ def test_shutil_copies_and_moves(mnt, numpack, path, tmp_path):
     shutil.rmtree(mnt / "tree")
     with numpack.NumPack(path) as npk:
         assert set(npk) == {"old", "copied2", "bools"}
+
+
+def test_what_is_written_in_place_shows_in_the_mount(mnt, numpack, path):
+    array = np.arange(300_000.0).reshape(3000, 100)
+    with numpack.NumPack(path) as npk:
+        npk.save({"a": array})
+        npk.save({"compressed": array}, compress=True)
+        npk.create("new", array.shape)
+        # What the kernel keeps of a file from now on is out of date with each write.
+        mapped = {name: np.load(mnt / f"{name}.npy", mmap_mode="r") for name in ("a", "compressed", "new")}
+        assert all(found.sum() == npk.load(name).sum() for name, found in mapped.items())
+
+        for row, name in enumerate(mapped):
+            npk.write_rows(name, row, array[100:200])
+            assert_shown(mnt, npk, name)
+
+        for name in ("a", "new"):
+            view = npk._map(name)
+            view[1000:1010] = -1
+            npk._write_back(name, 0, view)
+            assert_shown(mnt, npk, name)
+            view[1500:1510] = -2
+            npk.flush()
+            assert_shown(mnt, npk, name)
+        changed = npk.load("compressed")
+        changed[2999] = -3
+        npk._write_back("compressed", 0, changed)
+        assert_shown(mnt, npk, "compressed")
+        npk.clone("compressed", "copy")
+        assert_shown(mnt, npk, "copy")
+
+
+def assert_shown(mnt, npk, name):
+    """Assert that a file of the mount has what the array has."""
+    np.testing.assert_array_equal(np.load(mnt / f"{name}.npy"), npk.load(name))

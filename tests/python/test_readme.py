@@ -1,5 +1,6 @@
 """The examples at the top of README.md, run as printed."""
 
+import doctest
 import os
 import re
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -29,6 +31,16 @@ def run(command, folder):
 def test_python_example_runs(tmp_path):
     (example,) = blocks("python")
     run([sys.executable, "-W", "error", "-c", example + "\nassert last.tolist() == [1] * 8"], tmp_path)
+
+
+def test_sessions_print_what_they_show(numpack, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sessions = blocks("pycon")
+    assert len(sessions) > 2
+    for session in sessions:
+        globs = {"np": np, "NumPack": numpack.NumPack}
+        test = doctest.DocTestParser().get_doctest(session, globs, "README.md", None, 0)
+        assert doctest.DocTestRunner().run(test).failed == 0
 
 
 @pytest.mark.usefixtures("can_mount")

@@ -1,10 +1,9 @@
 """What is saved is loaded: every dtype, shape, order and stride, in one process and in the next."""
 
-import io
-
 import numpy as np
 import pytest
 from arrays import DTYPES, assert_same, example
+from strategies import npy
 
 # NumPy 1 has 32. The fields of structured arrays are examined one by one, with their own dimensions added.
 MAX_NDIM = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
@@ -13,14 +12,6 @@ SHAPES = [(), (0,), (1,), (7,), (0, 3), (3, 0, 2), (5, 4), (2, 3, 4), (1,) * MAX
 
 def shapes_of(dtype):
     return SHAPES if dtype.names is None else [shape[: MAX_NDIM - 4] for shape in SHAPES]
-
-
-def npy(array):
-    """The array as np.save and np.load hand it on."""
-    file = io.BytesIO()
-    np.save(file, array)
-    file.seek(0)
-    return np.load(file)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)

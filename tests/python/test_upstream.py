@@ -105,6 +105,13 @@ def test_every_write_names_the_way_out(numpack, tmp_path, release):
             lambda: npk.drop("float32_2d", [0]),
             lambda: npk.update("float32_2d"),
             lambda: npk.reset(),
+            lambda: npk.create("new", 3),
+            lambda: npk.write_rows("float32_2d", 0, npk.load("float32_2d")),
+            lambda: npk.clone("float32_2d", "new"),
+            lambda: npk._commit({"new": np.zeros(3)}, []),
+            lambda: npk._map("float32_2d"),
+            lambda: npk._write_back("float32_2d", 0, npk.load("float32_2d")),
+            lambda: npk._set_attrs("float32_2d", {"a": 1}, []),
         ]
         for number, write in enumerate(writes):
             with pytest.raises(numpack.ReadOnlyError, match=message):
@@ -286,3 +293,72 @@ def test_upgraded_stores_are_like_others(numpack, tmp_path, npkfs):
         npk.drop("d", [0])
         assert_same(npk.load("a"), np.concatenate([arrays["a"], arrays["a"][:2]]))
         assert_same(npk.load("d"), arrays["d"][1:])
+
+
+NEWER_WRITES = {
+    "recompress": lambda npk: npk.recompress("float32_2d"),
+    "clone": lambda npk: npk.clone("float32_2d", "new"),
+    "create": lambda npk: npk.create("new", (3,)),
+    "write_rows": lambda npk: npk.write_rows("float32_2d", 0, np.zeros((1, 4), np.float32)),
+    "attributes": lambda npk: npk.attrs.update(unit="m"),
+    "attributes of an array": lambda npk: npk.attrs_of("float32_2d").update(unit="m"),
+    "batch_mode": lambda npk: save_in_batch_mode(npk),
+    "writable_batch_mode": lambda npk: load_writable(npk),
+}
+
+
+def save_in_batch_mode(npk):
+    with npk.batch_mode():
+        npk.save({"new": np.zeros(3)})
+
+
+def load_writable(npk):
+    with npk.writable_batch_mode() as wb:
+        wb.load("float32_2d")
+
+
+@pytest.mark.parametrize("write", NEWER_WRITES.values(), ids=NEWER_WRITES)
+def test_writes_that_old_releases_had_not_name_the_way_out_too(numpack, tmp_path, write):
+    path = fixture("0.7.0-rust/dtypes", tmp_path)
+    before = contents(path)
+    with numpack.NumPack(path) as npk:
+        with pytest.raises(numpack.ReadOnlyError, match="which is only read; run \"npkfs upgrade .*dtypes.npk\"") as raised:
+            write(npk)
+        assert raised.value.filename == str(path)
+    assert contents(path) == before
+
+
+def test_bad_files_of_deleted_rows_keep_their_array_from_being_read(numpack, tmp_path):
+    path = fixture("0.7.0-rust/dropped_rows", tmp_path)
+    file = path / "deleted_one.npkb"
+    good = file.read_bytes()
+
+    def refused(name, message):
+        with numpack.NumPack(path) as npk:
+            with pytest.raises(numpack.CorruptStoreError, match=f'array "{name}": data file {message}'):
+                npk.load(name)
+            assert npk.load("untouched").shape == (3, 3)
+
+    for data, message in (
+        (b"", "deleted_one.npkb has 0 bytes, expected 24"),
+        (good[:20], "deleted_one.npkb has 20 bytes, expected 24"),
+        (good + b"x", "deleted_one.npkb has 25 bytes, expected 24"),
+        (good[:23] + b"\x80", "deleted_one.npkb has bits behind its last row"),
+    ):
+        file.write_bytes(data)
+        refused("one", message)
+    file.unlink()
+    file.symlink_to("/etc/passwd")
+    refused("one", "deleted_one.npkb is not a regular file, and links are not followed")
+    (path / "data_vec.npkd").rename(path / "elsewhere")
+    (path / "data_vec.npkd").symlink_to("elsewhere")
+    refused("vec", "data_vec.npkd is not a regular file, and links are not followed")
+
+
+def test_segments_behind_a_link_are_refused(numpack, tmp_path):
+    path = fixture("0.7.0-rust/segmented", tmp_path)
+    (path / "data_rows6_segments").rename(path / "elsewhere")
+    (path / "data_rows6_segments").symlink_to("elsewhere")
+    message = "data file data_rows6_segments/seg_000000.npkd is not a regular file, and links are not followed"
+    with numpack.NumPack(path) as npk, pytest.raises(numpack.CorruptStoreError, match=message):
+        npk.load("rows6")

@@ -172,6 +172,58 @@ fn a_store_with_an_array_that_cannot_be_read_is_left_as_it_is() {
 }
 
 #[test]
+fn an_upgraded_store_that_an_old_release_wipes_comes_back() {
+    let fixture = fixture("0.3.0-rust", "appended");
+    let copy = fixture.copy();
+    assert!(is_upgraded(upgrade(&copy.path), &fixture));
+    // As 0.3.0 does when it opens what it does not know: an empty table, renamed over the manifest.
+    let manifest = copy.path.join("metadata.npkm");
+    fs::write(copy.path.join("metadata.tmp"), [&b"NPKB\x01\0\0\0"[..], &[0; 12]].concat()).unwrap();
+    fs::rename(copy.path.join("metadata.tmp"), &manifest).unwrap();
+    for opened in [Store::open(&copy.path, Access::Read), Store::open_or_create(&copy.path)] {
+        let found = opened.expect_err("wiped");
+        assert!(matches!(found, StoreError::NotAStore { found: NotAStore::Overwritten, .. }), "{found}");
+    }
+    assert!(matches!(upgrade(&copy.path), Err(StoreError::NotAStore { found: NotAStore::Overwritten, .. })));
+    fs::copy(manifest.with_extension("npkm.bak"), &manifest).unwrap();
+    assert_content(&Store::open(&copy.path, Access::Write).unwrap(), &fixture.expected());
+}
+
+/// Writes a file anew, so that the clock shows it, however coarse it is.
+fn change(path: &Path) {
+    let before = fs::metadata(path).unwrap().modified().unwrap();
+    fs::write(path, fs::read(path).unwrap()).unwrap();
+    let then = before + Duration::from_secs(1);
+    fs::File::options().write(true).open(path).unwrap().set_modified(then).unwrap();
+}
+
+#[test]
+fn a_copy_that_fails_leaves_nothing() {
+    let fixture = fixture("0.7.0-rust", "dropped_rows");
+    let copy = fixture.copy();
+    let target = copy.path.with_file_name("new.npk");
+    let table = copy.path.join("metadata.npkm");
+    let mut progress = |_: &str, _, _| change(&table);
+    let result = Upgrade { compression: None, progress: &mut progress }.to(&copy.path, &target, None);
+    assert!(matches!(result, Err(StoreError::ChangedMeanwhile { .. })));
+    assert!(!target.exists());
+    // What was there before stays.
+    fs::create_dir(&target).unwrap();
+    fs::write(target.join(FOREIGN), b"mine").unwrap();
+    let mut progress = |_: &str, _, _| change(&table);
+    let result = Upgrade { compression: None, progress: &mut progress }.to(&copy.path, &target, None);
+    assert!(matches!(result, Err(StoreError::ChangedMeanwhile { .. })));
+    assert!(target.join(FOREIGN).exists());
+    assert!(is_upgraded(
+        Upgrade { compression: None, progress: &mut |_, _, _| () }.to(&copy.path, &target, None),
+        &fixture
+    ));
+    let store = Store::open(&target, Access::Read).unwrap();
+    assert_content(&store, &fixture.expected());
+    assert_tidy(&DirStorage::open(&target).unwrap(), &store);
+}
+
+#[test]
 fn names_that_new_files_would_have_are_left_to_their_owners() {
     // One array is called as the new file of another one would be.
     let fixture = fixture("0.3.0-rust", "appended");
@@ -298,6 +350,41 @@ fn die_at(memory: &MemStorage, n: u64, last_write: LastWrite) -> Option<MemStora
     None
 }
 
+/// Who has read the old table, and looks for the files only now, reads what is right, or an error: not rows that were
+/// deleted.
+fn assert_late_reader(left: &MemStorage, table: &[u8], fixture: &Fixture) {
+    let late = left.after_kill();
+    let file = late.create_unnamed().unwrap();
+    file.write_at(table, 0).unwrap();
+    late.replace(&file, "metadata.npkm").unwrap();
+    if late.stat("metadata.npkm.bak").is_ok() {
+        late.remove("metadata.npkm.bak").unwrap();
+    }
+    // An empty table beside data files is one that was lost.
+    let Ok(store) = Store::with_storage(Box::new(late), Access::Read) else { return };
+    for expected in fixture.expected() {
+        match store.array(&expected.name) {
+            Ok(array) => assert_elements(&array, &expected),
+            Err(error) => assert!(matches!(error, StoreError::DataFile { .. }), "{error}"),
+        }
+    }
+}
+
+#[test]
+fn two_upgrades_at_once_are_one() {
+    let fixture = fixture("0.7.0-rust", "segmented_mutated");
+    let copy = copy_with_foreign(&fixture);
+    let results = std::thread::scope(|scope| {
+        let threads = [(); 3].map(|()| scope.spawn(|| upgrade(&copy.path).unwrap()));
+        threads.map(|thread| thread.join().unwrap())
+    });
+    assert_eq!(results.iter().filter(|result| matches!(result, Upgraded::From { .. })).count(), 1);
+    assert_eq!(results.iter().filter(|result| **result == Upgraded::Nothing).count(), 2);
+    let store = Store::open(&copy.path, Access::Read).unwrap();
+    assert_content(&store, &fixture.expected());
+    assert_tidy(&DirStorage::open(&copy.path).unwrap(), &store);
+}
+
 #[test]
 fn death_at_any_call_leaves_the_old_store_or_the_new_one() {
     let (mut n_old, mut n_new) = (0, 0);
@@ -309,6 +396,7 @@ fn death_at_any_call_leaves_the_old_store_or_the_new_one() {
     ] {
         let fixture = fixture(release, name);
         let memory = memory_of(&fixture);
+        let table = fs::read(fixture.copy().path.join("metadata.npkm")).unwrap();
         let deaths = (1..).map(|n| (n, die_at(&memory, n, LastWrite::Lost)));
         for (n, whole) in deaths.map_while(|(n, left)| Some((n, left?))) {
             let torn = die_at(&memory, n, LastWrite::Torn).expect("as before");
@@ -321,6 +409,7 @@ fn death_at_any_call_leaves_the_old_store_or_the_new_one() {
                     left.after_power_loss(&mut survives),
                 ];
                 for left in lefts {
+                    assert_late_reader(&left, &table, &fixture);
                     let boxed = || -> Box<dyn Storage> { Box::new(left.clone()) };
                     match assert_goes_on(Arc::new(left.clone()), &boxed, &fixture) {
                         true => n_old += 1,

@@ -20,8 +20,8 @@ pub fn deleted_file_len(n_rows: u64) -> u64 {
     words.saturating_add(WORDS_OFFSET as u64)
 }
 
-/// Reads the file of deleted rows of an array with `n_rows` stored rows, 0 if it is 0-d. The file has `found_len` bytes;
-/// `bytes` are as many of them as it should have.
+/// Reads the file of deleted rows of an array with `n_rows` stored rows, 0 if it is 0-d. The file has `found_len`
+/// bytes; `bytes` are as many of them as it should have.
 ///
 /// # Errors
 /// What does not fit the array, or itself.

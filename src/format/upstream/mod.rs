@@ -139,6 +139,8 @@ pub struct Source {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
+    /// A file is not there.
+    Missing,
     /// A file is a link, a folder, or something else that is no regular file.
     NotAFile,
     /// A file has another length than it should.
@@ -195,6 +197,7 @@ pub enum Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Missing => f.write_str("is missing"),
             Self::NotAFile => f.write_str("is not a regular file, and links are not followed"),
             Self::Len { found, expected } => write!(f, "has {found} bytes, expected {expected}"),
             Self::Size { found, expected } => {

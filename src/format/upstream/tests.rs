@@ -1,5 +1,7 @@
 //! Tables made here byte by byte, and their mutations. Those that old releases wrote are in `tests/upstream.rs`.
 
+use proptest::prelude::*;
+
 use super::*;
 
 /// A table of one array of each layout: `ab`, (2, 3) of float32, changed at second 5.
@@ -294,5 +296,21 @@ fn lists_of_segments_that_do_not_fit_are_refused() {
         ["", "[]", "{}", "nonsense", r#"{"version": 1, "segments": [{"file": "x"}]}"#, &"[".repeat(100_000)]
     {
         assert!(error(list).starts_with("is no list of segments: "), "{list:.20}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_give_an_answer(bytes in prop::collection::vec(any::<u8>(), 0..400), layout in 0..4_usize) {
+        let (_, good) = &tables()[layout];
+        for kept in [0, 4, 12, good.len() / 2, good.len() - 9] {
+            let bytes = [&good[..kept], &bytes].concat();
+            if is_table(&bytes) {
+                let _ = parse_table(&bytes);
+            }
+        }
+        let n_rows = bytes.len() as u64 * 3;
+        let _ = parse_deleted(&bytes, bytes.len() as u64, n_rows);
+        let _ = parse_segments(&bytes, n_rows);
     }
 }

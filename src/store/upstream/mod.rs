@@ -88,6 +88,8 @@ fn read_deleted(
     let failed = |action, source| StoreError::io(action, storage.path(), name, source);
     let file = match storage.open(name, FileAccess::Read) {
         Ok(file) => file,
+        // It was there a moment ago: what removes it now has removed the elements before.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Err(Fault::Missing)),
         Err(error)
             if error.kind() == io::ErrorKind::InvalidInput || error.raw_os_error() == Some(libc::ELOOP) =>
         {
@@ -145,6 +147,7 @@ fn check_len(
 impl From<Fault> for DataFileFault {
     fn from(fault: Fault) -> Self {
         match fault {
+            Fault::Missing => Self::Missing,
             Fault::NotAFile => Self::NotAFile,
             Fault::Len { found, expected } if found < expected => Self::Short { found, expected },
             Fault::Len { found, expected } => Self::Long { found, expected },

@@ -5,6 +5,7 @@
 //! there besides, and the copy of the table names them.
 
 use std::collections::HashSet;
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -109,8 +110,8 @@ impl Upgrade<'_> {
     }
 
     /// Writes the store at `path` as a new one at `target`, in one commit; nothing but an empty store may be there.
-    /// Returns when it is on the disk. Does nothing if the store at `path` is new already. Arrays that cannot be read are
-    /// left out if `skip` is there to be told why.
+    /// Returns when it is on the disk. Does nothing if the store at `path` is new already. Arrays that cannot be read
+    /// are left out if `skip` is there to be told why.
     ///
     /// # Errors
     /// `NotAStore`; `StoreExists`; `DataFile` if an array cannot be read; `ChangedMeanwhile`; `Format`; `Locked`; `Io`.
@@ -129,34 +130,51 @@ impl Upgrade<'_> {
             None => check_readable(&arrays)?,
             Some(skip) => arrays.retain(|array| array.clone().pin().inspect_err(&mut *skip).is_ok()),
         }
+        let is_new = fs::symlink_metadata(target).is_err();
+        let copied = self.copy_to(&store, &before, arrays, target);
+        if copied.is_err() && is_new {
+            // What was begun is nothing that anybody wants.
+            let _ = Store::remove_all(target);
+        }
+        copied.map(|n_arrays| Upgraded::From { layout, n_arrays })
+    }
+
+    /// Writes arrays to a new store, and returns how many there are.
+    fn copy_to(
+        &mut self,
+        store: &Store,
+        before: &Look,
+        arrays: Vec<Array>,
+        target: &Path,
+    ) -> Result<usize, StoreError> {
         let new = Store::open_or_create(target)?;
         let exists = || StoreError::StoreExists { path: target.to_owned() };
         if new.old_layout().is_some() {
             return Err(exists());
         }
         new.set_durable(true);
-        let _guard = new.shared.lock_writers()?;
-        // An upgrade that was interrupted left it empty.
+        let shared = &*new.shared;
+        let _guard = shared.lock_writers()?;
+        // An upgrade that was killed left it empty.
         if new.generation() != Generation(0) {
             return Err(exists());
         }
-        let (n_arrays, files) = (arrays.len(), free_files(&*new.shared.storage, &arrays)?);
+        let (n_arrays, files) = (arrays.len(), free_files(&*shared.storage, &arrays)?);
         let intent: Vec<&str> = files.iter().map(|(_, file)| file.as_str()).collect();
-        new.shared.intend(&intent)?;
-        let written = self.write_all(&new.shared, arrays, &files).and_then(|records| {
-            before.check_unchanged(&store)?;
-            new.shared.names_dirty.store(true, Ordering::Relaxed);
-            let ops = records.into_iter().map(Op::Put).collect();
-            new.shared.commit(Commit { ops, ..Commit::default() })
-        });
-        match written {
-            Ok(()) => new.shared.end_intent(std::iter::empty()),
+        shared.intend(&intent)?;
+        let written = self.write_all(shared, arrays, &files);
+        let records = match written.and_then(|records| before.check_unchanged(store).map(|()| records)) {
+            Ok(records) => records,
             Err(error) => {
-                new.shared.end_intent(intent.into_iter());
+                shared.end_intent(intent.into_iter());
                 return Err(error);
             }
-        }
-        Ok(Upgraded::From { layout, n_arrays })
+        };
+        shared.names_dirty.store(true, Ordering::Relaxed);
+        let ops = records.into_iter().map(Op::Put).collect();
+        shared.commit(Commit { ops, ..Commit::default() })?;
+        shared.end_intent(std::iter::empty());
+        Ok(n_arrays)
     }
 
     fn check(&self) -> Result<(), StoreError> {
@@ -183,7 +201,7 @@ impl Upgrade<'_> {
             let compression =
                 compression.map(|how| with_filter(how, array.dtype(), array.nbytes(), read)).transpose()?;
             (self.progress)(array.name(), done, total);
-            let staged = to.stage_copy(&array, compression.as_ref(), &mut |len| {
+            let staged = to.stage_copy(&array, array.name(), compression.as_ref(), &mut |len| {
                 (self.progress)(array.name(), done.saturating_add(len), total);
             })?;
             let failed = |action, source| StoreError::io(action, to.storage.path(), file, source);
@@ -338,14 +356,14 @@ pub(in super::super) fn remove_files_of(
     live: &HashSet<&str>,
 ) -> Result<(), StoreError> {
     for array in &table.arrays {
+        if !live.contains(&*array.file) {
+            if upstream::is_segmented(&array.file) {
+                remove_segments(storage, &array.file, array.layout.nbytes())?;
+            }
+            remove(storage, &array.file)?;
+        }
+        // After the elements: who reads them without it has rows that were deleted.
         remove(storage, &upstream::deleted_file(&array.name))?;
-        if live.contains(&*array.file) {
-            continue;
-        }
-        if upstream::is_segmented(&array.file) {
-            remove_segments(storage, &array.file, array.layout.nbytes())?;
-        }
-        remove(storage, &array.file)?;
     }
     remove(storage, WRITE_AHEAD_LOG)?;
     remove(storage, SAVE_LOCK)

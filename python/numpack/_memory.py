@@ -1,0 +1,47 @@
+"""Arrays in unnamed temporary files: memory that the kernel can write out when it needs the room."""
+
+import errno
+import math
+import mmap
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from numpack._rows import AnyArray
+
+
+def mapped_temporary(folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
+    """A writable array of zeros in C order, over a mapping of a file without a name on the file system of `folder`.
+
+    The file is gone as soon as nobody holds the array or a view of it. Its room on the disk is reserved here: without
+    it, the first write to a full disk would kill the process.
+
+    Raises
+    ------
+    OSError
+        If the disk has no room for it.
+    """
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes == 0:
+        return np.zeros(shape, dtype)
+    with temporary_file(folder) as file:
+        reserve: Callable[[int, int, int], None] | None = getattr(os, "posix_fallocate", None)
+        if reserve is None:
+            file.truncate(nbytes)
+        else:
+            reserve(file.fileno(), 0, nbytes)
+        return np.ndarray(shape, dtype, buffer=mmap.mmap(file.fileno(), nbytes))
+
+
+def temporary_file(folder: Path) -> Any:
+    """A file without a name in `folder`, or where temporary files go if nothing may be written there."""
+    try:
+        return tempfile.TemporaryFile(dir=folder)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+            raise
+        return tempfile.TemporaryFile()

@@ -1,0 +1,43 @@
+"""What can be wrong with bytes. The layer above adds the file's name."""
+
+from __future__ import annotations
+
+
+class FormatError(Exception):
+    """Bytes that do not follow ``spec/npk-format.md``, or a name, dtype or shape that no array can have."""
+
+    # Whether another release may be able to read them.
+    is_unsupported = False
+
+
+class BadMagic(FormatError):
+    """The file does not begin like one of its kind."""
+
+
+class Unsupported(FormatError):
+    """The file needs a newer release."""
+
+    is_unsupported = True
+
+
+class BadDtype(FormatError):
+    """A description that is not one of a dtype of NumPy's with a fixed size."""
+
+
+class Damaged(FormatError):
+    """A checksum does not match."""
+
+
+def quoted(text: str) -> str:
+    """Text in double quotes, with what a person cannot read escaped."""
+    out = []
+    for char in text:
+        if char in '"\\':
+            out.append("\\" + char)
+        elif char in "\n\r\t\0":
+            out.append({"\n": "\\n", "\r": "\\r", "\t": "\\t", "\0": "\\0"}[char])
+        elif char.isprintable():
+            out.append(char)
+        else:
+            out.append(f"\\u{{{ord(char):x}}}")
+    return '"' + "".join(out) + '"'

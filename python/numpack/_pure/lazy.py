@@ -1,0 +1,341 @@
+"""`LazyArray`: an array of a store that is read when, and as far as, somebody looks at it.
+
+Where the data is contiguous in its file it is a read-only NumPy array over a mapping, and every index form has NumPy's
+result because NumPy computes it. An array that is compressed or has dropped rows has no such mapping: the rows that an
+index asks for are read, and NumPy does the rest.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+from numpack._errors import RowIndexError
+from numpack._pure.store import error as errors
+from numpack._pure.store.array import Array
+
+BITWISE = frozenset({np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.invert, np.left_shift, np.right_shift})
+HINTS = ("sequential", "random", "boolean", "heavy")
+
+
+class LazyArray(NDArrayOperatorsMixin):
+    """An array of a store that is not read until it is used.
+
+    ``NumPack.load(name, lazy=True)`` makes it. Indexing gives what it gives on a NumPy array, always as a copy; NumPy's
+    functions and operators take it like an array (``np.sum(lazy)``, ``np.inner(row, lazy)``, ``matrix @ lazy``,
+    ``lazy * 2 > other``) and give what they give for one. ``lazy += x`` makes the name one of an ndarray: what is stored
+    stays as it is.
+
+    It keeps the length it had when it was made: rows appended later are not in it. Rows replaced in place do show. It
+    stays valid after the store is closed and after the array is overwritten or dropped.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    dtype : numpy.dtype
+    ndim, size, itemsize, nbytes : int
+        As of an ndarray; dropped rows do not count.
+    """
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __new__(cls, *_arguments: object) -> LazyArray:
+        """Refuse: `NumPack.load` makes these."""
+        raise TypeError("cannot create 'LazyArray' instances; use NumPack.load(name, lazy=True)")
+
+    @classmethod
+    def _of(cls, array: Array) -> LazyArray:
+        lazy = object.__new__(cls)
+        lazy._name, lazy._attrs = array.record.name, array.record.attrs
+        lazy._array, lazy._view = array, array.view()
+        return lazy
+
+    def _of_view(self, view: np.ndarray) -> LazyArray:
+        lazy = object.__new__(LazyArray)
+        lazy._name, lazy._attrs, lazy._array, lazy._view = self._name, self._attrs, self._array, view
+        return lazy
+
+    def _whole(self) -> np.ndarray:
+        """The whole: a read-only view of the mapping where there is one, else read."""
+        return self._array.read() if self._view is None else self._view
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._array.record.shape if self._view is None else self._view.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._array.record.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=object))
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.itemsize
+
+    @property
+    def T(self) -> LazyArray:
+        """The transposed array, over the same data; over a copy if the array is compressed or has dropped rows."""
+        return self._of_view(self._whole().T)
+
+    def reshape(self, *shape: Any) -> LazyArray:
+        """The same data in another shape.
+
+        Parameters
+        ----------
+        *shape : int or tuple of int
+            One dimension may be -1: it follows from the others.
+
+        Returns
+        -------
+        LazyArray
+
+        Raises
+        ------
+        ValueError
+            If the shape has another number of items.
+        """
+        return self._of_view(self._whole().reshape(*shape))
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of unsized object")
+        return self.shape[0]
+
+    def __bool__(self) -> bool:
+        # True, also without rows, as it always was.
+        return True
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._view[index] if self._view is not None else self._select(index)
+        if isinstance(found, np.ndarray) and (found.base is not None or not found.flags.writeable):
+            return found.copy("K")
+        return found
+
+    def _select(self, index: Any) -> Any:
+        """What an index gives, of an array that must be read: no more rows than it has something of."""
+        array, shape = self._array, self.shape
+        parts = index if isinstance(index, tuple) else (index,)
+        first = parts[0] if parts else Ellipsis
+        rest = parts[1:]
+        # The other parts mean the same, whatever rows there are, unless they are paired with this one.
+        is_basic = all(part is None or part is Ellipsis or isinstance(part, (slice, int)) for part in rest)
+        if isinstance(first, (bool, np.bool_)):
+            pass
+        elif isinstance(first, slice) and is_basic:
+            start, stop, step = first.indices(shape[0]) if shape else (0, 0, 1)
+            n_rows = len(range(start, stop, step))
+            if shape and n_rows:
+                if step == 1:
+                    return array.rows(start, start + n_rows)[(slice(None), *rest)]
+                return array.gather(np.arange(start, stop, step))[(slice(None), *rest)]
+        elif isinstance(first, (int, np.integer)) and is_basic and shape:
+            row = operator.index(first)
+            if -shape[0] <= row < shape[0]:
+                row %= shape[0]
+                return array.rows(row, row + 1)[(0, *rest)]
+        elif isinstance(first, (list, np.ndarray)) and is_basic and shape:
+            rows = np.asarray(first)
+            if rows.ndim == 1 and rows.dtype.kind == "b" and len(rows) == shape[0]:
+                rows = np.flatnonzero(rows)
+            if rows.ndim == 1 and (rows.dtype.kind in "iu" or rows.size == 0):
+                rows = rows.astype(np.intp)
+                if not len(rows) or (rows.min() >= -shape[0] and rows.max() < shape[0]):
+                    read, place = np.unique(rows % max(1, shape[0]), return_inverse=True)
+                    return array.gather(read)[(place.reshape(-1), *rest)]
+        # What is left NumPy does over all rows that the index touches.
+        return self._select_by_rows(index)
+
+    def _select_by_rows(self, index: Any) -> Any:
+        shape = self.shape
+        if not shape or 0 in shape:
+            return self._whole()[index]
+        numbers = np.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+        # Which row each item is of; an index that NumPy refuses is refused here, before anything is read.
+        touched = np.unique(np.broadcast_to(numbers, shape)[index])
+        if len(touched) == shape[0]:
+            return self._whole()[index]
+        # The other rows are there, and take no memory: nobody looks at them.
+        whole = np.zeros(shape, self.dtype)
+        whole[touched] = self._array.gather(touched)
+        return whole[index]
+
+    def __iter__(self) -> Any:
+        if not self.shape:
+            raise TypeError("iteration over a 0-d array")
+        return map(self.__getitem__, range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        is_same = dtype is None or np.can_cast(self.dtype, dtype, "equiv")
+        if copy is False and (self._view is None or not is_same):
+            why = "is compressed" if self._array.record.codec is not None else "has dropped rows"
+            why = why if is_same else "has another dtype"
+            raise ValueError(f"array '{self._name}' cannot be had without a copy: it {why}")
+        whole = self._whole()
+        if not is_same:
+            return whole.astype(dtype)
+        return whole.copy("K") if copy and self._view is not None else whole
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        plain = [value._whole() if isinstance(value, LazyArray) else value for value in inputs]
+        # What is stored is never the target: `lazy += x` makes the name one of a new array.
+        kwargs.pop("out", None) if any(isinstance(out, LazyArray) for out in kwargs.get("out", ())) else None
+        try:
+            return getattr(ufunc, method)(*plain, **kwargs)
+        except TypeError as error:
+            if ufunc in BITWISE:
+                raise TypeError("Bitwise operations are only supported for integer arrays") from error
+            raise
+
+    def __contains__(self, value: Any) -> bool:
+        return value in self._whole()
+
+    def to_numpy(self) -> np.ndarray:
+        """A new ndarray with these items."""
+        return self._array.read() if self._view is None else self._view.copy("K")
+
+    def copy(self) -> np.ndarray:
+        """As `to_numpy`."""
+        return self.to_numpy()
+
+    def __copy__(self) -> np.ndarray:
+        return self.to_numpy()
+
+    def __deepcopy__(self, _memo: Any) -> np.ndarray:
+        return self.to_numpy()
+
+    def __reduce_ex__(self, _protocol: Any) -> Any:
+        raise TypeError("cannot pickle 'numpack.LazyArray' object")
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """The user's attributes of the array, as they were when this was made: a new dict."""
+        return copy.deepcopy(self._attrs)
+
+    def close(self) -> None:
+        """Nothing has to be closed: the file is released with the last array over it."""
+
+    def __enter__(self) -> LazyArray:
+        return self
+
+    def __exit__(self, *_exception: object) -> bool:
+        return False
+
+    def vectorized_gather(self, indices: Any) -> np.ndarray:
+        """The rows of these numbers, in this order: as indexing gives them.
+
+        Raises
+        ------
+        IndexError
+            If a row is out of bounds.
+        """
+        return self[list(indices) if isinstance(indices, tuple) else indices]
+
+    def mega_batch_get_rows(self, indices: Any, batch_size: int) -> list[Any]:
+        """The rows of these numbers, each as an array of its own; they are read `batch_size` at a time.
+
+        Raises
+        ------
+        IndexError
+            If a row is out of bounds.
+        ValueError
+            If `batch_size` is not positive.
+        """
+        batch_size = operator.index(batch_size)
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected a positive number of rows")
+        indices = np.asarray(list(indices) if isinstance(indices, tuple) else indices)
+        starts = range(0, len(indices), batch_size)
+        return [row for start in starts for row in self[indices[start : start + batch_size]]]
+
+    def parallel_boolean_index(self, mask: Any) -> np.ndarray:
+        """The rows where `mask` is true, as indexing gives them. This and the four that do the same are from older
+        releases.
+
+        Raises
+        ------
+        RowIndexError
+            If the mask has not one item for each row.
+        TypeError
+            If its items are no bools.
+        """
+        return self[self._row_mask(mask)]
+
+    def boolean_index_production(self, mask: Any) -> np.ndarray:
+        """As `parallel_boolean_index`."""
+        return self.parallel_boolean_index(mask)
+
+    def boolean_index_adaptive_algorithm(self, mask: Any) -> np.ndarray:
+        """As `parallel_boolean_index`."""
+        return self.parallel_boolean_index(mask)
+
+    def boolean_index_smart(self, mask: Any) -> np.ndarray:
+        """As `parallel_boolean_index`."""
+        return self.parallel_boolean_index(mask)
+
+    def boolean_index_adaptive(self, mask: Any) -> np.ndarray:
+        """As `parallel_boolean_index`."""
+        return self.parallel_boolean_index(mask)
+
+    def choose_optimal_algorithm(self, mask: Any) -> str:
+        """How the rows where `mask` is true are read: 'mapped', 'gathered' (around dropped rows) or 'decoded'."""
+        self._row_mask(mask)
+        if self._view is not None:
+            return "mapped"
+        return "decoded" if self._array.record.codec is not None else "gathered"
+
+    def intelligent_warmup(self, hint: str) -> None:
+        """Does nothing but check `hint`, for programs written for older releases: the kernel reads ahead by itself.
+
+        Parameters
+        ----------
+        hint : {'sequential', 'random', 'boolean', 'heavy'}
+
+        Raises
+        ------
+        ValueError
+            For another hint.
+        """
+        if hint not in HINTS:
+            raise ValueError(f"hint is '{hint}', expected 'sequential', 'random', 'boolean' or 'heavy'")
+
+    def get_performance_stats(self) -> list[tuple[str, int]]:
+        """Some numbers about the array: its rows, its bytes, and those of an item.
+
+        Returns
+        -------
+        list of (str, int)
+        """
+        n_rows = self.shape[0] if self.shape else 1
+        return [("rows", n_rows), ("nbytes", self.nbytes), ("itemsize", self.itemsize)]
+
+    def _row_mask(self, mask: Any) -> np.ndarray:
+        found = np.asarray(mask)
+        # An empty list has no bool to tell its dtype by.
+        if found.dtype.kind != "b" and found.size:
+            raise TypeError(f"mask has dtype {found.dtype}, expected bool")
+        if not self.shape:
+            raise errors.no_rows(self._name)
+        if found.shape != self.shape[:1]:
+            raise RowIndexError(
+                f"boolean mask has shape {found.shape}, array '{self._name}' has {self.shape[0]} rows; "
+                "there must be one bool for each"
+            )
+        return found.astype(bool)
+
+    def __repr__(self) -> str:
+        return f"LazyArray({self._name!r}, shape={self.shape}, dtype={self.dtype})"

@@ -1,0 +1,444 @@
+"""Changes to a store: new versions, rows, names, attributes. Each costs what it changes.
+
+Only a Fortran-ordered array is rewritten, in C-order, when rows are appended or dropped: its rows are not contiguous. So
+is one whose header has no room for the new shape.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from numpack._pure.format import dtype as dtypes
+from numpack._pure.format import names, npy
+from numpack._pure.format.codec import Codec, Compression
+from numpack._pure.format.dtype import Descr
+from numpack._pure.format.error import FormatError
+from numpack._pure.format.layout import Layout, layout_of
+from numpack._pure.format.manifest import Attrs, Record, bitmap, check_attrs
+from numpack._pure.store import error as errors
+from numpack._pure.store import writer
+from numpack._pure.store.array import Array
+from numpack._pure.store.block_writer import BlockWriter, has_dead_bytes, punch, with_filter
+from numpack._pure.store.data import bytes_of, shaped
+from numpack._pure.store.stage import Stage, stage, stage_copy, stage_rows
+from numpack._pure.store.store import Store
+from numpack._pure.store.writer import Commit, Staged, writing
+from numpack._pure.sys.lock import WouldBlock, set_lock, wait
+from numpack._pure.sys.storage import File
+
+
+def compression_of(codec: Codec | None) -> Compression | None:
+    """The compression that an array has."""
+    return None if codec is None else Compression(*codec)
+
+
+def describe(name: str, array: np.ndarray) -> tuple[Descr, Layout]:
+    """The description and layout of an array that is to be stored, which is contiguous."""
+    try:
+        names.check(name)
+        descr = dtypes.from_numpy(array.dtype)
+        is_fortran = array.flags.f_contiguous and not array.flags.c_contiguous
+        return descr, layout_of(array.shape, is_fortran, array.dtype.itemsize)
+    except FormatError as error:
+        raise errors.refused(error) from None
+
+
+def save(store: Store, arrays: dict[str, np.ndarray], compression: Compression | None) -> None:
+    """Save arrays, all or none, replacing those that have these names."""
+    store.check_writable()
+    staged = [_staged(store, name, array, compression) for name, array in arrays.items()]
+    if staged:
+        with writing(store):
+            writer.commit(store, Commit(staged))
+
+
+def save_and_remove(
+    store: Store, arrays: dict[str, np.ndarray], remove: list[str], compression: Compression | None
+) -> None:
+    """Save arrays and remove others in one commit. Of names that have an array, the new version is compressed like that."""
+    store.check_writable()
+    store.refresh()
+    staged = []
+    for name, array in arrays.items():
+        old = store.manifest.table.get(name)
+        how = compression if old is None else compression_of(old.codec)
+        staged.append(_staged(store, name, array, how))
+    with writing(store):
+        doomed = [name for name in dict.fromkeys(remove) if name not in arrays and store.manifest.table.get(name)]
+        writer.commit(store, Commit(staged, [{"delete": name} for name in doomed]))
+
+
+def _staged(store: Store, name: str, array: np.ndarray, compression: Compression | None) -> Staged:
+    descr, layout = describe(name, array)
+    return stage(store, name, array, descr, layout, compression)
+
+
+def create(
+    store: Store, name: str, dtype: np.dtype, shape: tuple[int, ...], compression: Compression | None
+) -> None:
+    """Add an array of zeros, in C-order, that takes no space before something is written to it."""
+    store.check_writable()
+    try:
+        names.check(name)
+        store.refresh()
+        store.check_free(name)
+        descr = dtypes.from_numpy(dtype)
+        layout = layout_of(shape, False, dtype.itemsize)
+        header = npy.encode(descr, layout)
+    except FormatError as error:
+        raise errors.refused(error) from None
+    staged = Stage(store, name, descr, layout, header, compression).finish(zeros=True)
+    with writing(store):
+        store.check_free(name)
+        writer.commit(store, Commit([staged]))
+
+
+def copy_array(store: Store, source: str, target: str) -> None:
+    """Add a copy of an array, without its dropped rows, compressed and with attributes like it."""
+    store.check_writable()
+    array = store.array(source)
+    try:
+        names.check(target)
+    except FormatError as error:
+        raise errors.refused(error) from None
+    store.check_free(target)
+    staged = stage_copy(store, array, target, compression_of(array.record.codec))
+    staged.attrs = array.record.attrs
+    with writing(store):
+        store.check_free(target)
+        writer.commit(store, Commit([staged]))
+
+
+def remove(store: Store, doomed: list[str]) -> None:
+    """Remove arrays. Missing ones are ignored."""
+    with writing(store):
+        there = [name for name in dict.fromkeys(doomed) if store.manifest.table.get(name) is not None]
+        writer.commit(store, Commit(ops=[{"delete": name} for name in there]))
+
+
+def clear(store: Store) -> None:
+    """Remove all arrays."""
+    with writing(store):
+        doomed = [record.name for record in store.manifest.table.records()]
+        writer.commit(store, Commit(ops=[{"delete": name} for name in doomed]))
+
+
+def set_attrs(store: Store, name: str | None, added: Attrs, removed: list[str]) -> None:
+    """Set and remove attributes of an array, or of the store."""
+    try:
+        check_attrs(added)
+    except FormatError as error:
+        raise errors.refused(error) from None
+    with writing(store):
+        if name is not None:
+            store.record(name)
+        writer.commit(store, Commit(ops=[{"attrs": (name, added, removed)}]))
+
+
+def check_rows(record: Record, rows: np.ndarray) -> None:
+    """Check that rows have the dtype and the row shape of an array."""
+    if not record.shape:
+        raise errors.no_rows(record.name)
+    if rows.ndim != len(record.shape) or rows.shape[1:] != record.shape[1:]:
+        raise errors.shape_mismatch(record.name, rows.shape, record.shape)
+    found = dtypes.from_numpy(rows.dtype)
+    if found != record.descr:
+        raise errors.dtype_mismatch(record.name, found, record.descr)
+
+
+def append(store: Store, arrays: dict[str, np.ndarray]) -> None:
+    """Append rows to arrays, to all or none. Never moves the rows that are there."""
+    with writing(store):
+        records = {name: store.record(name) for name in arrays}
+        for name, rows in arrays.items():
+            check_rows(records[name], rows)
+        change = Commit()
+        for name, rows in arrays.items():
+            if len(rows):
+                _append_rows(store, records[name], rows, change)
+        writer.commit(store, change)
+
+
+def _append_rows(store: Store, record: Record, rows: np.ndarray, change: Commit) -> None:
+    n_stored = record.layout.n_rows + len(rows)
+    try:
+        layout = record.layout.with_rows(n_stored)
+    except FormatError as error:
+        raise errors.refused(error) from None
+    array = store.array_of(record)
+    if record.layout.fortran_order or npy.encode_within(record.descr, layout, record.offset) is None:
+        # No room for the rows or for the header: the array moves to a new file.
+        change.locked.append(lock_data(store, record, fcntl.F_WRLCK))
+        staged = stage_rows(store, array, record.name, None, compression_of(record.codec), rows)
+        change.staged.append(staged)
+        change.moves_rows = True
+        return
+    if record.codec is not None:
+        blocks = BlockWriter(store, record, array.data)
+        index = blocks.append(bytes_of(rows))
+        change.ops.append({"blocks": (record.name, n_stored, index)})
+        change.spaces.append((array.data, blocks.space))
+    else:
+        store.dirty.add(record.file)
+        _write(store, record, array.data.file, bytes_of(rows), record.data_end)
+        change.ops.append({"rows": (record.name, n_stored)})
+    change.headers.append((record.name, array.data))
+
+
+def _write(store: Store, record: Record, file: File, data, offset: int) -> None:
+    try:
+        file.write(data, offset)
+    except OSError as error:
+        raise errors.io_error("write", os.path.join(store.path, record.file), error) from error
+
+
+def replace(store: Store, name: str, rows: np.ndarray, values: np.ndarray, *, only_changed: bool = False) -> None:
+    """Replace rows in place; of rows named twice, the last counts."""
+    with writing(store):
+        record = store.record(name)
+        check_rows(record, values)
+        if len(values) != len(rows):
+            raise ValueError(f'array "{name}": {len(values)} rows given for {len(rows)} indexes')
+        _check_range(record, rows)
+        _write_elements(store, record, rows, values, only_changed=only_changed)
+        if store.durable:
+            writer.sync_all(store)
+        _tell_written(store, record)
+
+
+def _check_range(record: Record, rows: np.ndarray) -> None:
+    beyond = rows[rows >= record.n_rows]
+    if len(beyond):
+        raise errors.row_out_of_range(record.name, int(beyond[0]), record.n_rows)
+
+
+def _write_elements(
+    store: Store, record: Record, rows: np.ndarray, values: np.ndarray, *, only_changed: bool
+) -> None:
+    if values.nbytes == 0:
+        return
+    stored = rows if record.live is None else record.live[rows]
+    data = store.array_of(record).data
+    if record.codec is None:
+        store.dirty.add(record.file)
+        for offset, part in _parts(record, stored, values):
+            _write(store, record, data.file, part, record.offset + offset)
+        return
+    blocks = BlockWriter(store, record, data)
+    index = blocks.write(list(_parts(record, stored, values)), only_changed=only_changed)
+    if index is None:
+        return
+    ops = [{"blocks": (record.name, record.layout.n_rows, index)}]
+    writer.commit(store, Commit(ops=ops, headers=[(record.name, data)], spaces=[(data, blocks.space)]))
+
+
+def _parts(record: Record, stored: np.ndarray, values: np.ndarray) -> Iterator[tuple[int, memoryview]]:
+    """Where the bytes of rows go in the stored elements."""
+    breaks = np.flatnonzero(np.diff(stored) != 1) + 1
+    for run, part in zip(np.split(stored, breaks), np.split(values, breaks), strict=True):
+        if not len(run):
+            continue
+        first = int(run[0])
+        if not record.layout.fortran_order:
+            yield first * record.layout.row_len, bytes_of(np.ascontiguousarray(part))
+            continue
+        # Of each column of a Fortran-ordered array, the rows are contiguous.
+        columns = np.ascontiguousarray(part.reshape(len(run), -1, order="F").T)
+        column_len = record.layout.n_rows * record.layout.itemsize
+        for column, items in enumerate(columns):
+            yield column * column_len + first * record.layout.itemsize, bytes_of(items)
+
+
+def _tell_written(store: Store, record: Record) -> None:
+    """Tell those who watch that elements were written in place."""
+    # Of blocks, the commit itself tells.
+    if record.codec is None and store.lock.is_watched and store.manifest.table.get(record.name) is not None:
+        writer.commit(store, Commit(ops=[{"written": record.name}]))
+
+
+def write_rows(store: Store, name: str, start: int, values: np.ndarray) -> None:
+    """Write rows over those from ``start`` on. Any number of processes may do so at once, if no row is written by two."""
+    store.check_writable()
+    locked: tuple[str, File] | None = None
+    seen = None
+    while True:
+        record = store.current(name)
+        check_rows(record, values)
+        end = start + len(values)
+        if end > record.n_rows:
+            raise errors.row_out_of_range(name, max(start, record.n_rows), record.n_rows)
+        rows = np.arange(start, end)
+        if record.codec is not None:
+            replace(store, name, rows, values)
+            return
+        if not len(values):
+            return
+        if locked is not None and locked[0] == record.file:
+            # Nobody moves the rows any more, and nobody has since the lock was asked for.
+            break
+        try:
+            locked = (record.file, lock_data(store, record, fcntl.F_RDLCK))
+        except FileNotFoundError:
+            # Overwritten since the refresh, or really missing.
+            if seen == record.id:
+                raise errors.data_file(store.path, name, record.file, "is missing") from None
+            seen = record.id
+            store.refresh(thorough=True)
+    file = locked[1]
+    stored = rows if record.live is None else record.live[rows]
+    for offset, part in _parts(record, stored, values):
+        _write(store, record, file, part, record.offset + offset)
+    if store.durable:
+        writer.poisoning(store, "sync", record.file, file.sync)
+    else:
+        store.dirty.add(record.file)
+    del file, locked
+    # Who begins to watch from now on sees what was written.
+    if store.lock.is_watched_now():
+        tell_written(store, name)
+
+
+def tell_written(store: Store, name: str) -> None:
+    """Tell those who watch that elements were written in place."""
+    with writing(store):
+        record = store.manifest.table.get(name)
+        if record is not None:
+            _tell_written(store, record)
+
+
+def lock_data(store: Store, record: Record, kind: int) -> File:
+    """Lock the data file of an array: shared by those who write regions, alone for those who move the rows.
+
+    It ends when what is returned is dropped.
+    """
+    path = os.path.join(store.path, record.file)
+    try:
+        file = store.directory.open_file(record.file, writable=True)
+        wait(lambda: set_lock(file.fd, kind, 0, 1) or None, writer.LOCK_TIMEOUT)
+    except FileNotFoundError:
+        raise
+    except WouldBlock:
+        raise errors.locked(store.path, writer.LOCK_TIMEOUT, None) from None
+    except OSError as error:
+        raise errors.io_error("lock", path, error) from error
+    return file
+
+
+def drop_rows(store: Store, rows_of: dict[str, np.ndarray]) -> None:
+    """Drop rows of arrays: they are marked, and `compact` gives their space back."""
+    with writing(store):
+        change = Commit()
+        for name in sorted(rows_of, key=str.encode):
+            record = store.manifest.table.get(name)
+            if record is None:
+                continue
+            if not record.shape:
+                raise errors.no_rows(name)
+            rows = np.unique(rows_of[name])
+            rows = rows[rows < record.n_rows]
+            if not len(rows):
+                continue
+            layout = record.layout.with_rows(record.n_rows - len(rows))
+            if record.layout.fortran_order or npy.encode_within(record.descr, layout, record.offset) is None:
+                change.locked.append(lock_data(store, record, fcntl.F_WRLCK))
+                kept = np.delete(np.arange(record.n_rows), rows)
+                compression = compression_of(record.codec)
+                change.staged.append(stage_rows(store, store.array_of(record), name, kept, compression))
+                change.moves_rows = True
+                continue
+            stored = rows if record.live is None else record.live[rows]
+            change.ops.append({"drop_rows": (name, bitmap(stored))})
+        writer.commit(store, change)
+
+
+def compact(store: Store, name: str) -> bool:
+    """Give back the space of dropped rows, and of blocks that were written anew. Returns whether there were any."""
+    with writing(store):
+        record = store.record(name)
+        array = store.array_of(record)
+        if not record.deleted:
+            if not has_dead_bytes(record, array.data):
+                return False
+            if punch(store, record, array.data):
+                return True
+        _move(store, array, compression_of(record.codec))
+        return True
+
+
+def recompress(store: Store, name: str, to: Compression | None) -> bool:
+    """Store an array anew, compressed or not. Returns whether anything had to be done."""
+    with writing(store):
+        array = store.array_of(store.record(name))
+        record = array.record
+
+        def read(offset: int, length: int) -> memoryview:
+            # Of the elements without the deleted rows, as they will be stored.
+            if record.live is None:
+                data = memoryview(bytearray(length))
+                array.elements.read_into(data, offset)
+                return data
+            row_len = record.layout.row_len
+            first, last = offset // row_len, -(-(offset + length) // row_len)
+            return bytes_of(array.rows(first, last))[offset - first * row_len :][:length]
+
+        if to is not None:
+            to = with_filter(to, record.dtype, record.nbytes, read)
+        if compression_of(record.codec) == to:
+            return False
+        _move(store, array, to)
+        return True
+
+
+def _move(store: Store, array: Array, to: Compression | None) -> None:
+    """Write an array to a new file."""
+    locked = [lock_data(store, array.record, fcntl.F_WRLCK)]
+    staged = stage_copy(store, array, array.record.name, to)
+    writer.commit(store, Commit([staged], moves_rows=True, locked=locked))
+
+
+def flush(store: Store) -> None:
+    """Return when everything that was written through this store is on the disk."""
+    with writing(store):
+        writer.sync_all(store)
+
+
+def map_writable(store: Store, name: str) -> np.ndarray | None:
+    """The elements over a mapping that can be written to; None if they are compressed."""
+    store.check_writable()
+    while True:
+        array = store.array(name)
+        record = array.record
+        if record.codec is not None:
+            return None
+        if not record.deleted:
+            break
+        compact(store, name)
+    store.dirty.add(record.file)
+    layout = record.layout
+    if layout.nbytes == 0:
+        return array.empty(layout.shape)
+    mapped = array.data.file.map(record.data_end, writable=True)
+    data = np.frombuffer(mapped, np.uint8)[record.offset :]
+    return shaped(data, record.dtype, layout.shape, fortran_order=layout.fortran_order)
+
+
+def tell_mapped(store: Store, name: str) -> None:
+    """Let others know that elements were written through a mapping, by now."""
+    with writing(store):
+        record = store.manifest.table.get(name)
+        if record is None or record.codec is not None:
+            return
+        data = store.array_of(record).data
+        with contextlib.suppress(OSError):
+            # Not every file system sets it for a write through a mapping.
+            os.utime(data.file.fd, ns=(data.file.stat().st_atime_ns, time.time_ns()))
+        store.dirty.add(record.file)
+        if store.durable:
+            writer.sync_all(store)
+        _tell_written(store, record)

@@ -1,0 +1,418 @@
+"""Commits: what happens between taking the writers' lock and releasing it, in the one order that a crash may cut
+anywhere.
+
+A new version of an array is written whole into a file without a name before the lock is taken. Then, with the lock: the
+intent (which files come and go), the names of new files, the frame (the commit), headers, the removal of superseded
+files, the end of the intent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import struct
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from numpack._pure.format import frame, names, npy
+from numpack._pure.format.block_index import Index, Slot
+from numpack._pure.format.codec import Codec
+from numpack._pure.format.dtype import Descr
+from numpack._pure.format.layout import Layout
+from numpack._pure.format.manifest import Attrs, Change, Op, Record
+from numpack._pure.store import error as errors
+from numpack._pure.store.data import DataFile
+from numpack._pure.sys.lock import WouldBlock, holder
+from numpack._pure.sys.storage import File
+
+if TYPE_CHECKING:
+    from numpack._pure.store.store import Store
+
+log = logging.getLogger("numpack")
+
+# How long writers wait for each other, in seconds.
+LOCK_TIMEOUT = 30.0
+MAX_INTENT_LEN = 64 << 20
+INTENT_HEADER = struct.Struct("<II")
+# A full disk is known to have written nothing that counts.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass
+class Staged:
+    """A new version of an array, in a file without a name."""
+
+    name: str
+    file: File
+    descr: Descr
+    layout: Layout
+    offset: int
+    codec: Codec | None = None
+    index: Index | None = None
+    # None: those that the name has.
+    attrs: Attrs | None = None
+
+
+@dataclass
+class Commit:
+    """One commit in the making."""
+
+    staged: list[Staged] = field(default_factory=list)
+    # Operations that come before the new versions.
+    ops: list[Op] = field(default_factory=list)
+    # Arrays whose headers are to be written after the commit.
+    headers: list[tuple[str, DataFile]] = field(default_factory=list)
+    # Where there is room in the files of compressed arrays, once the commit is made.
+    spaces: list[tuple[DataFile, Any]] = field(default_factory=list)
+    # Rows that are there already move to a new file: the commit is durable, since it removes the old one.
+    moves_rows: bool = False
+    # The locks on the files that rows are moved from, which end with the commit.
+    locked: list[File] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def writing(store: Store) -> Iterator[None]:
+    """Hold the writers' lock, and know everything that was committed before."""
+    store.check_writable()
+    lock = store.lock
+    take(store, lock.take)
+    try:
+        if not (store.is_swept and store.manifest.is_fresh()):
+            _catch_up(store)
+        yield
+    finally:
+        lock.give_back()
+
+
+def take(store: Store, take_lock) -> None:
+    """Take a lock, and say who has it if that takes too long."""
+    path = os.path.join(store.path, names.LOCK)
+    try:
+        take_lock(LOCK_TIMEOUT)
+    except WouldBlock:
+        raise errors.locked(store.path, LOCK_TIMEOUT, holder(path)) from None
+    except OSError as error:
+        raise errors.io_error("lock", path, error) from error
+
+
+def _catch_up(store: Store) -> None:
+    while store.manifest.catch_up(store.note_change, locked=True):
+        # Others give names without waiting for the disk.
+        store.names_dirty = True
+        # A store that was removed and created anew has another lock file.
+        if store.lock.is_current():
+            break
+        store.lock.close()
+        take(store, store.lock.take_file)
+    # Somebody else was here, and may have died before a commit that could be seen.
+    store.is_swept = True
+    _finish_intent(store)
+    _mend_headers(store)
+
+
+def commit(store: Store, change: Commit) -> None:
+    """Commit, with the writers' lock held."""
+    staged, ops = change.staged, list(change.ops)
+    if not staged and not ops:
+        return
+    durable = change.moves_rows or store.durable
+    if durable:
+        for new in staged:
+            poisoning(store, "sync", names.data_file(new.name, 0), new.file.sync)
+        # The commit takes earlier ones, that were not durable, to the disk with it: their elements go first.
+        sync_dirty(store)
+    now = time.time_ns()
+    records, superseded = _name_files(store, staged, ops, now)
+    for old in superseded:
+        _keep_last_state(store, old)
+    is_intended = bool(records or superseded)
+    if is_intended:
+        # Should this process die, whoever comes next must look, also one that knows this state.
+        store.manifest.retire()
+        _write_intent(store, "\n".join(record.file for record in [*records, *superseded]))
+    for record, new in zip(records, staged, strict=True):
+        _link(store, new.file, record.file)
+    if records:
+        store.names_dirty = True
+    if durable:
+        sync_names(store)
+    else:
+        store.dirty.update(record.file for record in records)
+    ops.extend({"put": record} for record in records)
+    try:
+        store.manifest.append(now, ops, store.note_change_of_ours, durable=durable)
+    except OSError as error:
+        if error.errno in FULL:
+            # Nothing that counts was written: the new versions can be committed again.
+            for record, new in zip(records, staged, strict=True):
+                with contextlib.suppress(OSError):
+                    store.directory.unlink(new.file, record.file)
+        else:
+            store.poison = store.poison or errors.Poison(store.path, error)
+        raise
+    # Not before: had the commit failed, somebody else's would get these identities.
+    for record, new in zip(records, staged, strict=True):
+        store.files.insert(record.id, DataFile(new.file))
+    # The commit is made. What fails from here on is mended by the next writer.
+    for data, space in change.spaces:
+        data.space = space
+    for name, data in change.headers:
+        record = store.manifest.table.get(name)
+        if record is None:
+            continue
+        try:
+            write_header(store, record, data)
+        except (OSError, errors.CorruptStoreError) as error:
+            log.warning("%s", error)
+            store.manifest.lagging.append(name)
+        if not durable:
+            store.dirty.add(record.file)
+    if not store.manifest.lagging:
+        store.manifest.publish_length()
+    if is_intended:
+        _end_intent(store, [record.file for record in superseded])
+    # A snapshot does not say whose headers lag behind.
+    if store.manifest.wants_snapshot() and not store.manifest.lagging:
+        _publish(store)
+
+
+def _publish(store: Store) -> None:
+    try:
+        # The new file has a temporary name for a moment.
+        _write_intent(store, names.MANIFEST)
+        store.manifest.publish()
+        # Later commits go to the new file, and rest on its name.
+        store.names_dirty = True
+        sync_names(store)
+    except OSError as error:
+        log.warning("no new snapshot of the manifest: %s", error)
+    _end_intent(store, [])
+
+
+def _name_files(
+    store: Store, staged: list[Staged], ops: list[Op], now: int
+) -> tuple[list[Record], list[Record]]:
+    """The records of the new versions, with identities and files, and those of the versions that go."""
+    table = store.manifest.table
+    superseded = [table.get(value) for op in ops for key, value in op.items() if key == "delete"]
+    # Names without an id are for a store that still has every version it ever had: later, such a name may have been
+    # that of a version that is gone, and who did not see it go would take the new file for it.
+    has_all = len(table) + 1 == table.next_id
+    records = []
+    for array_id, new in enumerate(staged, table.next_id):
+        old = table.get(new.name)
+        if old is not None:
+            superseded.append(old)
+        file = names.first_data_file(new.name) if has_all and old is None else None
+        if file is None or _is_there(store, file):
+            file = names.data_file(new.name, array_id)
+        attrs = new.attrs if new.attrs is not None else old.attrs if old is not None else {}
+        records.append(
+            Record(
+                name=new.name,
+                id=array_id,
+                file=file,
+                descr=new.descr,
+                layout=new.layout,
+                offset=new.offset,
+                codec=new.codec,
+                index=new.index,
+                mtime=now,
+                attrs=attrs,
+            )
+        )
+    return records, [record for record in superseded if record is not None]
+
+
+def _is_there(store: Store, file: str) -> bool:
+    try:
+        store.directory.stat(file)
+    except OSError:
+        return False
+    return True
+
+
+def _link(store: Store, file: File, name: str) -> None:
+    """Name a new data file. A file of that name is not referred to by any record: ids are never used twice."""
+    try:
+        try:
+            store.directory.link(file, name)
+        except FileExistsError:
+            store.directory.remove(name)
+            store.directory.link(file, name)
+    except OSError as error:
+        raise errors.io_error("create", os.path.join(store.path, name), error) from error
+
+
+def _keep_last_state(store: Store, record: Record) -> None:
+    """Let the data file of a version that is about to go say where its blocks are: nothing else will."""
+    if record.codec is None:
+        return
+    with contextlib.suppress(OSError, errors.CorruptStoreError):
+        data = store.files.get(record)
+        if not _is_slot_current(record, data):
+            _write_slot(record, data)
+
+
+def write_header(store: Store, record: Record, data: DataFile) -> None:
+    """Let the headers in the data file follow the record."""
+    if record.codec is not None:
+        _write_slot(record, data)
+        # Elements that were written in place change no .npy header.
+        if data.describes(record):
+            return
+    header = npy.encode_within(record.descr, record.layout, record.offset)
+    if header is None:
+        what = "has a header that describes another array"
+        raise errors.data_file(store.path, record.name, record.file, what)
+    data.file.write(header, record.header_offset)
+
+
+def _slots(data: DataFile) -> tuple[Slot | None, int]:
+    return Slot.newest(data.file.read(2048, 0))
+
+
+def _is_slot_current(record: Record, data: DataFile) -> bool:
+    slot, _ = _slots(data)
+    return slot is not None and (slot.nbytes, slot.index) == (record.layout.nbytes, record.index)
+
+
+def _write_slot(record: Record, data: DataFile) -> None:
+    newest, place = _slots(data)
+    sequence = 0 if newest is None else newest.sequence + 1
+    data.file.write(Slot(sequence, record.layout.nbytes, record.index).to_bytes(), place)
+
+
+def _mend_headers(store: Store) -> None:
+    """Write the headers that a writer that died did not get to write."""
+    lagging, store.manifest.lagging = store.manifest.lagging, []
+    for name in lagging:
+        record = store.manifest.table.get(name)
+        if record is None:
+            continue
+        try:
+            data = store.files.get(record)
+            is_current = record.codec is None or _is_slot_current(record, data)
+            if not (is_current and data.describes(record)):
+                store.dirty.add(record.file)
+                write_header(store, record, data)
+        except (OSError, errors.CorruptStoreError) as error:
+            log.warning("%s", error)
+
+
+def _write_intent(store: Store, files: str) -> None:
+    """Say in the lock file which data files come and go, or that the manifest is replaced."""
+    text = files.encode()
+    if len(text) > MAX_INTENT_LEN - INTENT_HEADER.size:
+        text = b""
+    try:
+        lock = store.directory.open_file(names.LOCK, writable=True)
+        lock.write(INTENT_HEADER.pack(len(text), zlib.crc32(text)) + text, 0)
+    except OSError as error:
+        raise errors.io_error("write", os.path.join(store.path, names.LOCK), error) from error
+
+
+def _finish_intent(store: Store) -> None:
+    """Finish what a writer that died had begun: remove the files of its intent that no record refers to."""
+    try:
+        lock = store.directory.open_file(names.LOCK, writable=False)
+        data = lock.read(min(lock.stat().st_size, MAX_INTENT_LEN), 0)
+    except OSError as error:
+        log.warning("%s: %s", os.path.join(store.path, names.LOCK), error)
+        return
+    files = parse_intent(data)
+    if files is None:
+        return
+    live = {record.file for record in store.manifest.table.records()}
+    with contextlib.suppress(OSError):
+        store.directory.sweep_temporaries()
+    _end_intent(store, [file for file in files if file not in live])
+
+
+def parse_intent(data: bytes) -> list[str] | None:
+    """The data files that an intent names; None if there is none, or it is torn, and so was never acted upon."""
+    if len(data) < INTENT_HEADER.size:
+        return None
+    length, crc = INTENT_HEADER.unpack_from(data)
+    text = data[INTENT_HEADER.size : INTENT_HEADER.size + length]
+    if not text or len(text) < length or zlib.crc32(text) != crc:
+        return None
+    try:
+        return [file for file in text.decode().split("\n") if names.is_data_file(file)]
+    except UnicodeDecodeError:
+        return None
+
+
+def _end_intent(store: Store, files: Iterable[str]) -> None:
+    """Remove the files that nobody needs any more, and then the intent that names them."""
+    all_gone = True
+    for file in files:
+        try:
+            store.directory.remove(file)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.warning("cannot remove %s: %s", os.path.join(store.path, file), error)
+            all_gone = False
+    # What could not be removed stays in the intent, and is tried again with the next write.
+    store.is_swept = all_gone
+    if all_gone:
+        try:
+            _write_intent(store, "")
+        except OSError as error:
+            log.warning("%s", error)
+
+
+def sync_all(store: Store) -> None:
+    """Let everything that was written through this store reach the disk: elements, names, commits."""
+    sync_dirty(store)
+    sync_names(store)
+    poisoning(store, "sync", names.MANIFEST, store.manifest.sync)
+
+
+def sync_dirty(store: Store) -> None:
+    """Let the elements that were written reach the disk."""
+    dirty, store.dirty = store.dirty, set()
+    for name in dirty:
+
+        def sync(name=name) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                store.directory.open_file(name, writable=True).sync()
+
+        poisoning(store, "sync", name, sync)
+
+
+def sync_names(store: Store) -> None:
+    """Let names that were given reach the disk."""
+    if store.names_dirty:
+        store.names_dirty = False
+        poisoning(store, "sync the directory of", names.MANIFEST, store.directory.sync)
+
+
+def poisoning(store: Store, action: str, name: str, call) -> None:
+    """Do something after whose failure nobody knows what is on the disk: then writing stops."""
+    try:
+        call()
+    except OSError as error:
+        if error.filename is None:
+            error = errors.io_error(action, os.path.join(store.path, name), error)
+        store.poison = store.poison or errors.Poison(store.path, error)
+        raise error from None
+
+
+def note(store: Store, change: Change, *, is_own: bool) -> None:
+    """Close the files of versions that are gone, and forget where there was room in those that others wrote to."""
+    if change.kind == "removed":
+        store.files.forget(change.id)
+    elif change.kind in ("resized", "written") and not is_own:
+        store.files.forget_space(change.id)
+
+
+def new_store_id() -> bytes:
+    """A random identity, so that two stores are never taken for one."""
+    return os.urandom(frame.STORE_ID_LEN)

@@ -1,0 +1,276 @@
+"""The files of one directory, held open, so that it stays the same one when it is renamed.
+
+New files have no name at first (``O_TMPFILE``), and vanish with their process. Where the file system has none, they are
+called ``tmp_<16 hexadecimal digits>.npkd`` and locked (``flock``) by their writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import re
+import secrets
+import stat as stat_module
+
+TEMPORARY = re.compile(r"tmp_[0-9a-f]{16}\.npkd")
+# What file systems and kernels without O_TMPFILE answer (man 2 open, "BUGS").
+NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS)
+NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "9p", "afs", "ceph", "lustre", "gpfs", "fuse.sshfs")
+# Most bytes that one call of the system reads or writes.
+MAX_IO_LEN = 1 << 30
+
+
+class File:
+    """An open file, closed with its last reference."""
+
+    def __init__(self, fd: int, temporary: tuple[Directory, str] | None = None) -> None:
+        self.fd = fd
+        # The directory and name of a file that shall vanish with this object.
+        self.temporary = temporary
+
+    def __del__(self) -> None:
+        if self.fd < 0:
+            return
+        if self.temporary is not None:
+            directory, name = self.temporary
+            with contextlib.suppress(OSError):
+                directory.remove(name)
+        os.close(self.fd)
+        self.fd = -1
+
+    def stat(self) -> os.stat_result:
+        """What the system knows about the file."""
+        return os.fstat(self.fd)
+
+    def read(self, length: int, offset: int) -> bytes:
+        """Up to ``length`` bytes: fewer at the end of the file."""
+        data = bytearray(length)
+        return bytes(memoryview(data)[: self.read_into(data, offset)])
+
+    def read_into(self, buffer, offset: int) -> int:
+        """Fill a buffer, and return how many bytes there were."""
+        view, done = memoryview(buffer), 0
+        while done < len(view):
+            n = os.preadv(self.fd, [view[done : done + MAX_IO_LEN]], offset + done)
+            if n == 0:
+                break
+            done += n
+        return done
+
+    def write(self, data, offset: int) -> None:
+        """Write all of ``data``."""
+        view = memoryview(data)
+        while len(view):
+            n = os.pwrite(self.fd, view[:MAX_IO_LEN], offset)
+            view, offset = view[n:], offset + n
+
+    def truncate(self, length: int) -> None:
+        """Set the length of the file."""
+        os.ftruncate(self.fd, length)
+
+    def sync(self) -> None:
+        """Return when the bytes are on the disk."""
+        os.fdatasync(self.fd)
+
+    def map(self, length: int, *, writable: bool = False) -> mmap.mmap:
+        """The file from its start, mapped."""
+        access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+        return mmap.mmap(self.fd, length, access=access)
+
+
+class Directory:
+    """An open directory."""
+
+    def __init__(self, path: str, fd: int | None = None) -> None:
+        """Open it, if there is no open descriptor ``fd`` of it yet."""
+        self.path = path
+        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if fd is None else fd
+        self._has_unnamed = os.path.exists("/proc/self/fd")
+        self._has_swept = False
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def open(self, name: str, flags: int) -> int:
+        """A descriptor of a regular file. Links are not followed, and a pipe of that name is not waited for.
+
+        Raises
+        ------
+        OSError
+            EINVAL if it is no regular file, ELOOP if it is a link.
+        """
+        check_name(name)
+        flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+        fd = os.open(name, flags, 0o666, dir_fd=self.fd)
+        if not stat_module.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "not a regular file", name)
+        return fd
+
+    def open_file(self, name: str, *, writable: bool) -> File:
+        """A file, as `open` does."""
+        return File(self.open(name, os.O_RDWR if writable else os.O_RDONLY))
+
+    def folder(self, name: str) -> Directory:
+        """A directory in this one. Links are not followed.
+
+        Raises
+        ------
+        OSError
+            ENOTDIR if it is no directory, or a link.
+        """
+        check_name(name)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        return Directory(os.path.join(self.path, name), os.open(name, flags, dir_fd=self.fd))
+
+    def create_unnamed(self) -> File:
+        """An empty file that has no name yet."""
+        if self._has_unnamed:
+            try:
+                flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
+                return File(os.open(".", flags, 0o666, dir_fd=self.fd))
+            except OSError as error:
+                if error.errno not in NO_UNNAMED:
+                    raise
+        if not self._has_swept:
+            # Those of writers that died before they had the lock. What cannot be removed is in nobody's way.
+            self._has_swept = True
+            with contextlib.suppress(OSError):
+                self.sweep_temporaries()
+        while True:
+            name = temporary_name()
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+            try:
+                file = File(os.open(name, flags, 0o666, dir_fd=self.fd), (self, name))
+            except FileExistsError:
+                continue
+            fcntl.flock(file.fd, fcntl.LOCK_EX)
+            # A sweep may have been faster than the lock, and have removed the name.
+            if file.stat().st_nlink:
+                # Remembered only after a success: a full or removed directory says nothing about the file system.
+                self._has_unnamed = False
+                return file
+
+    def link(self, file: File, name: str) -> None:
+        """Give a file of `create_unnamed` its name, which must be free."""
+        check_name(name)
+        if file.temporary is None:
+            self._link_unnamed(file, name)
+            return
+        temporary = file.temporary[1]
+        try:
+            os.link(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd, follow_symlinks=False)
+        except PermissionError:
+            # No hard links there: a look before the jump must do, and the writers' lock keeps others from jumping.
+            with contextlib.suppress(FileNotFoundError):
+                self.stat(name)
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name) from None
+            os.rename(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        else:
+            self.remove(temporary)
+        file.temporary = None
+
+    def unlink(self, file: File, name: str) -> None:
+        """Take the name of a file away again: it gets a temporary one, from which it can be named once more."""
+        fcntl.flock(file.fd, fcntl.LOCK_EX)
+        temporary = temporary_name()
+        os.rename(name, temporary, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        file.temporary = (self, temporary)
+
+    def replace(self, file: File, name: str) -> None:
+        """Let a file of `create_unnamed` take the place of the one of this name."""
+        check_name(name)
+        if file.temporary is None:
+            # Keeps sweeps away from the name that it has for a moment.
+            fcntl.flock(file.fd, fcntl.LOCK_EX)
+            self._replace_via(name, lambda temporary: self._link_unnamed(file, temporary))
+        else:
+            os.rename(file.temporary[1], name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            file.temporary = None
+
+    def link_existing(self, source: str, name: str) -> None:
+        """Give a file another name, whatever had it."""
+
+        def link(target: str) -> None:
+            os.link(source, target, src_dir_fd=self.fd, dst_dir_fd=self.fd, follow_symlinks=False)
+
+        try:
+            link(name)
+        except FileExistsError:
+            self._replace_via(name, link)
+
+    def remove(self, name: str) -> None:
+        """Take a file's name away."""
+        check_name(name)
+        os.unlink(name, dir_fd=self.fd)
+
+    def remove_folder(self, name: str) -> None:
+        """Remove an empty directory in this one."""
+        check_name(name)
+        os.rmdir(name, dir_fd=self.fd)
+
+    def stat(self, name: str) -> os.stat_result:
+        """What the system knows about a file; of a link, about the link itself."""
+        check_name(name)
+        return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+
+    def list(self) -> list[str]:
+        """The names of all files."""
+        return os.listdir(self.fd)
+
+    def sync(self) -> None:
+        """Return when the names are on the disk."""
+        os.fsync(self.fd)
+
+    def sweep_temporaries(self) -> None:
+        """Remove the temporaries of writers that died: those that nobody locks."""
+        for name in self.list():
+            if not TEMPORARY.fullmatch(name):
+                continue
+            with contextlib.suppress(OSError):
+                file = self.open_file(name, writable=True)
+                fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.remove(name)
+
+    def is_network(self) -> bool:
+        """Whether other machines may write to the files, so that mappings of them cannot be trusted."""
+        device = os.fstat(self.fd).st_dev
+        wanted = f"{os.major(device)}:{os.minor(device)}"
+        with contextlib.suppress(OSError), open("/proc/self/mountinfo") as mounts:
+            for line in mounts:
+                words = line.split()
+                if words[2] == wanted:
+                    return words[words.index("-") + 1] in NETWORK_FILE_SYSTEMS
+        return False
+
+    def _link_unnamed(self, file: File, name: str) -> None:
+        os.link(f"/proc/self/fd/{file.fd}", name, dst_dir_fd=self.fd, follow_symlinks=True)
+
+    def _replace_via(self, name: str, make) -> None:
+        while True:
+            temporary = temporary_name()
+            try:
+                make(temporary)
+                break
+            except FileExistsError:
+                continue
+        os.rename(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        # rename(2) between two names of one file does nothing.
+        with contextlib.suppress(FileNotFoundError):
+            self.remove(temporary)
+
+
+def temporary_name() -> str:
+    """A name for a file that is being written."""
+    return f"tmp_{secrets.token_hex(8)}.npkd"
+
+
+def check_name(name: str) -> None:
+    """Check that a name is one within the directory."""
+    if not name or "/" in name or "\0" in name or name in (".", ".."):
+        raise OSError(errno.EINVAL, "not a plain file name", name)
