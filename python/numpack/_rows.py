@@ -78,7 +78,7 @@ def storable(name: str, value: object) -> AnyArray:
         remedy = "NumPy has no description of it; store a view as a dtype of NumPy's, such as .view('u2')"
     else:
         try:
-            np.lib.format.dtype_to_descr(dtype)
+            _ = dtype.descr
         except ValueError:
             remedy = "its fields overlap or are out of order; see numpy.lib.recfunctions.repack_fields"
         else:
