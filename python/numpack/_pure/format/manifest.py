@@ -293,7 +293,7 @@ class Table:
             raise self._refused(edit.generation, f"changes {quoted(name)}, which is not there")
         return record
 
-    def _change(self, name: str, edit: Edit, **changes: Any) -> Record:
+    def _change(self, name: str, edit: Edit, /, **changes: Any) -> Record:
         record = replace(self._existing(name, edit), **changes)
         self._records[self._places[name]] = record
         return record
