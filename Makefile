@@ -3,6 +3,14 @@
 
 # The interpreter that .venv is made from.
 PYTHON ?= python3
+# Where install puts things: npkfs below PREFIX, mount.npk where mount(8) looks for it, units where systemd does, all below
+# DESTDIR.
+PREFIX ?= /usr/local
+DESTDIR ?=
+SBINDIR ?= /sbin
+UNITDIR ?= /etc/systemd/system
+# What is installed as npkfs.
+NPKFS ?= target/release/npkfs
 # Options for the benchmark, for example: make bench BENCH="--only mount --rounds 11"
 BENCH ?=
 
@@ -15,7 +23,8 @@ SOURCES := $(shell find src python/numpack python/build_backend.py -type f \( -n
 export PYTHON
 
 .NOTPARALLEL:
-.PHONY: help build demo test bench bench-quick bench-compressed bench-mounted bench-api lint clean setup setup-mount setup-bench
+.PHONY: help build demo test bench bench-quick bench-compressed bench-mounted bench-api lint clean setup setup-mount \
+	setup-bench install install-files uninstall
 
 help:
 	@echo 'make demo         see it work on real data: import, mount, np.load, edit, append'
@@ -26,6 +35,7 @@ help:
 	@echo 'make bench-mounted     mounted compressed arrays against file systems that compress'
 	@echo 'make bench-api    each call against NumPy by hand, and against NumPack 0.3.0'
 	@echo 'make build        numpack and npkfs, optimised, into .venv/'
+	@echo 'make install      npkfs, mount.npk and a systemd service, below PREFIX=$(PREFIX)'
 	@echo 'make lint         formatting, clippy, documentation and script checks'
 	@echo 'make clean        remove .venv/ and target/'
 
@@ -70,6 +80,28 @@ bench-mounted: setup-mount setup-bench
 bench-api: setup
 	$(MAKE_STAMPS) $(VENV)/.built
 	@$(VPY) benches/bench.py api $(BENCH)
+
+install:
+	cargo build --release --bin npkfs
+	@$(MAKE) --no-print-directory install-files
+
+DOCDIR = $(PREFIX)/share/doc/npkfs
+IN_PREFIX = sed 's|@PREFIX@|$(PREFIX)|g'
+
+# Without building anything.
+install-files:
+	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(SBINDIR)' '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(DOCDIR)'
+	install -m 755 '$(NPKFS)' '$(DESTDIR)$(PREFIX)/bin/npkfs'
+	$(IN_PREFIX) mount-scripts/mount.npk >'$(DESTDIR)$(SBINDIR)/mount.npk'
+	chmod 755 '$(DESTDIR)$(SBINDIR)/mount.npk'
+	$(IN_PREFIX) mount-scripts/npkfs@.service >'$(DESTDIR)$(UNITDIR)/npkfs@.service'
+	chmod 644 '$(DESTDIR)$(UNITDIR)/npkfs@.service'
+	install -m 644 spec/npkfs-semantics.md spec/npk-format.md mount-scripts/fstab.example \
+		mount-scripts/auto.npk.example mount-scripts/srv-x.mount '$(DESTDIR)$(DOCDIR)'
+
+uninstall:
+	rm -f '$(DESTDIR)$(PREFIX)/bin/npkfs' '$(DESTDIR)$(SBINDIR)/mount.npk' '$(DESTDIR)$(UNITDIR)/npkfs@.service'
+	rm -rf '$(DESTDIR)$(DOCDIR)'
 
 clean:
 	rm -rf $(VENV) target

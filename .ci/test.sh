@@ -93,7 +93,7 @@ scripts() {
 tests() {
     check cargo-test 'Rust tests' limit 1500 cargo test --no-fail-fast -- --show-output
     if check build 'build and install' make --no-print-directory build; then
-        check stubtest 'type stubs' "$bin/python" -m mypy.stubtest --concise numpack
+        check stubtest 'type stubs' "$bin/python" -m mypy.stubtest --mypy-config-file pyproject.toml --concise numpack
         for backend in rust python; do
             check "pytest-$backend" "Python tests, backend $backend" \
                 limit 900 env NUMPACK_BACKEND="$backend" "$bin/python" -m pytest -rs tests/python

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use common::FaultyStorage;
 use numpack::format::npy;
 use numpack::fs::{
-    Attr, Caller, Fh, FileKind, Fs, FsError, Ino, Invalidation, NewFile, OpenFlags, Rename, SetAttr,
+    Attr, Caller, Fh, FileKind, Fs, FsError, Ino, Invalidation, NewFile, OpenFlags, Rename, SetAttr, SetMode,
 };
 use numpack::store::{Access, Compression, Dtype, NewArray, Store};
 use numpack::sys::DirStorage;
@@ -41,6 +41,7 @@ macro_rules! in_both_ways {
 in_both_ways! {
     a_new_file_is_pending_until_it_is_whole_and_closed
     a_whole_file_named_npy_becomes_an_array_when_it_is_closed
+    what_is_set_on_a_pending_file_is_set_on_the_array
     with_holes_or_mappings_the_last_close_makes_the_array
     what_is_not_whole_waits
     what_is_no_array_is_refused_at_close_and_kept
@@ -995,4 +996,40 @@ fn new_names_must_be_ones_that_something_is_shown_under() {
     let cut = f.list("").into_iter().find(|name| name.starts_with('y')).unwrap();
     f.put(&cut, &npy(1, 5)).unwrap();
     assert_eq!(values(&f.stored_bytes(&"y".repeat(300))), [5]);
+}
+
+fn what_is_set_on_a_pending_file_is_set_on_the_array() {
+    let f = Fixture::with(|store| {
+        save(store, "a", 3, 0);
+        store
+            .set_attrs(Some("a"), [("old".to_owned(), 1.into()), ("gone".to_owned(), 2.into())].into(), &[])
+            .unwrap();
+    });
+    // As rsync does: another name, then the attributes, then the name.
+    let fh = f.create(".a.npy.tmp");
+    f.write(fh, 0, &npy(5, 7)).unwrap();
+    let ino = f.lookup(".a.npy.tmp").unwrap().ino;
+    let name = |attr: &str| std::ffi::OsString::from(format!("user.npk.attrs.{attr}"));
+    f.fs.setxattr(ino, &name("unit"), b"\"m\"", SetMode::Any).unwrap();
+    assert_eq!(f.fs.getxattr(ino, &name("unit")).unwrap(), b"\"m\"");
+    assert_eq!(f.fs.listxattr(ino).unwrap(), b"user.npk.attrs.unit\0");
+    f.close(fh).unwrap();
+    f.rename(".a.npy.tmp", "a.npy").unwrap();
+    f.other.refresh().unwrap();
+    let attrs = f.other.array("a").unwrap().attrs().clone();
+    assert_eq!(attrs.keys().collect::<Vec<_>>(), ["gone", "old", "unit"]);
+
+    // As cp does, over the array.
+    let fh = f.open("a.npy", OpenFlags { write: true, truncate: true }).unwrap();
+    let ino = f.lookup("a.npy").unwrap().ino;
+    f.fs.removexattr(ino, &name("gone")).unwrap();
+    f.fs.setxattr(ino, &name("old"), b"3", SetMode::Replace).unwrap();
+    f.write(fh, 0, &npy(2, 0)).unwrap();
+    f.close(fh).unwrap();
+    f.other.refresh().unwrap();
+    let attrs = f.other.array("a").unwrap().attrs().clone();
+    assert_eq!(
+        attrs.into_iter().collect::<Vec<_>>(),
+        [("old".into(), 3.into()), ("unit".into(), "m".into())]
+    );
 }

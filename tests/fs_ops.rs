@@ -8,8 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
 use common::fixture::*;
-use numpack::fs::{Caller, Fh, FileKind, Fs, Ino, Invalidation, Rename, SetAttr};
-use numpack::store::{Access, Store};
+use numpack::fs::{Caller, Fh, FileKind, Fs, FsError, Ino, Invalidation, Rename, SetAttr, SetMode};
+use numpack::store::{Access, Compression, Store};
 
 // Names
 
@@ -291,6 +291,119 @@ fn attributes_that_are_as_asked_may_be_set() {
     assert!(f.fs.getattr(Ino::ROOT).unwrap().mtime > earlier);
     assert_errno(f.fs.setattr(Ino::ROOT, SetAttr { size: Some(0), ..none }), libc::EISDIR);
     assert_eq!(f.values("a.npy"), [0, 1]);
+}
+
+fn listed(f: &Fixture, ino: Ino) -> Vec<String> {
+    let names = String::from_utf8(f.fs.listxattr(ino).unwrap()).unwrap();
+    names.split_terminator('\0').map(str::to_owned).collect()
+}
+
+fn xattr(f: &Fixture, ino: Ino, name: &str) -> Result<String, FsError> {
+    f.fs.getxattr(ino, OsStr::new(name)).map(|value| String::from_utf8(value).unwrap())
+}
+
+#[test]
+fn extended_attributes_describe_an_array() {
+    let f = Fixture::with(
+        |store| {
+            save(store, "a", 3, 0);
+            store.save(&[("z", array(&[65536], &numbers(0..65536)))]).unwrap();
+            store.recompress("z", Some(&Compression::default()), &mut |_| {}).unwrap();
+        },
+        false,
+    );
+    let (a, z) = (f.lookup("a.npy").unwrap().ino, f.lookup("z.npy").unwrap().ino);
+    assert_eq!(xattr(&f, a, "user.npk.codec").unwrap(), "none");
+    assert_eq!(xattr(&f, a, "user.npk.ratio").unwrap(), "1.00");
+    assert_eq!(xattr(&f, a, "user.npk.dtype").unwrap(), "<u4");
+    assert_eq!(xattr(&f, a, "user.npk.shape").unwrap(), "[3, 2]");
+    assert_eq!(xattr(&f, z, "user.npk.codec").unwrap(), "zstd:1");
+    assert!(xattr(&f, z, "user.npk.ratio").unwrap().parse::<f64>().unwrap() > 2.0);
+    assert!(listed(&f, a).is_empty());
+    assert_errno(f.fs.setxattr(a, OsStr::new("user.npk.codec"), b"none", SetMode::Any), libc::EPERM);
+    assert_errno(f.fs.removexattr(a, OsStr::new("user.npk.shape")), libc::EPERM);
+    assert_errno(xattr(&f, a, "user.npk.other"), libc::ENODATA);
+    assert_errno(xattr(&f, a, "security.capability"), libc::EOPNOTSUPP);
+    assert_errno(f.fs.setxattr(a, OsStr::new("user.x"), b"", SetMode::Any), libc::EOPNOTSUPP);
+    assert_errno(xattr(&f, Ino::ROOT, "user.npk.codec"), libc::ENODATA);
+}
+
+#[test]
+fn user_attributes_can_be_read_listed_and_written() {
+    let f = Fixture::with(|store| save(store, "g/a", 3, 0), false);
+    let value = |text: &str| rmpv::Value::from(text);
+    f.other
+        .set_attrs(
+            Some("g/a"),
+            [
+                ("unit".to_owned(), value("m/s")),
+                ("raw".to_owned(), rmpv::Value::Binary(vec![1])),
+                ("x".repeat(241), value("long")),
+            ]
+            .into(),
+            &[],
+        )
+        .unwrap();
+    let a = f.lookup("g/a.npy").unwrap().ino;
+    let set =
+        |ino, name: &str, value: &str, mode| f.fs.setxattr(ino, OsStr::new(name), value.as_bytes(), mode);
+    assert_eq!(listed(&f, a), ["user.npk.attrs.unit"]);
+    assert_eq!(xattr(&f, a, "user.npk.attrs.unit").unwrap(), "\"m/s\"");
+    set(a, "user.npk.attrs.n", "{\"k\":[1,-2,3.5,null,true]}", SetMode::Create).unwrap();
+    set(a, "user.npk.attrs.unit", "km", SetMode::Replace).unwrap();
+    assert_errno(set(a, "user.npk.attrs.n", "1", SetMode::Create), libc::EEXIST);
+    assert_errno(set(a, "user.npk.attrs.m", "1", SetMode::Replace), libc::ENODATA);
+    assert_eq!(listed(&f, a), ["user.npk.attrs.n", "user.npk.attrs.unit"]);
+    assert_eq!(xattr(&f, a, "user.npk.attrs.unit").unwrap(), "\"km\"");
+    assert_eq!(xattr(&f, a, "user.npk.attrs.n").unwrap(), "{\"k\":[1,-2,3.5,null,true]}");
+    f.other.refresh().unwrap();
+    assert_eq!(f.other.array("g/a").unwrap().attrs()["unit"], value("km"));
+    f.fs.removexattr(a, OsStr::new("user.npk.attrs.n")).unwrap();
+    assert_errno(f.fs.removexattr(a, OsStr::new("user.npk.attrs.n")), libc::ENODATA);
+    assert_errno(f.fs.setxattr(a, OsStr::new("user.npk.attrs.b"), &[0xff], SetMode::Any), libc::EINVAL);
+
+    set(Ino::ROOT, "user.npk.attrs.title", "\"Wind\"", SetMode::Any).unwrap();
+    assert_eq!(listed(&f, Ino::ROOT), ["user.npk.attrs.title"]);
+    f.other.refresh().unwrap();
+    assert_eq!(f.other.attrs()["title"], value("Wind"));
+    let g = f.lookup("g").unwrap().ino;
+    assert!(listed(&f, g).is_empty());
+    assert_errno(set(g, "user.npk.attrs.a", "1", SetMode::Any), libc::EPERM);
+
+    let read_only = Fixture::with(|store| save(store, "a", 3, 0), true);
+    let a = read_only.lookup("a.npy").unwrap().ino;
+    let result = read_only.fs.setxattr(a, OsStr::new("user.npk.attrs.a"), b"1", SetMode::Any);
+    assert_errno(result, libc::EROFS);
+}
+
+#[test]
+fn status_tells_how_mounts_are_used() {
+    let f = Fixture::with(
+        |store| {
+            store.save(&[("z", array(&[65536], &numbers(0..65536)))]).unwrap();
+            store.recompress("z", Some(&Compression::default()), &mut |_| {}).unwrap();
+        },
+        false,
+    );
+    let opened = f.open("z.npy", READ).unwrap();
+    for n in 1..=3 {
+        f.fs.read(opened.fh, 4096 + 10_000 * n, 100, |bytes| assert_eq!(bytes.len(), 100)).unwrap();
+        let counts = f.fs.counts();
+        assert_eq!((counts.reads, counts.bytes_read), (n, 100 * n));
+        assert_eq!((counts.bytes_decoded, counts.cache_hits), (65536, n - 1), "one block");
+        assert_eq!((counts.writes, counts.errors), (0, 0));
+    }
+    // A block that is damaged.
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(f.path.join(f.fs.store().array("z").unwrap().file_name()))
+        .unwrap();
+    file.write_all_at(&[0x55; 20_000], file.metadata().unwrap().len() / 3).unwrap();
+    let end = f.lookup("z.npy").unwrap().size;
+    let n_failed =
+        (0..end).step_by(32768).filter(|at| f.fs.read(opened.fh, *at, 16, |_| ()).is_err()).count();
+    assert!(n_failed > 0);
+    assert_eq!(f.fs.counts().errors, n_failed as u64);
 }
 
 #[test]

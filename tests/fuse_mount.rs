@@ -146,6 +146,35 @@ fn what_a_mount_does_not_offer_is_refused() {
 }
 
 #[test]
+fn user_attributes_can_be_read_listed_and_written() {
+    use rustix::fs::{XattrFlags, getxattr, listxattr, removexattr, setxattr};
+    for mode in BOTH {
+        let Some(m) = Mount::new(mode, |store| save(store, "a", 10, 0)) else { return };
+        let a = m.path("a.npy");
+        let mut value = [0; 64];
+        let get = |name: &str, value: &mut [u8]| getxattr(&a, name, value).map_err(io::Error::from);
+        assert_eq!(get("user.npk.shape", &mut value).unwrap(), 4);
+        assert_eq!(&value[..4], b"[10]");
+        assert_errno(get("user.npk.shape", &mut value[..3]), libc::ERANGE);
+        assert_errno(get("user.npk.attrs.unit", &mut value), libc::ENODATA);
+        assert_errno(get("user.other", &mut value), libc::EOPNOTSUPP);
+        setxattr(&a, "user.npk.attrs.unit", b"\"m\"", XattrFlags::CREATE).unwrap();
+        let again = setxattr(&a, "user.npk.attrs.unit", b"1", XattrFlags::CREATE);
+        assert_errno(again.map_err(io::Error::from), libc::EEXIST);
+        let len = listxattr(&a, &mut value).unwrap();
+        assert_eq!(&value[..len], b"user.npk.attrs.unit\0");
+        let store = Store::open(&m.store_path(), Access::Write).unwrap();
+        assert_eq!(store.array("a").unwrap().attrs()["unit"], "m".into());
+        // What others set is seen at once: the kernel keeps no attributes.
+        store.set_attrs(Some("a"), [("unit".to_owned(), 7.into())].into(), &[]).unwrap();
+        assert_eq!(get("user.npk.attrs.unit", &mut value).unwrap(), 1);
+        assert_eq!(value[0], b'7');
+        removexattr(&a, "user.npk.attrs.unit").unwrap();
+        assert_eq!(listxattr(&a, &mut value).unwrap(), 0);
+    }
+}
+
+#[test]
 fn writes_reach_the_store() {
     for mode in BOTH {
         let Some(m) = Mount::new(mode, |store| save(store, "a", 10_000, 0)) else { return };

@@ -33,7 +33,7 @@ else:
 # How many bytes are compared at once when an array may have been changed in place.
 _PIECE_LEN = 1 << 20
 
-# Held while a store's class changes.
+# Held while a store's class changes; behind an overlay's lock, where both are.
 _switching = threading.Lock()
 
 
@@ -73,15 +73,22 @@ class BatchModeContext:
         ------
         StoreClosedError
         """
-        with _switching:
+        while True:
             overlay = self.npk._overlay
             if overlay is None:
-                # Raises unless the store is open.
-                self.npk.has_array("")
-                self.npk._overlay = overlay = Overlay(self.npk, self.memory_limit)
-                self.npk.__class__ = batch_class(type(self.npk))
-            overlay.n_blocks += 1
-        return self
+                with _switching:
+                    if self.npk._overlay is None:
+                        # Raises unless the store is open.
+                        self.npk.has_array("")
+                        self.npk._overlay = Overlay(self.npk, self.memory_limit)
+                        self.npk.__class__ = batch_class(type(self.npk))
+                        return self
+            else:
+                # Waits for a block that another thread is ending.
+                with overlay.lock:
+                    if not overlay.is_over:
+                        overlay.n_blocks += 1
+                        return self
 
     def __exit__(
         self,
@@ -93,18 +100,20 @@ class BatchModeContext:
         overlay = self.npk._overlay
         if overlay is None:
             return
-        # Other threads that use the store wait for the commit.
+        # Calls of other threads wait for the commit, and are the store's own behind it.
         with overlay.lock:
-            with _switching:
-                overlay.n_blocks -= 1
-                if overlay.n_blocks:
-                    return
-                overlay.is_over = True
-                self.npk._overlay = None
-                outside: Any = type(self.npk)
-                self.npk.__class__ = outside._outside
-            if error is None:
-                overlay.commit(self.npk)
+            overlay.n_blocks -= 1
+            if overlay.n_blocks:
+                return
+            try:
+                if error is None:
+                    overlay.commit(self.npk)
+            finally:
+                with _switching:
+                    overlay.is_over = True
+                    self.npk._overlay = None
+                    outside: Any = type(self.npk)
+                    self.npk.__class__ = outside._outside
 
 
 def batch_class(cls: "type[NumPack]") -> "type[NumPack]":
@@ -163,7 +172,7 @@ class Overlay:
     def __init__(self, store: "NumPack", memory_limit: int | None) -> None:
         # Held by each method of the store within the block.
         self.lock = threading.RLock()
-        self.n_blocks = 0
+        self.n_blocks = 1
         self.is_over = False
         self.entries: dict[str, Entry] = {}
         # Arrays of the store that the block has dropped, if it saved others under these names or not.
@@ -203,18 +212,20 @@ class Overlay:
         """Write what the block changed: the arrays and their removal in one commit."""
         changed = {name: entry for name, entry in self.entries.items() if entry.is_changed()}
         arrays = {name: self.merged(name, entry) for name, entry in changed.items()}
+        # Not what the block, or a class derived by somebody else, has under these names.
+        public = store._public
         if arrays or self.gone:
-            store._commit(arrays, [name for name in self.gone if name not in arrays])
+            public._commit(store, arrays, [name for name in self.gone if name not in arrays])
         for name, entry in changed.items():
             if entry.compress:
-                store.recompress(name, entry.compress[0])
+                public.recompress(store, name, entry.compress[0])
         for of, wanted in self.attrs.items():
             if of is None or of not in self.gone or of in arrays:
-                found = store._get_attrs(of)
+                found = public._get_attrs(store, of)
                 new = {key: value for key, value in wanted.items() if key not in found or found[key] != value}
                 old = [key for key in found if key not in wanted]
                 if new or old:
-                    store._set_attrs(of, new, old)
+                    public._set_attrs(store, of, new, old)
 
 
 P = ParamSpec("P")

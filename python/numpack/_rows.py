@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numpack._errors import RowIndexError
+from numpack._text import quoted
 
 AnyArray: TypeAlias = NDArray[Any]
 RowIndex: TypeAlias = (
@@ -41,9 +42,9 @@ def check_name(name: object) -> str:
     if not isinstance(name, str):
         raise TypeError(f"array names are str, not {type(name)}")
     if "\0" in name:
-        raise ValueError(f"array name {name!r} holds a NUL character")
+        raise ValueError(f"array name {quoted(name)}: holds a NUL character")
     if len(name.encode()) > _MAX_NAME_LEN:
-        raise ValueError(f"array name {name[:30]!r}... is longer than {_MAX_NAME_LEN} bytes")
+        raise ValueError(f"array name {quoted(name)}: is longer than {_MAX_NAME_LEN} bytes")
     return name
 
 
@@ -77,7 +78,7 @@ def storable(name: str, value: object) -> AnyArray:
         remedy = "NumPy has no description of it; store a view as a dtype of NumPy's, such as .view('u2')"
     else:
         try:
-            np.lib.format.dtype_to_descr(dtype)
+            _ = dtype.descr
         except ValueError:
             remedy = "its fields overlap or are out of order; see numpy.lib.recfunctions.repack_fields"
         else:
@@ -237,16 +238,16 @@ def check_compress(argument: str, value: object) -> None:
         unknown = next((key for key in value if key not in ("level", "block", "filter")), None)
         if unknown is not None:
             raise ValueError(f"{argument} has the unknown key {unknown!r}, expected 'level', 'block' or 'filter'")
-        _check_number(f"{argument}['level']", value.get("level", 1), _LEVELS, "a level from -7 to 22")
+        _check_number(f"{argument}['level']", value.get("level", 1), _LEVELS, "-7 (fastest) to 22 (smallest)")
         block = value.get("block", 4096)
-        _check_number(f"{argument}['block']", block, _BLOCKS, "a multiple of 4096 from 4096 to 16777216")
+        _check_number(f"{argument}['block']", block, _BLOCKS, _BLOCK_LIMITS)
         found = value.get("filter", "auto")
         if not isinstance(found, str):
             raise TypeError(f"{argument}['filter'] is of type {type(found).__name__}, expected {_FILTERS}")
         if f"'{found}'" not in _FILTERS:
             raise ValueError(f"{argument}['filter'] is '{found}', expected {_FILTERS}")
     elif isinstance(value, (int, np.integer)):
-        _check_number(argument, value, _LEVELS, "a level from -7 to 22")
+        _check_number(argument, value, _LEVELS, "-7 (fastest) to 22 (smallest)")
     else:
         raise TypeError(
             f"{argument} is of type {type(value).__name__}, expected None, a bool, a level (int), or a dict with "
@@ -256,6 +257,7 @@ def check_compress(argument: str, value: object) -> None:
 
 _LEVELS = range(-7, 23)
 _BLOCKS = range(4096, (16 << 20) + 1, 4096)
+_BLOCK_LIMITS = "a multiple of 4096 bytes, from 4096 to 16777216 (16 MiB)"
 _FILTERS = "'auto', 'none', 'shuffle', 'delta', 'delta2', 'delta3' or 'delta4'"
 
 

@@ -3,6 +3,7 @@
 The methods of the core that read and write are the public ones, without a wrapper around them.
 """
 
+import os
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -203,9 +204,26 @@ class StoreMethods(_Core):
         return html_table(repr(self), listing(self.get_metadata()))
 
 
+def _made_already(
+    self: object,
+    filename: "str | os.PathLike[str]",
+    drop_if_exists: bool = False,
+    strict_context_mode: bool = False,
+    warn_no_context: bool | None = None,
+    force_gc_on_close: bool = False,
+    *,
+    durable: bool = False,
+    codec: Any = None,
+) -> None:
+    pass
+
+
 def public_class(of: ModuleType) -> "type[NumPack]":
     """The public class of stores over the core `of`."""
-    namespace = {"__doc__": of.NumPack.__doc__, "__module__": "numpack", "__qualname__": "NumPack"}
+    namespace: dict[str, Any] = {"__doc__": of.NumPack.__doc__, "__module__": "numpack", "__qualname__": "NumPack"}
+    if of.NumPack.__init__ is object.__init__:
+        # It is made by its __new__ alone. Classes derived from it call super().__init__ with the arguments all the same.
+        namespace["__init__"] = _made_already
     made = cast("type[NumPack]", type("NumPack", (StoreMethods, of.NumPack), namespace))
     made._public = made
     return made
@@ -215,6 +233,18 @@ if TYPE_CHECKING:
 
     class NumPack(StoreMethods, core.NumPack):
         """A store of named arrays."""
+
+        def __init__(
+            self,
+            filename: "str | os.PathLike[str]",
+            drop_if_exists: bool = False,
+            strict_context_mode: bool = False,
+            warn_no_context: bool | None = None,
+            force_gc_on_close: bool = False,
+            *,
+            durable: bool = False,
+            codec: Any = None,
+        ) -> None: ...
 
 else:
     NumPack = public_class(core)

@@ -10,7 +10,7 @@ use super::error::CliError;
 use super::mount::Choices;
 use super::opts::{
     BlockOpts, CommandOpts, CompactOpts, ExportOpts, FilterOpt, ImportOpts, InfoOpts, LsOpts, MountOpts,
-    MvOpts, Opts, RecompressOpts, RmOpts, UmountOpts, UpgradeOpts, VerifyOpts,
+    MvOpts, Opts, RecompressOpts, RmOpts, StatusOpts, UmountOpts, UpgradeOpts, VerifyOpts,
 };
 use super::units;
 use crate::store::Compression;
@@ -35,6 +35,7 @@ pub struct LogConfig {
 pub enum Command {
     Mount(MountConfig),
     Umount(UmountConfig),
+    Status(StatusOpts),
     Import(ImportConfig),
     Export(ExportConfig),
     Ls(LsOpts),
@@ -163,6 +164,7 @@ impl TryFrom<Opts> for Config {
             CommandOpts::Umount(UmountOpts { mountpoint, lazy, timeout }) => {
                 Command::Umount(UmountConfig { mountpoint, lazy, timeout: Duration::from_secs(timeout) })
             }
+            CommandOpts::Status(opts) => Command::Status(opts),
             CommandOpts::Import(opts) => Command::Import(import(opts, quiet)?),
             CommandOpts::Export(opts) => {
                 let ExportOpts { store, names, dest, overwrite } = opts;

@@ -54,6 +54,7 @@ fn carry_out(config: Config) -> Result<(), CliError> {
     match config.command {
         Command::Mount(config) => mount::mount(config),
         Command::Umount(config) => mount::umount(&config),
+        Command::Status(opts) => mount::status(&opts),
         Command::Import(config) => import::import(&config),
         Command::Export(config) => export::export(&config),
         Command::Ls(opts) => ls::ls(&opts),

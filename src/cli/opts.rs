@@ -32,6 +32,7 @@ pub struct Opts {
 pub enum CommandOpts {
     Mount(MountOpts),
     Umount(UmountOpts),
+    Status(StatusOpts),
     Import(ImportOpts),
     Export(ExportOpts),
     Ls(LsOpts),
@@ -106,6 +107,26 @@ pub struct UmountOpts {
     /// How long to wait for the serving process to end, in seconds (default: 60)
     #[arg(long, value_name = "SECONDS", default_value_t = 60, hide_default_value = true)]
     pub timeout: u64,
+}
+
+/// List the mounts of this machine, and how much they were used
+///
+/// Reads, writes and so on are counted since the mount began, by the process that serves it; what the kernel serves by
+/// itself, from its cache or from the data files, is not. They are told to root and to the user who mounted.
+#[derive(Debug, Args)]
+pub struct StatusOpts {
+    /// Only the mount on this folder; exit code 1 if there is none (default: all)
+    #[arg(value_name = "MNT")]
+    pub mountpoint: Option<PathBuf>,
+
+    /// JSON, sizes in bytes, times in UTC (default: text)
+    #[arg(long)]
+    pub json: bool,
+
+    /// Write the counters to this file, for a collector of Prometheus text files, and nothing to stdout; whoever reads the
+    /// file finds it old or new, never in parts
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    pub prometheus: Option<PathBuf>,
 }
 
 /// Copy .npy files into a store

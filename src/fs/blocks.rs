@@ -36,6 +36,8 @@ type Key = (Ino, u64);
 pub(super) struct DecodedBlocks {
     state: Mutex<State>,
     n_decoded: AtomicU64,
+    bytes_decoded: AtomicU64,
+    hits: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -216,6 +218,16 @@ impl DecodedBlocks {
         self.n_decoded.load(Ordering::Relaxed)
     }
 
+    /// How many bytes they had.
+    pub(super) fn bytes_decoded(&self) -> u64 {
+        self.bytes_decoded.load(Ordering::Relaxed)
+    }
+
+    /// How many parts of reads were answered with bytes that were decoded before.
+    pub(super) fn hits(&self) -> u64 {
+        self.hits.load(Ordering::Relaxed)
+    }
+
     /// Reads from byte `offset` of the virtual file on, behind the header, and calls `spare` with each block whose
     /// rest is to be stored into the kernel's page cache. The elements must be of `epoch` or later.
     pub(super) fn read(
@@ -243,6 +255,7 @@ impl DecodedBlocks {
                 let (whole, _) = rest.split_at_mut(len);
                 array.read_npy_at(at, whole)?;
                 self.n_decoded.fetch_add((len as u64).div_ceil(block_len), Ordering::Relaxed);
+                self.bytes_decoded.fetch_add(len as u64, Ordering::Relaxed);
                 len
             } else {
                 let within = (at - start) as usize;
@@ -269,6 +282,7 @@ impl DecodedBlocks {
             return false;
         };
         out.copy_from_slice(bytes);
+        self.hits.fetch_add(1, Ordering::Relaxed);
         true
     }
 
@@ -290,8 +304,12 @@ impl DecodedBlocks {
             found
         };
         let mut failed = None;
+        if decoded.get().is_some() {
+            self.hits.fetch_add(1, Ordering::Relaxed);
+        }
         let decoded = decoded.get_or_init(|| {
             self.n_decoded.fetch_add(1, Ordering::Relaxed);
+            self.bytes_decoded.fetch_add(wanted.place.len as u64, Ordering::Relaxed);
             wanted.decode().map_err(|error| failed = Some(error)).ok()
         });
         let own;

@@ -32,6 +32,8 @@ pub enum FsError {
     NotEmpty,
     /// The name is taken.
     Exists,
+    /// There is no such extended attribute.
+    NoAttribute,
     /// The name is over 255 bytes.
     NameTooLong,
     /// No array is shown under such a name: it is not UTF-8, or holds an escape that its array's name does not need.
@@ -80,6 +82,7 @@ impl FsError {
             Self::IsADirectory => libc::EISDIR,
             Self::NotEmpty => libc::ENOTEMPTY,
             Self::Exists => libc::EEXIST,
+            Self::NoAttribute => libc::ENODATA,
             Self::NameTooLong => libc::ENAMETOOLONG,
             Self::BadName | Self::Invalid { .. } => libc::EINVAL,
             Self::ReadOnly => libc::EROFS,
@@ -132,6 +135,7 @@ impl fmt::Display for FsError {
             Self::IsADirectory => write!(f, "is a folder"),
             Self::NotEmpty => write!(f, "the folder is not empty"),
             Self::Exists => write!(f, "the name is taken"),
+            Self::NoAttribute => write!(f, "no such attribute"),
             Self::NameTooLong => write!(f, "the name is over 255 bytes"),
             Self::BadName => write!(f, "no array is shown under such a name"),
             Self::ReadOnly => write!(f, "the mount is read-only"),

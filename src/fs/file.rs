@@ -65,6 +65,10 @@ impl Fs {
     /// emptied, and another one is made for that; `IsADirectory`, `ReadOnly`; `Store` if the data file is not what the
     /// manifest says.
     pub fn open(&self, ino: Ino, flags: OpenFlags, caller: Caller) -> Result<Opened, FsError> {
+        self.open_uncounted(ino, flags, caller).inspect_err(|error| self.counters.note_error(error))
+    }
+
+    fn open_uncounted(&self, ino: Ino, flags: OpenFlags, caller: Caller) -> Result<Opened, FsError> {
         if ino.is_directory() {
             return Err(FsError::IsADirectory);
         }
@@ -135,6 +139,26 @@ impl Fs {
     /// # Errors
     /// `BadHandle`; `Store` if the data file cannot be read.
     pub fn read<T>(
+        &self,
+        fh: Fh,
+        offset: u64,
+        size: u32,
+        reply: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, FsError> {
+        let mut len = 0;
+        let counted = |bytes: &[u8]| {
+            len = bytes.len() as u64;
+            reply(bytes)
+        };
+        let result = self.read_uncounted(fh, offset, size, counted);
+        match &result {
+            Ok(_) => self.counters.note_read(len),
+            Err(error) => self.counters.note_error(error),
+        }
+        result
+    }
+
+    fn read_uncounted<T>(
         &self,
         fh: Fh,
         offset: u64,
@@ -218,6 +242,21 @@ impl Fs {
     /// `BadHandle`; `Store` with `HeaderWrite`, `OutOfBounds`, or `Locked` if another writer is at work, which is not
     /// waited for, and nothing was written; or if writing fails; `Uncommitted` if [`Fs::commit_all`] comes first.
     pub fn write(&self, fh: Fh, offset: u64, data: &[u8], from_cache: bool) -> Result<Written, FsError> {
+        let result = self.write_uncounted(fh, offset, data, from_cache);
+        match &result {
+            Ok(_) => self.counters.note_write(data.len() as u64),
+            Err(error) => self.counters.note_error(error),
+        }
+        result
+    }
+
+    fn write_uncounted(
+        &self,
+        fh: Fh,
+        offset: u64,
+        data: &[u8],
+        from_cache: bool,
+    ) -> Result<Written, FsError> {
         if fh.is_pending() {
             return self.write_pending(fh, offset, data, from_cache).map(|()| Written::Done);
         }
@@ -297,6 +336,10 @@ impl Fs {
     /// # Errors
     /// `BadHandle`, `Store`.
     pub fn fsync(&self, fh: Fh) -> Result<(), FsError> {
+        self.fsync_uncounted(fh).inspect_err(|error| self.counters.note_error(error))
+    }
+
+    fn fsync_uncounted(&self, fh: Fh) -> Result<(), FsError> {
         if fh.is_pending() {
             return self.fsync_pending(fh);
         }

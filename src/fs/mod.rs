@@ -23,6 +23,7 @@ mod aside;
 mod attr;
 mod blocks;
 mod changes;
+mod counters;
 mod decoded;
 mod dir;
 mod entry;
@@ -33,9 +34,11 @@ mod inode;
 pub mod names;
 mod pending;
 mod write_back;
+mod xattr;
 
 pub use attr::{Attr, BLKSIZE, FileKind, NAME_MAX, SetAttr};
 pub use changes::Invalidation;
+pub use counters::Counts;
 pub use decoded::{DecodePolicy, DecodedFile, DecodedFiles, Found};
 pub use entry::Rename;
 pub use error::FsError;
@@ -44,9 +47,11 @@ pub use handle::{Caller, DirEntry, Fh};
 pub use inode::{Ino, LastByte};
 pub use pending::{Closed, NewFile};
 pub use write_back::Written;
+pub use xattr::SetMode;
 
 use aside::Aside;
 use blocks::DecodedBlocks;
+use counters::Counters;
 use dir::{Child, Tree};
 use file::OpenFile;
 use handle::{Again, Handles, OpenDirectory};
@@ -73,6 +78,7 @@ pub struct Fs {
     files: Handles<OpenFile>,
     blocks: DecodedBlocks,
     write_back: WriteBack,
+    counters: Counters,
     /// Pending files that are open.
     making: Handles<OpenPending>,
     directories: Handles<OpenDirectory>,
@@ -132,6 +138,7 @@ impl Fs {
             files: Handles::new(),
             blocks: DecodedBlocks::default(),
             write_back: WriteBack::default(),
+            counters: Counters::default(),
             making: Handles::of_pending(),
             directories: Handles::new(),
             again: Again::default(),

@@ -15,13 +15,13 @@ use fuser::{
 };
 use log::debug;
 
-use super::convert::{empty, errno, fh, file_attr, file_type, ino, pending_flags};
+use super::convert::{empty, errno, fh, file_attr, file_type, ino, pending_flags, xattr};
 use super::decoded::{Opener, Opening};
 use super::notify::Job;
 use super::passthrough::Passthrough;
 use super::worker::{Tasks, WaitingWrite, must_wait, waiting};
 use crate::fs::{
-    Attr, BLKSIZE, Caller, Fs, FsError, Ino, NAME_MAX, NewFile, OpenFlags, Rename, SetAttr, Written,
+    Attr, BLKSIZE, Caller, Fs, FsError, Ino, NAME_MAX, NewFile, OpenFlags, Rename, SetAttr, SetMode, Written,
 };
 
 /// How long the kernel may use names and attributes without asking. Commits are told to it as they are seen, so this
@@ -78,6 +78,9 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
             // To empty a file is to make a new version, not to change the one that others have open.
             InitFlags::FUSE_ATOMIC_O_TRUNC,
+            // Files have no set-user-id bits to be taken away by writing, nor capabilities: the kernel then remembers that,
+            // and does not ask for an attribute before each write.
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
             InitFlags::FUSE_ASYNC_READ,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_PARALLEL_DIROPS,
@@ -478,32 +481,39 @@ impl Filesystem for Adapter {
         }
     }
 
-    // ENOSYS below is meant: the kernel then does these by itself, or refuses them, without asking again.
-
     fn setxattr(
         &self,
         _req: &Request,
-        _node: INodeNo,
-        _name: &OsStr,
-        _value: &[u8],
-        _flags: i32,
+        node: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::ENOSYS);
+        let mode = match flags {
+            libc::XATTR_CREATE => SetMode::Create,
+            libc::XATTR_REPLACE => SetMode::Replace,
+            _ => SetMode::Any,
+        };
+        let (fs, name, value) = (Arc::clone(&self.fs), name.to_owned(), value.to_owned());
+        self.tasks.hand_over_names(move || empty(reply, fs.setxattr(ino(node), &name, &value, mode)));
     }
 
-    fn getxattr(&self, _req: &Request, _node: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn getxattr(&self, _req: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        xattr(reply, size, self.fs.getxattr(ino(node), name));
     }
 
-    fn listxattr(&self, _req: &Request, _node: INodeNo, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn listxattr(&self, _req: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
+        xattr(reply, size, self.fs.listxattr(ino(node)));
     }
 
-    fn removexattr(&self, _req: &Request, _node: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+    fn removexattr(&self, _req: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
+        self.tasks.hand_over_names(move || empty(reply, fs.removexattr(ino(node), &name)));
     }
+
+    // ENOSYS below is meant: the kernel then does these by itself, or refuses them, without asking again.
 
     fn lseek(
         &self,

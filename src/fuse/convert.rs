@@ -1,6 +1,6 @@
 //! Between fuser's types and those of [`fs`](crate::fs).
 
-use fuser::{Errno, FileAttr, FileHandle, FileType, FopenFlags, INodeNo, ReplyEmpty, ReplyOpen};
+use fuser::{Errno, FileAttr, FileHandle, FileType, FopenFlags, INodeNo, ReplyEmpty, ReplyOpen, ReplyXattr};
 use log::debug;
 
 use super::passthrough::OpenAs;
@@ -49,6 +49,16 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
 pub(super) fn empty(reply: ReplyEmpty, result: Result<(), FsError>) {
     match result {
         Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+/// Answers with an attribute, or, to who asks with a size of 0, with its length.
+pub(super) fn xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, FsError>) {
+    match result {
+        Ok(bytes) if size == 0 => reply.size(u32::try_from(bytes.len()).unwrap_or(u32::MAX)),
+        Ok(bytes) if bytes.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(bytes) => reply.data(&bytes),
         Err(error) => reply.error(errno(&error)),
     }
 }

@@ -15,7 +15,7 @@ use std::thread::{self, JoinHandle};
 use fuser::{Session, SessionACL};
 use log::{info, warn};
 
-use crate::fs::{DecodedFiles, Fs, FsError, Ino};
+use crate::fs::{Counts, DecodedFiles, Fs, FsError, Ino};
 use crate::store::{Compression, Store};
 
 mod adapter;
@@ -287,6 +287,11 @@ impl Mounted {
             .unwrap_or_else(|_| Err(io::Error::other("a thread that serves the mount panicked")))
     }
 
+    /// What tells how the mount is used, while [`Mounted::wait`] waits.
+    pub fn monitor(&self) -> Monitor {
+        Monitor { fs: Weak::clone(&self.fs), decoded: Weak::clone(&self.decoded) }
+    }
+
     /// How many blocks of compressed arrays were decoded so far, for those who read them; 0 once the mount is gone.
     pub fn n_decoded_blocks(&self) -> u64 {
         self.fs.upgrade().map_or(0, |fs| fs.n_decoded_blocks())
@@ -310,6 +315,25 @@ impl Mounted {
     /// Whether the mount is gone.
     pub fn is_finished(&self) -> bool {
         self.session.is_finished()
+    }
+}
+
+/// Tells how a mount is used.
+#[derive(Debug, Clone)]
+pub struct Monitor {
+    fs: Weak<Fs>,
+    decoded: Weak<DecodedFiles>,
+}
+
+impl Monitor {
+    /// What was done up to now; `None` once the mount is gone.
+    pub fn counts(&self) -> Option<Counts> {
+        self.fs.upgrade().map(|fs| fs.counts())
+    }
+
+    /// How many bytes the arrays have that are decoded whole now.
+    pub fn decoded_len(&self) -> u64 {
+        self.decoded.upgrade().map_or(0, |decoded| decoded.len())
     }
 }
 

@@ -10,6 +10,7 @@ mod compression;
 mod edits;
 #[path = "../upstream/fixtures.rs"]
 mod fixtures;
+mod living;
 mod making;
 mod mounting;
 mod refusals;

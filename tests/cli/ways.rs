@@ -21,7 +21,7 @@ pub struct Way {
     pub name: &'static str,
     pub place: Place,
     pub mnt: PathBuf,
-    options: &'static str,
+    pub options: &'static str,
     /// Before the program: what runs it as somebody else.
     prefix: Vec<OsString>,
     program: PathBuf,
@@ -150,6 +150,11 @@ impl Way {
             ]);
             assert_eq!(ran.code, Some(0), "{ran:?}");
         }
+    }
+
+    /// Unmounts what the test mounts by itself.
+    pub fn mount_guard(&self) -> Unmount {
+        Unmount(self.mnt.clone())
     }
 
     /// `npkfs mount` with further options.

@@ -146,14 +146,14 @@ class Operations(RuleBasedStateMachine):
         self.do(who, lambda npk: npk.recompress(name, codec))
 
     @precondition(lambda self: self.model)
-    @rule(who=WHO, target=NAMES, data=st.data())
-    def clone(self, who, target, data):
+    @rule(who=WHO, copy=NAMES, data=st.data())
+    def clone(self, who, copy, data):
         source = data.draw(st.sampled_from(list(self.model)))
-        if target in self.model:
+        if copy in self.model:
             return
-        self.do(who, lambda npk: npk.clone(source, target))
-        self.put(target, self.model[source])
-        self.attrs[target] = dict(self.attrs[source])
+        self.do(who, lambda npk: npk.clone(source, copy))
+        self.put(copy, self.model[source])
+        self.attrs[copy] = dict(self.attrs[source])
 
     @rule(who=WHO, name=NAMES, dtype=DTYPE, shape=SHAPES, compress=COMPRESS)
     def create_zeros(self, who, name, dtype, shape, compress):
@@ -444,7 +444,8 @@ def test_both_backends_refuse_in_the_same_words(damaged, call):
             with pytest.raises(Exception) as error:  # noqa: PT011
                 call(npk)
             assert npk.get_metadata() == before
-            raised.append((type(error.value), str(error.value)))
+            # Python calls types of an extension module by their whole names.
+            raised.append((type(error.value), str(error.value).replace("'numpack.LazyArray'", "'LazyArray'")))
     assert raised[0] == raised[1]
 
 

@@ -80,6 +80,6 @@ def test_stubs_agree_with_the_extension(needs_native):
     if BACKEND != "rust":
         pytest.skip("type stubs are the same for both backends, and are checked in the run with NUMPACK_BACKEND=rust")
     pytest.importorskip("mypy")
-    command = [sys.executable, "-m", "mypy.stubtest", "numpack"]
+    command = [sys.executable, "-m", "mypy.stubtest", "--mypy-config-file", str(ROOT / "pyproject.toml"), "numpack"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -12,17 +12,43 @@ import operator
 from typing import Any
 
 import numpy as np
-from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from numpack._errors import RowIndexError
 from numpack._pure.store import error as errors
 from numpack._pure.store.array import Array
 
-BITWISE = frozenset({np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.invert, np.left_shift, np.right_shift})
 HINTS = ("sequential", "random", "boolean", "heavy")
 
 
-class LazyArray(NDArrayOperatorsMixin):
+def _operand(other: Any) -> Any:
+    """The other operand of an operator, as NumPy takes it."""
+    return other._whole() if isinstance(other, LazyArray) else other
+
+
+def _bitwise(function: Any, *operands: Any) -> Any:
+    """A bitwise operator. NumPy's message about numbers that have no bits names none of the two arrays."""
+    try:
+        return function(*operands)
+    except TypeError as error:
+        raise TypeError("Bitwise operations are only supported for integer arrays") from error
+
+
+def _operators(function: Any, *, is_bitwise: bool = False) -> tuple[Any, Any]:
+    """The methods for an operator, and for the same with the operands the other way round."""
+
+    def call(left: Any, right: Any) -> Any:
+        return _bitwise(function, left, right) if is_bitwise else function(left, right)
+
+    def method(self: LazyArray, other: Any, /) -> Any:
+        return call(self._whole(), _operand(other))
+
+    def reflected(self: LazyArray, other: Any, /) -> Any:
+        return call(_operand(other), self._whole())
+
+    return method, reflected
+
+
+class LazyArray:
     """An array of a store that is not read until it is used.
 
     ``NumPack.load(name, lazy=True)`` makes it. Indexing gives what it gives on a NumPy array, always as a copy; NumPy's
@@ -65,26 +91,32 @@ class LazyArray(NDArrayOperatorsMixin):
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape, a tuple of int; dropped rows do not count."""
         return self._array.record.shape if self._view is None else self._view.shape
 
     @property
     def dtype(self) -> np.dtype:
+        """The numpy.dtype of the items."""
         return self._array.record.dtype
 
     @property
     def ndim(self) -> int:
+        """The number of dimensions."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
+        """The number of items."""
         return int(np.prod(self.shape, dtype=object))
 
     @property
     def itemsize(self) -> int:
+        """Bytes of one item."""
         return self.dtype.itemsize
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all items."""
         return self.size * self.itemsize
 
     @property
@@ -122,8 +154,11 @@ class LazyArray(NDArrayOperatorsMixin):
 
     def __getitem__(self, index: Any) -> Any:
         found = self._view[index] if self._view is not None else self._select(index)
-        if isinstance(found, np.ndarray) and (found.base is not None or not found.flags.writeable):
-            return found.copy("K")
+        # A record is a view, too.
+        if isinstance(found, np.void) or (
+            isinstance(found, np.ndarray) and (found.base is not None or not found.flags.writeable)
+        ):
+            return copy.copy(found) if isinstance(found, np.void) else found.copy("K")
         return found
 
     def _select(self, index: Any) -> Any:
@@ -152,7 +187,7 @@ class LazyArray(NDArrayOperatorsMixin):
             rows = np.asarray(first)
             if rows.ndim == 1 and rows.dtype.kind == "b" and len(rows) == shape[0]:
                 rows = np.flatnonzero(rows)
-            if rows.ndim == 1 and (rows.dtype.kind in "iu" or rows.size == 0):
+            if rows.ndim == 1 and (rows.dtype.kind in "iu" or (rows.size == 0 and isinstance(first, list))):
                 rows = rows.astype(np.intp)
                 if not len(rows) or (rows.min() >= -shape[0] and rows.max() < shape[0]):
                     read, place = np.unique(rows % max(1, shape[0]), return_inverse=True)
@@ -162,7 +197,8 @@ class LazyArray(NDArrayOperatorsMixin):
 
     def _select_by_rows(self, index: Any) -> Any:
         shape = self.shape
-        if not shape or 0 in shape:
+        is_field = isinstance(index, str) or (isinstance(index, list) and any(isinstance(n, str) for n in index))
+        if not shape or 0 in shape or is_field:
             return self._whole()[index]
         numbers = np.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1))
         # Which row each item is of; an index that NumPy refuses is refused here, before anything is read.
@@ -191,15 +227,46 @@ class LazyArray(NDArrayOperatorsMixin):
         return whole.copy("K") if copy and self._view is not None else whole
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        plain = [value._whole() if isinstance(value, LazyArray) else value for value in inputs]
-        # What is stored is never the target: `lazy += x` makes the name one of a new array.
-        kwargs.pop("out", None) if any(isinstance(out, LazyArray) for out in kwargs.get("out", ())) else None
-        try:
-            return getattr(ufunc, method)(*plain, **kwargs)
-        except TypeError as error:
-            if ufunc in BITWISE:
-                raise TypeError("Bitwise operations are only supported for integer arrays") from error
-            raise
+        # What is stored is never the target.
+        if any(isinstance(out, LazyArray) for out in kwargs.get("out", ())):
+            return NotImplemented
+        return getattr(ufunc, method)(*map(_operand, inputs), **kwargs)
+
+    # `lazy += x` is none of these: it makes the name one of the new array that `lazy + x` gives.
+    __add__, __radd__ = _operators(operator.add)
+    __sub__, __rsub__ = _operators(operator.sub)
+    __mul__, __rmul__ = _operators(operator.mul)
+    __truediv__, __rtruediv__ = _operators(operator.truediv)
+    __floordiv__, __rfloordiv__ = _operators(operator.floordiv)
+    __mod__, __rmod__ = _operators(operator.mod)
+    __divmod__, __rdivmod__ = _operators(divmod)
+    __matmul__, __rmatmul__ = _operators(operator.matmul)
+    __and__, __rand__ = _operators(operator.and_, is_bitwise=True)
+    __or__, __ror__ = _operators(operator.or_, is_bitwise=True)
+    __xor__, __rxor__ = _operators(operator.xor, is_bitwise=True)
+    __lshift__, __rlshift__ = _operators(operator.lshift, is_bitwise=True)
+    __rshift__, __rrshift__ = _operators(operator.rshift, is_bitwise=True)
+    __lt__, __gt__ = _operators(operator.lt)[0], _operators(operator.gt)[0]
+    __le__, __ge__ = _operators(operator.le)[0], _operators(operator.ge)[0]
+    __eq__, __ne__ = _operators(operator.eq)[0], _operators(operator.ne)[0]  # type: ignore[assignment]
+
+    def __pow__(self, other: Any, modulo: Any = None) -> Any:
+        return pow(self._whole(), _operand(other), modulo)
+
+    def __rpow__(self, other: Any, modulo: Any = None) -> Any:
+        return pow(_operand(other), self._whole(), modulo)
+
+    def __neg__(self) -> Any:
+        return -self._whole()
+
+    def __pos__(self) -> Any:
+        return +self._whole()
+
+    def __abs__(self) -> Any:
+        return abs(self._whole())
+
+    def __invert__(self) -> Any:
+        return _bitwise(operator.invert, self._whole())
 
     def __contains__(self, value: Any) -> bool:
         return value in self._whole()

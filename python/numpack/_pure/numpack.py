@@ -137,10 +137,12 @@ class NumPack:
 
     @property
     def is_opened(self) -> bool:
+        """Whether the store is open."""
         return self._store_or_none is not None
 
     @property
     def is_closed(self) -> bool:
+        """Whether the store is not open: not yet, or not any more."""
         return self._store_or_none is None
 
     @property
@@ -150,6 +152,7 @@ class NumPack:
 
     @property
     def backend_type(self) -> str:
+        """What runs: 'rust' or 'python'."""
         return "python"
 
     @property
@@ -688,7 +691,7 @@ class RowStream:
 
 def _name(name: object) -> str:
     if not isinstance(name, str):
-        raise TypeError(f"'{type(name).__name__}' object cannot be converted to 'str'")
+        raise TypeError(f"'{type(name).__name__}' object is not an instance of 'str'")
     return name
 
 

@@ -150,9 +150,11 @@ def filled(out: Any, dtype: np.dtype, shape: tuple[int, ...], name: str) -> np.n
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out is of type {type(out).__name__}, expected an ndarray")
     if out.dtype != dtype:
-        raise TypeError(f"out has dtype {out.dtype}, array '{name}' needs {dtype}")
+        raise TypeError(f"out has dtype {out.dtype}, expected {dtype}")
     if out.shape != shape:
-        raise ValueError(f"out has shape {out.shape}, what is read of array '{name}' has {shape}")
-    if not out.flags.c_contiguous or not out.flags.writeable:
-        raise ValueError("out must be C-contiguous and writable")
+        raise ValueError(f"out has shape {out.shape}, expected {shape}")
+    if not out.flags.c_contiguous:
+        raise ValueError("out is not C-contiguous; pass one that numpy.empty makes")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only")
     return out

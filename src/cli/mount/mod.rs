@@ -1,18 +1,22 @@
-//! `npkfs mount` and `npkfs umount`.
+//! `npkfs mount`, `npkfs umount` and `npkfs status`.
 //!
 //! A mount is served by a process of its own. [`preflight`] finds out beforehand why it could not work, [`serve`] is
-//! that process, [`background`] starts it and waits for its report, and [`presence`] lets `umount` wait for its end.
+//! that process, [`background`] starts it and waits for its report, [`presence`] lets `umount` wait for its end,
+//! and [`status`](mod@status) lets others ask how it is.
 
 mod background;
 mod error;
 mod options;
 mod preflight;
 mod presence;
+mod ready;
 mod serve;
+mod status;
 mod umount;
 
 pub use error::{MountError, UmountError};
 pub use options::{Choices, OptionError};
+pub use status::status;
 pub use umount::umount;
 
 use super::config::{MountConfig, Process};

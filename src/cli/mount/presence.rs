@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::preflight;
+use super::{preflight, status};
 
 /// How long a connection may take: it takes none where the process lives and nobody floods its socket.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -105,11 +105,16 @@ fn has_ended(pid: u32) -> bool {
 fn sweep(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
-        let pid = entry.file_name().to_str().and_then(parse_name).map(|(_, pid)| pid);
+        let pid = entry.file_name().to_str().and_then(pid_of);
         if pid.is_some_and(has_ended) {
             let _ = fs::remove_file(entry.path());
         }
     }
+}
+
+/// The process number in the name of any socket of ours.
+fn pid_of(name: &str) -> Option<u32> {
+    parse_name(name).or_else(|| status::parse_name(name)).map(|(_, pid)| pid)
 }
 
 /// Device number and process number of a socket's name.
@@ -119,7 +124,7 @@ fn parse_name(name: &str) -> Option<(u64, u32)> {
 }
 
 /// The folder for this user's sockets, which nobody else can write to.
-fn own_folder() -> io::Result<PathBuf> {
+pub(super) fn own_folder() -> io::Result<PathBuf> {
     let uid = own_uid()?;
     let folder = candidates(uid, std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from))
         .into_iter()
@@ -154,7 +159,7 @@ fn candidates(uid: u32, runtime_dir: Option<PathBuf>) -> Vec<PathBuf> {
 }
 
 /// The folders to look for a server in: one's own; for root, everybody's.
-fn visible_folders() -> Vec<PathBuf> {
+pub(super) fn visible_folders() -> Vec<PathBuf> {
     let Ok(uid) = own_uid() else { return Vec::new() };
     let mut folders = candidates(uid, std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from));
     if uid == 0 {

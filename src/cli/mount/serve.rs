@@ -4,7 +4,9 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -19,12 +21,16 @@ use crate::sys::{mounts, process};
 use super::background::Reporter;
 use super::preflight::{self, Place};
 use super::presence::Presence;
-use super::{Choices, MountError, say_mounted};
+use super::{Choices, MountError, ready, say_mounted, status};
+
+/// How long what is mounted here after the end may take to tell that it is not ours.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves the mount in this process, and says on stdout when it answers.
 pub fn in_foreground(config: &MountConfig) -> Result<(), CliError> {
     serve(config, |note| {
         say_mounted(config, &note);
+        ready::tell(&format!("{} mounted at {}", config.store.display(), config.mountpoint.display()));
         Ok(())
     })
 }
@@ -54,12 +60,17 @@ fn serve(config: &MountConfig, ready: impl FnOnce(String) -> Result<(), CliError
     let shown = || config.mountpoint.clone();
     let mounted = fuse::mount(store, &place.mountpoint, &options(&config.choices, &place))
         .map_err(|source| MountError::Fuse { source })?;
-    let mount = Mount::find(place.mountpoint)
+    let mount = Mount::find(place.mountpoint.clone())
         .map_err(|source| MountError::NoAnswer { mountpoint: shown(), source })?;
     mount.answer().map_err(|source| MountError::NoAnswer { mountpoint: shown(), source })?;
     let presence = Presence::announce(mount.dev);
     if let Err(error) = &presence {
         log::info!("\"npkfs umount\" cannot wait for the end of this process: {error}");
+    }
+    let place = status::Place { dev: mount.dev, store: place.store };
+    let status = status::Answering::start(place, config.choices.read_only, mounted.monitor());
+    if let Err(error) = &status {
+        log::info!("\"npkfs status\" cannot ask this process: {error}");
     }
     ready(note)?;
 
@@ -71,6 +82,7 @@ fn serve(config: &MountConfig, ready: impl FnOnce(String) -> Result<(), CliError
             }
         });
         let ended = mounted.wait();
+        mount.ended.store(true, Ordering::Relaxed);
         handle.close();
         ended
     });
@@ -113,12 +125,14 @@ fn note(config: &MountConfig, store: &Store) -> String {
 struct Mount {
     mountpoint: PathBuf,
     dev: u64,
+    /// Whether the kernel has ended the session.
+    ended: AtomicBool,
 }
 
 impl Mount {
     fn find(mountpoint: PathBuf) -> io::Result<Mount> {
         let entry = mounts::find(&mountpoint)?.ok_or(io::ErrorKind::NotFound)?;
-        Ok(Mount { mountpoint, dev: entry.dev })
+        Ok(Mount { mountpoint, dev: entry.dev, ended: AtomicBool::new(false) })
     }
 
     /// Waits for the answer to a first question.
@@ -145,10 +159,20 @@ impl Mount {
         }
     }
 
+    fn is_dead(&self) -> bool {
+        let path = self.mountpoint.clone();
+        let probed = preflight::in_time(PROBE_TIMEOUT, move || mounts::probe(&path));
+        matches!(probed, Some(Err(error)) if error.kind() == io::ErrorKind::NotConnected)
+    }
+
     /// Unmounts; where programs use the mount, takes it out of sight, and it ends with the last of them.
     fn end(&self) -> io::Result<()> {
         // Whatever else has been mounted here since is not ours.
         if mounts::find(&self.mountpoint)?.is_none_or(|entry| entry.dev != self.dev) {
+            return Ok(());
+        }
+        // Device numbers are used again: after the end, a mount with this one is ours only if it is dead.
+        if self.ended.load(Ordering::Relaxed) && !self.is_dead() {
             return Ok(());
         }
         match mounts::unmount(&self.mountpoint, false) {

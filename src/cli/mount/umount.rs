@@ -14,7 +14,7 @@ use super::UmountError;
 use super::presence::Server;
 
 /// The type of file system under which the table of mounts has ours.
-const FS_TYPE: &str = "fuse.npk";
+pub(super) const FS_TYPE: &str = "fuse.npk";
 
 /// How many programs a message names.
 const MAX_NAMED_USERS: usize = 4;

@@ -160,7 +160,13 @@ impl Fs {
             match self.try_commit_as(file, name, overwrite) {
                 Err(StoreError::Locked { .. }) if start.elapsed() < TIMEOUT => {}
                 Err(error) => return Err(self.refused(file, error)),
-                Ok(done) => return Ok(done),
+                Ok(done) => {
+                    if done {
+                        let changes = std::mem::take(&mut file.state().attrs);
+                        self.set_pending_attrs(name, changes);
+                    }
+                    return Ok(done);
+                }
             }
             // Not within the attempt: the file can be read meanwhile.
             thread::sleep(pause);
@@ -289,6 +295,7 @@ impl Fs {
     /// The error that says why no array is made of a file; it is logged.
     pub(super) fn refused(&self, file: &PendingFile, error: StoreError) -> FsError {
         let error = error.into();
+        self.counters.note_error(&error);
         self.log_refusal(file, &error);
         error
     }

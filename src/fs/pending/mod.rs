@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use log::warn;
 
 use super::attr::FILE_PERM;
+use super::xattr::AttrChanges;
 use super::{Attr, FileKind, Fs, FsError, Ino, lock};
 use crate::store::{Array, Draft};
 
@@ -63,6 +64,8 @@ struct State {
     flushed: bool,
     /// Why no array was made of it, as far as the log tells.
     refusal: Option<String>,
+    /// What was set and removed of the attributes of the array that it becomes.
+    attrs: AttrChanges,
 }
 
 /// The bytes of a pending file.
@@ -78,6 +81,19 @@ impl PendingFile {
     /// Whether it became an array.
     pub(super) fn is_array(&self) -> bool {
         matches!(self.state().body, Body::Array(_))
+    }
+
+    /// The array that it became, and the name of the one that it becomes.
+    pub(super) fn attr_source(&self) -> (Option<Array>, Option<Arc<str>>) {
+        let state = self.state();
+        match &state.body {
+            Body::Array(array) => (Some(array.clone()), None),
+            Body::Draft(_) => (None, state.array.clone()),
+        }
+    }
+
+    pub(super) fn with_attr_changes(&self, change: impl FnOnce(&mut AttrChanges)) {
+        change(&mut self.state().attrs);
     }
 
     fn spot(&self) -> Spot {
@@ -102,6 +118,7 @@ impl State {
             mapped: false,
             flushed: false,
             refusal: None,
+            attrs: AttrChanges::default(),
         }
     }
 

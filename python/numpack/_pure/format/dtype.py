@@ -37,7 +37,8 @@ def from_numpy(dtype: np.dtype) -> Descr:
     ------
     FormatError
     """
-    descr = _literal(npy_format.dtype_to_descr(dtype))
+    # As numpy.lib.format.dtype_to_descr, which warns of metadata, and that is nobody's concern here.
+    descr = _literal(dtype.str if dtype.names is None else dtype.descr)
     itemsize(descr)
     return descr
 

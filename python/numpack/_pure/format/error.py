@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from numpack._text import quoted
+
+__all__ = ["BadDtype", "BadMagic", "Damaged", "FormatError", "Unsupported", "quoted"]
+
 
 class FormatError(Exception):
     """Bytes that do not follow ``spec/npk-format.md``, or a name, dtype or shape that no array can have."""
@@ -26,18 +30,3 @@ class BadDtype(FormatError):
 
 class Damaged(FormatError):
     """A checksum does not match."""
-
-
-def quoted(text: str) -> str:
-    """Text in double quotes, with what a person cannot read escaped."""
-    out = []
-    for char in text:
-        if char in '"\\':
-            out.append("\\" + char)
-        elif char in "\n\r\t\0":
-            out.append({"\n": "\\n", "\r": "\\r", "\t": "\\t", "\0": "\\0"}[char])
-        elif char.isprintable():
-            out.append(char)
-        else:
-            out.append(f"\\u{{{ord(char):x}}}")
-    return '"' + "".join(out) + '"'

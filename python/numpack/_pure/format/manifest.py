@@ -293,7 +293,7 @@ class Table:
             raise self._refused(edit.generation, f"changes {quoted(name)}, which is not there")
         return record
 
-    def _change(self, name: str, edit: Edit, **changes: Any) -> Record:
+    def _change(self, name: str, edit: Edit, /, **changes: Any) -> Record:
         record = replace(self._existing(name, edit), **changes)
         self._records[self._places[name]] = record
         return record
@@ -304,7 +304,7 @@ class Table:
 
 
 def _changed_attrs(attrs: Attrs, added: Attrs, removed: list[str]) -> Attrs:
-    return {name: value for name, value in attrs.items() if name not in removed} | added
+    return _sorted({name: value for name, value in attrs.items() if name not in removed} | added)
 
 
 def check_deleted(deleted: BitMap64, layout: Layout) -> str | None:
@@ -601,7 +601,7 @@ def _count(value: Any) -> int:
 def _attrs(value: Any) -> Attrs:
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise _Malformed("attributes are no map of strings")
-    return value
+    return _sorted(value)
 
 
 def _sorted(attrs: Attrs) -> Attrs:

@@ -52,7 +52,8 @@ class Array:
 
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
         """A new array of this dtype and order."""
-        return np.empty(shape, self.record.dtype, "F" if self.record.layout.fortran_order else "C")
+        # Not np.empty, which gives strings of no width a width.
+        return np.ndarray(shape, self.record.dtype, order="F" if self.record.layout.fortran_order else "C")
 
     def read(self, out: np.ndarray | None = None) -> np.ndarray:
         """All elements, in the order in which they are stored, or in ``out``, which is in C-order."""
@@ -72,7 +73,7 @@ class Array:
         """Consecutive rows, in C-order."""
         record = self.record
         if out is None:
-            out = np.empty((stop - start, *record.shape[1:]), record.dtype)
+            out = np.ndarray((stop - start, *record.shape[1:]), record.dtype)
         if record.live is None and not record.layout.fortran_order:
             self._fill(out, start * record.layout.row_len)
             return out
@@ -82,7 +83,7 @@ class Array:
         """The rows with these numbers, in that order, in C-order."""
         record = self.record
         if out is None:
-            out = np.empty((len(rows), *record.shape[1:]), record.dtype)
+            out = np.ndarray((len(rows), *record.shape[1:]), record.dtype)
         if out.nbytes == 0:
             return out
         stored = rows if record.live is None else record.live[rows]

@@ -1,35 +1,36 @@
 """Reading compressed arrays: from positions in the stored elements to blocks, through the index to their bytes.
 
-A `View` is one committed state of an array's blocks. Whoever holds an old one may find its blocks overwritten, which their
-checksums show: then there is a newer view, in the manifest or in the data file itself, and only if there is none is it
-damage. So readers need no lock.
+A `View` is one committed state of an array's blocks. Whoever holds an old one may find its blocks overwritten, which
+their checksums show: then there is a newer view, in the manifest or in the data file itself, and only if there is none
+is it damage. So readers need no lock, and see what is written in place as they do in an uncompressed array.
+
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import threading
 import zlib
+from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from numpack._errors import CorruptStoreError
 from numpack._pure.codec import CodecError, decode
+from numpack._pure.format import block_index
 from numpack._pure.format.block_index import (
     FILE_HEADER_LEN,
-    NOWHERE,
+    SLOT_LEN,
+    SLOT_OFFSETS,
     Index,
     IndexFault,
     Pointer,
     Slot,
-    check_pointer,
-    height,
-    parse_page,
-    slot_in_page,
 )
 from numpack._pure.format.codec import ABSENT, OPEN_TAIL, Codec
-from numpack._pure.format.error import quoted
 from numpack._pure.format.manifest import Record
 from numpack._pure.store import error as errors
 
@@ -37,27 +38,52 @@ if TYPE_CHECKING:
     from numpack._pure.store.data import DataFile
     from numpack._pure.store.store import Store
 
-# Decoded blocks that are kept for each open array, for those who read it row by row: so many, of so many bytes in all.
-MAX_RECENT = 64
-MAX_RECENT_LEN = 4 << 20
-# Index pages that are kept for each open array.
 MAX_PAGES = 256
-# How often a reader looks for newer blocks, and how often it reads the same state again, which may have been another one
-# meanwhile: contents that come back, at places that are used in turn, have the same index.
+"""Index pages that are kept for each open array: those of 4 GiB in blocks of 64 KiB."""
+
+MAX_RECENT = 64
+"""Decoded blocks that are kept for each open array, for those who read it row by row."""
+
+MAX_RECENT_LEN = 4 << 20
+"""Decoded blocks that are kept have this many bytes in all."""
+
+MAX_RUN_LEN = 1 << 20
+"""Longest run of blocks that is read from the file in one call, in stored bytes."""
+
 MAX_ATTEMPTS = 100
+"""How often a reader looks for newer blocks. Each time, a writer has overwritten blocks that were committed at the time
+before, for which it has to wait for the disk."""
+
 MAX_SAME = 3
-# The header of a compressed data file, up to the end of its slots.
-SLOTS_END = 2048
+"""How often it reads the same state again. It may have been another one meanwhile: contents that come back, at places
+that are used in turn, have the same index."""
+
+
+class BlockFault(Exception):
+    """A block or page whose bytes are not those that its pointer says, at `offset` of the data file: `what`."""
+
+    def __init__(self, offset, what, block=None):
+        super().__init__(what)
+        self.offset, self.what, self.block = offset, what, block
+
+    def of(self, block):
+        """The same, of this block, unless it is known to be of another."""
+        if self.block is None:
+            self.block = block
+        return self
 
 
 class View(NamedTuple):
-    """One committed state of the blocks of an array: ``start`` is where blocks begin in the data file."""
+    """One committed state of the blocks of an array."""
 
     index: Index
     codec: Codec
     nbytes: int
+    """Bytes of the stored elements."""
     itemsize: int
+    """Bytes of one element, which the filters work on."""
     start: int
+    """Where blocks and pages begin in the data file."""
 
     @classmethod
     def of(cls, record: Record) -> View:
@@ -66,184 +92,403 @@ class View(NamedTuple):
         return cls(record.index, record.codec, layout.nbytes, layout.itemsize, FILE_HEADER_LEN + record.offset)
 
     @property
-    def block_len(self) -> int:
+    def block_len(self):
         """Raw bytes of a full block."""
         return self.codec.block_len
 
     @property
-    def n_full(self) -> int:
+    def n_full(self):
         """Blocks that are not the tail."""
-        return self.nbytes // self.block_len
+        return self.nbytes // self.codec.block_len
 
     @property
-    def tail_len(self) -> int:
+    def tail_len(self):
         """Bytes of the last, partial block."""
-        return self.nbytes % self.block_len
+        return self.nbytes % self.codec.block_len
 
-    def raw_len(self, block: int) -> int:
-        """Raw bytes of a block."""
-        return self.block_len if block < self.n_full else self.tail_len
+    @property
+    def n_blocks(self):
+        """Blocks, the tail included."""
+        return -(-self.nbytes // self.codec.block_len)
 
-    def reserved_len(self, pointer: Pointer) -> int:
+    def reserved_len(self, pointer):
         """Bytes of the data file that belong to what a pointer leads to: an open tail has room to grow."""
-        return self.block_len if pointer.kind == OPEN_TAIL else pointer.stored_len
+        return self.codec.block_len if pointer.kind == OPEN_TAIL else pointer.stored_len
+
+    def raw_len(self, block):
+        """Decoded bytes of a block."""
+        return self.codec.block_len if block < self.n_full else self.tail_len
 
 
-class BlockFault(Exception):
-    """A block, or a page of the index that leads to it, that cannot be read: which, where, and what is wrong."""
+class BlockCache:
+    """What is kept of the blocks of an open data file.
 
-    def __init__(self, block: int, offset: int, what: str) -> None:
-        super().__init__(what)
-        self.block, self.offset, self.what = block, offset, what
+    Entries are found by pointers, which are of one state of a block or page only, so none is ever out of date.
+    """
 
-    def of(self, store: Store, record: Record) -> CorruptStoreError:
-        """The error that names the array."""
-        return CorruptStoreError(
-            f"{store.path}: array {quoted(record.name)}: block {self.block} at byte {self.offset} of {record.file} "
-            f'{self.what}; run "npkfs verify {store.path}"'
-        )
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._pages = {}
+        self._recent = {}
+        self._order = deque()
+
+    def page(self, pointer):
+        """The pointers of the page at `pointer`, or None."""
+        return self._pages.get(pointer)
+
+    def keep_page(self, pointer, page):
+        """Keeps a page."""
+        with self._lock:
+            if len(self._pages) >= MAX_PAGES:
+                # Readers go on through the array, or jump about: no page is better than another.
+                self._pages.clear()
+            self._pages[pointer] = page
+
+    def recent(self, pointer):
+        """The raw bytes of the block at `pointer`, or None."""
+        return self._recent.get(pointer)
+
+    def keep_recent(self, pointer, raw):
+        """Keeps a decoded block, and as few others as are the limit."""
+        with self._lock:
+            n_kept = max(1, min(MAX_RECENT, MAX_RECENT_LEN // max(1, len(raw))))
+            while len(self._order) >= n_kept:
+                self._recent.pop(self._order.popleft(), None)
+            if pointer not in self._recent:
+                self._order.append(pointer)
+            self._recent[pointer] = raw
 
 
-def read_stored(data: DataFile, block: int, pointer: Pointer) -> bytes:
-    """The stored bytes that a pointer leads to, checked."""
+def file_header(data):
+    """The header of a compressed data file: up to the end of its slots, or that of the file."""
+    return data.file.read(SLOT_OFFSETS[1] + SLOT_LEN, 0)
+
+
+def _read_stored(data, pointer):
+    """The stored bytes at `pointer`, checked."""
     stored = data.file.read(pointer.stored_len, pointer.offset)
-    if len(stored) < pointer.stored_len:
-        what = f"has {len(stored)} bytes before the end of the file, expected {pointer.stored_len}"
-        raise BlockFault(block, pointer.offset, what)
-    found = zlib.crc32(stored)
-    if found != pointer.crc:
-        raise BlockFault(block, pointer.offset, f"has crc32 {found:#010x}, expected {pointer.crc:#010x}")
+    _check_stored(pointer, stored)
     return stored
 
 
-def page_at(data: DataFile, view: View, block: int, pointer: Pointer, level: int) -> list[Pointer]:
-    """The pointers of an index page that is ``level`` levels above the blocks."""
-    page = data.pages.get(pointer)
-    if page is None:
-        stored = read_stored(data, block, pointer)
-        try:
-            page = parse_page(stored)
-            for child in page:
-                check_pointer(child, level - 1, view.block_len, view.start, view.index.end)
-        except IndexFault as error:
-            raise BlockFault(block, pointer.offset, f"is behind an index that {error}") from None
-        if len(data.pages) >= MAX_PAGES:
-            # Readers go on through the array, or jump about: no page is better than another.
-            data.pages.clear()
-        data.pages[pointer] = page
-    return page
+def _check_stored(pointer, stored):
+    if len(stored) < pointer.stored_len:
+        expected = pointer.stored_len
+        what = f"has {len(stored)} bytes before the end of the file, expected {expected}"
+        raise BlockFault(pointer.offset, what)
+    found = zlib.crc32(stored)
+    if found != pointer.crc:
+        raise BlockFault(pointer.offset, f"has crc32 {found:#010x}, expected {pointer.crc:#010x}")
 
 
-def pointer_of(data: DataFile, view: View, block: int) -> Pointer:
+def page(data, view, pointer, level):
+    """The pointers of an index page that is `level` levels above the blocks of `view`."""
+    found = data.blocks.page(pointer)
+    if found is not None:
+        return found
+    stored = _read_stored(data, pointer)
+    try:
+        found = block_index.parse_page(stored)
+        for child in found[: len(stored) // block_index.POINTER_LEN]:
+            block_index.check_pointer(child, level - 1, view.block_len, view.start, view.index.end)
+    except IndexFault as fault:
+        raise BlockFault(pointer.offset, f"is behind an index that {fault}") from None
+    data.blocks.keep_page(pointer, found)
+    return found
+
+
+def pointer_of(data, view, block):
     """The pointer of a block."""
     if block >= view.n_full:
         return view.index.tail
     pointer = view.index.root
-    for level in range(height(view.n_full), 0, -1):
+    for level in range(block_index.height(view.n_full), 0, -1):
         if pointer.kind == ABSENT:
             break
-        pointer = page_at(data, view, block, pointer, level)[slot_in_page(block, level)]
+        pointer = page(data, view, pointer, level)[block_index.slot_in_page(block, level)]
     return pointer
 
 
-def decoded(data: DataFile, view: View, block: int, pointer: Pointer) -> memoryview:
-    """The raw bytes of a block."""
+def read_pointer(data, view, pointer, raw_len):
+    """The raw bytes, in a buffer, of the block at `pointer`, which has `raw_len` of them."""
     if pointer.kind == ABSENT:
-        return memoryview(bytes(view.raw_len(block)))
-    stored = read_stored(data, block, pointer)
+        return bytes(raw_len)
+    return _decoded(view, pointer, _read_stored(data, pointer), raw_len)
+
+
+def read_block(data, view, block):
+    """The raw bytes, in a buffer, of a whole block."""
+    return read_pointer(data, view, pointer_of(data, view, block), view.raw_len(block))
+
+
+def _decoded(view, pointer, stored, raw_len):
     try:
-        return memoryview(decode(pointer.kind, view.itemsize, stored, view.raw_len(block)))
+        return decode(pointer.kind, view.itemsize, stored, raw_len)
     except CodecError as error:
-        raise BlockFault(block, pointer.offset, f"cannot be decoded: {error}") from None
+        raise BlockFault(pointer.offset, f"cannot be decoded: {error}") from None
 
 
-def newest_view(store: Store, record: Record, data: DataFile, *, thorough: bool) -> View:
-    """The newest state of the blocks of the version that ``record`` describes."""
-    own = View.of(record)
+def _read_blocks(data, view, first, out):
+    """Decodes whole blocks from `first` on into `out`, which ends with a block, or with the tail."""
+    block, at = first, 0
+    while at < len(out):
+        # Blocks that follow each other in the file are read in one call.
+        run, raw_len, run_len = [], 0, 0
+        while at + raw_len < len(out):
+            nth = block + len(run)
+            try:
+                pointer = pointer_of(data, view, nth)
+            except BlockFault as fault:
+                raise fault.of(nth) from None
+            is_next = not run or (ABSENT not in (run[-1].kind, pointer.kind) and run[-1].end == pointer.offset)
+            if not is_next or (run and run_len + pointer.stored_len > MAX_RUN_LEN):
+                break
+            raw_len += view.raw_len(nth)
+            run_len += pointer.stored_len
+            run.append(pointer)
+        start = run[0].offset
+        stored = memoryview(data.file.read(run_len, start) if run_len else b"")
+        for pointer in run:
+            raw_len = view.raw_len(block)
+            if pointer.kind == ABSENT:
+                raw = bytes(raw_len)
+            else:
+                part = stored[pointer.offset - start : pointer.end - start]
+                try:
+                    _check_stored(pointer, part)
+                    raw = _decoded(view, pointer, part, raw_len)
+                except BlockFault as fault:
+                    raise fault.of(block) from None
+            out[at : at + raw_len] = raw
+            at += raw_len
+            block += 1
+
+
+class Cursor:
+    """Reads one array from any position on, and remembers the block it read last.
+
+    That has what the record describes, and all that was written in place since.
+    """
+
+    def __init__(self, store, record, data):
+        self._store, self._record, self._data = store, record, data
+        self._view = newest_view(store, record, data)
+        self._block, self._raw = None, None
+
+    def gather(self, rows, row_len, out):
+        """Reads stored rows, by their numbers, into `out`; each block is decoded once."""
+        if not len(rows) or not row_len:
+            return
+        out = np.frombuffer(out, f"V{row_len}")
+        order = np.argsort(rows, kind="stable")
+        starts = rows[order].astype(np.int64) * row_len
+        block_len = self._view.block_len
+        blocks = starts // block_len
+        ends = np.flatnonzero(np.diff(blocks)) + 1
+        for first, end in zip([0, *ends.tolist()], [*ends.tolist(), len(order)], strict=True):
+            block = int(blocks[first])
+            within = starts[first:end] - block * block_len
+            # Rows of one block begin at multiples of their length from the first of them; the last may go on in the
+            # next block.
+            n_inside = int(np.searchsorted(within, block_len - row_len, side="right"))
+            if n_inside:
+                raw = self.block(block)
+                n_inside = min(n_inside, int(np.searchsorted(within, len(raw) - row_len, side="right")))
+            if n_inside:
+                phase = int(within[0]) % row_len
+                items = np.ndarray((len(raw) - phase) // row_len, out.dtype, raw, phase)
+                out[order[first : first + n_inside]] = items[within[:n_inside] // row_len]
+            for place in range(first + n_inside, end):
+                at = int(order[place])
+                self.read(int(starts[place]), out[at : at + 1].view(np.uint8))
+
+    def read(self, offset, out):
+        """Reads from byte `offset` of the stored elements on into `out`, a writable buffer of bytes."""
+        out = memoryview(out)
+        while len(out):
+            block, within = divmod(offset, self._view.block_len)
+            done = self._whole_len(block, within, len(out))
+            if done:
+                self._read_whole(block, out[:done])
+            else:
+                raw = self.block(block)
+                done = min(len(out), len(raw) - within)
+                out[:done] = memoryview(raw)[within : within + done]
+            offset += done
+            out = out[done:]
+
+    def _whole_len(self, block, within, length):
+        """How many of `length` bytes from position `within` of `block` on are those of whole blocks."""
+        if within:
+            return 0
+        n_full, rest = divmod(length, self._view.block_len)
+        # The tail is whole only as the view has it: the record may have an earlier, shorter one.
+        is_end = block + n_full >= self._view.n_full
+        return length if is_end and rest == self._view.tail_len else length - rest
+
+    def _read_whole(self, block, out):
+        for attempt in _attempts():
+            try:
+                return _read_blocks(self._data, self._view, block, out)
+            except BlockFault as fault:
+                self._look_again(fault.of(block), attempt)
+            if self._whole_len(block, 0, len(out)) != len(out):
+                # The tail has grown.
+                return self.read(block * self._view.block_len, out)
+
+    def block(self, block):
+        """The raw bytes, in a buffer, of a block."""
+        if self._block == block:
+            return self._raw
+        for attempt in _attempts():
+            try:
+                raw = self._read_one(block)
+                break
+            except BlockFault as fault:
+                self._look_again(fault.of(block), attempt)
+        self._block, self._raw = block, raw
+        return raw
+
+    def _read_one(self, block):
+        pointer = pointer_of(self._data, self._view, block)
+        raw_len = self._view.raw_len(block)
+        if pointer.kind == ABSENT:
+            return bytes(raw_len)
+        raw = self._data.blocks.recent(pointer)
+        if raw is None:
+            raw = read_pointer(self._data, self._view, pointer, raw_len)
+            self._data.blocks.keep_recent(pointer, raw)
+        return raw
+
+    def _look_again(self, fault, attempt):
+        """After `fault`: goes on with a newer view, or says what is damaged."""
+        newest = newest_view(self._store, self._record, self._data, thorough=True)
+        attempt.n += 1
+        if newest != self._view and attempt.n < MAX_ATTEMPTS:
+            attempt.n_same = 0
+            self._view, self._block = newest, None
+        elif newest == self._view and attempt.n_same < MAX_SAME:
+            attempt.n_same += 1
+        else:
+            raise block_error(self._store, self._record, fault) from None
+
+
+class _Attempt:
+    """How often a reader has looked for newer blocks."""
+
+    n = 0
+    n_same = 0
+
+
+def _attempts():
+    return itertools.repeat(_Attempt())
+
+
+def newest_view(store: Store, record: Record, data: DataFile, *, thorough: bool = False) -> View:
+    """The newest state of the blocks of the version that `record` describes.
+
+    `thorough` asks the system instead of the shared word.
+    """
     # A store that is damaged or gone does not keep those who have an array open from reading it.
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, NotImplementedError):
         store.refresh(thorough=thorough)
-    current = current_of(store, record, data)
+    own = View.of(record)
+    current = current_record(store, record, data)
     if current is not None:
         return View.of(current)
     # Overwritten or removed: the file says what was written to it last.
-    noted, _ = Slot.newest(data.file.read(SLOTS_END, 0))
-    if noted is not None and noted.nbytes >= own.nbytes:
-        with contextlib.suppress(IndexFault):
-            noted.index.check(noted.nbytes, record.offset, own.codec)
-            return own._replace(index=noted.index, nbytes=noted.nbytes)
-    return own
+    slot, _ = Slot.newest(file_header(data))
+    if slot is None or slot.nbytes < own.nbytes:
+        return own
+    try:
+        slot.index.check(slot.nbytes, record.offset, own.codec)
+    except IndexFault:
+        return own
+    return own._replace(index=slot.index, nbytes=slot.nbytes)
 
 
-def current_of(store: Store, record: Record, data: DataFile) -> Record | None:
-    """The newest record of the version that ``record`` describes, whatever name it has by now; None if it is gone."""
+def current_record(store: Store, record: Record, data: DataFile) -> Record | None:
+    """The newest record of the version that `record` describes, whatever name it has by now; None if it is gone."""
     current = None if data.is_gone else store.manifest.table.by_id(record.id)
+    if current is None or current is record:
+        return current
 
-    def key(record: Record) -> tuple:
-        return record.file, record.descr, record.codec, record.offset
+    def key(of):
+        return of.file, of.descr, of.codec, of.offset
 
     # Another one has this identity if it is of a store that was made anew.
-    if current is None or key(current) != key(record) or current.layout.nbytes < record.layout.nbytes:
-        return None
-    return current
+    is_later = current.layout.nbytes >= record.layout.nbytes
+    return current if key(current) == key(record) and is_later else None
+
+
+def block_error(store: Store, record: Record, fault: BlockFault) -> Exception:
+    """What callers see of a block that stays damaged."""
+    return errors.block(store.path, record.name, record.file, fault.block, fault.offset, fault.what)
+
+
+@contextlib.contextmanager
+def naming(store: Store, record: Record, action: str) -> Iterator[None]:
+    """Lets errors name the array and the file."""
+    try:
+        yield
+    except BlockFault as fault:
+        raise block_error(store, record, fault) from None
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise errors.io_error(action, os.path.join(store.path, record.file), error) from error
 
 
 class BlockElements:
-    """The elements of a compressed array, with the face of `numpack._pure.store.data.Elements`."""
+    """The elements of a compressed array, as `numpack._pure.store.data.Elements` those of others."""
 
     def __init__(self, store: Store, record: Record, data: DataFile) -> None:
-        self._store = store
-        self._record = record
-        self._data = data
-        self._view = newest_view(store, record, data, thorough=False)
+        self._store, self._record, self._data = store, record, data
 
     def read_into(self, out: memoryview, offset: int) -> None:
         """Read as many bytes as ``out`` takes."""
-        block_len = self._view.block_len
-        done = 0
-        while done < len(out):
-            block, within = divmod(offset + done, block_len)
-            is_kept = within > 0 or len(out) - done < block_len
-            raw = self.block(block, is_kept=is_kept)
-            part = raw[within : within + len(out) - done]
-            out[done : done + len(part)] = part
-            done += len(part)
+        with naming(self._store, self._record, "read"):
+            Cursor(self._store, self._record, self._data).read(offset, out)
 
-    def gather(self, stored: np.ndarray, out: memoryview) -> None:
-        """Read the rows with these numbers. Each block is decoded once."""
-        row_len = self._record.layout.row_len
-        for place in np.argsort(stored, kind="stable"):
-            start = int(place) * row_len
-            self.read_into(out[start : start + row_len], int(stored[place]) * row_len)
+    def gather(self, rows: np.ndarray, out: memoryview) -> None:
+        """Read stored rows, by their numbers, of an array in C-order."""
+        with naming(self._store, self._record, "read"):
+            cursor = Cursor(self._store, self._record, self._data)
+            cursor.gather(np.asarray(rows), self._record.layout.row_len, out)
 
-    def block(self, block: int, *, is_kept: bool = True) -> memoryview:
-        """The raw bytes of a block, which are kept for a while if more of them may be asked for."""
-        n, n_same = 0, 0
-        while True:
-            try:
-                return self._decoded(block, is_kept=is_kept)
-            except BlockFault as fault:
-                newest = newest_view(self._store, self._record, self._data, thorough=True)
-                n += 1
-                if newest != self._view and n < MAX_ATTEMPTS:
-                    self._view, n_same = newest, 0
-                elif newest == self._view and n_same < MAX_SAME:
-                    n_same += 1
-                else:
-                    raise fault.of(self._store, self._record) from None
-            except OSError as error:
-                path = os.path.join(self._store.path, self._record.file)
-                raise errors.io_error("read", path, error) from error
 
-    def _decoded(self, block: int, *, is_kept: bool) -> memoryview:
-        data, view = self._data, self._view
-        pointer = pointer_of(data, view, block)
-        raw = data.recent.get(pointer)
-        if raw is None:
-            raw = decoded(data, view, block, pointer)
-            if is_kept and pointer is not NOWHERE:
-                n_kept = max(1, min(MAX_RECENT, MAX_RECENT_LEN // max(1, len(raw))))
-                while len(data.recent) >= n_kept:
-                    data.recent.popitem(last=False)
-                data.recent[pointer] = raw
-        return raw
+def walk(data, view):
+    """Yields each pointer of an array that leads somewhere, with the first block that it leads to.
+
+    Raises `BlockFault` for a page that cannot be read.
+    """
+    n_full = view.n_full
+    # Pages that lead to each other would have no end.
+    room = data.file.stat().st_size
+
+    def below(block, level, pointer):
+        nonlocal room
+        if pointer.kind == ABSENT:
+            return
+        room -= pointer.stored_len
+        if room < 0:
+            what = "is behind an index that leads to more than the file has"
+            raise BlockFault(pointer.offset, what, block)
+        if block >= n_full:
+            what = "is behind an index that leads to blocks that the array does not have"
+            raise BlockFault(pointer.offset, what, block)
+        yield block, pointer
+        if level == 0:
+            return
+        try:
+            children = page(data, view, pointer, level)
+        except BlockFault as fault:
+            raise fault.of(block) from None
+        step = block_index.blocks_below(level - 1)
+        for nth, child in enumerate(children):
+            if child.kind != ABSENT:
+                yield from below(block + nth * step, level - 1, child)
+
+    yield from below(0, block_index.height(n_full), view.index.root)
+    if view.index.tail.kind != ABSENT:
+        yield n_full, view.index.tail

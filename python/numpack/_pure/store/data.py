@@ -11,6 +11,7 @@ import os
 import stat as stat_module
 import weakref
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from numpack._pure.format.error import FormatError
 from numpack._pure.format.manifest import Record
 from numpack._pure.store import error as errors
 from numpack._pure.store import upstream
+from numpack._pure.store.blocks import BlockCache
 from numpack._pure.store.upstream import Segments
 from numpack._pure.sys.storage import Directory, File
 
@@ -33,11 +35,9 @@ class DataFile:
         self.file = file
         # Whether no record tells of the version any more.
         self.is_gone = False
-        # Of a compressed array: index pages and recently decoded blocks by their pointers, which are of one state of a
-        # block or page only, so that none is ever out of date; and where there is room in the file.
-        self.pages: dict = {}
-        self.recent: OrderedDict = OrderedDict()
-        self.space = None
+        # Of a compressed array: what was read of it, and where there is room, as `Space.known` has it.
+        self.blocks = BlockCache()
+        self.space: Any = None
         self._map = None
 
     def map(self, length: int) -> np.ndarray:

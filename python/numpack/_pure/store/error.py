@@ -102,6 +102,13 @@ def data_file(store: str, array: str, file: str, what: str) -> CorruptStoreError
     )
 
 
+def block(store: str, array: str, file: str, number: int, offset: int, what: str) -> CorruptStoreError:
+    """A block is not what the index says."""
+    return CorruptStoreError(
+        f'{store}: array {quoted(array)}: block {number} at byte {offset} of {file} {what}; run "npkfs verify {store}"'
+    )
+
+
 def refused(source: FormatError) -> Exception:
     """What a caller asked for cannot be."""
     return TypeError(str(source)) if isinstance(source, BadDtype) else ValueError(str(source))
@@ -132,7 +139,7 @@ def shape_mismatch(array: str, found: tuple[int, ...], expected: tuple[int, ...]
 def dtype_mismatch(array: str, found: object, expected: object) -> TypeError:
     """Rows do not have the array's dtype."""
     return TypeError(
-        f"array {quoted(array)}: dtype {found!r} is not the array's dtype {expected!r}; convert with astype first"
+        f"array {quoted(array)}: dtype {found} is not the array's dtype {expected}; convert with astype first"
     )
 
 

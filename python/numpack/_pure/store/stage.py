@@ -14,8 +14,8 @@ from numpack._pure.format.dtype import Descr
 from numpack._pure.format.layout import Layout
 from numpack._pure.store import error as errors
 from numpack._pure.store.array import Array
-from numpack._pure.store.block_writer import BlockStage
 from numpack._pure.store.data import DataFile, bytes_of
+from numpack._pure.store.new_blocks import NewBlocks, with_filter
 from numpack._pure.store.writer import Staged
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Stage:
         header: bytes,
         compression: Compression | None,
     ) -> None:
+        """A compression without a filter gets the one for arrays of which nothing is known but the dtype."""
         self._store = store
         self._file = store.new_file()
         self._staged = Staged(name, self._file, descr, layout, len(header))
@@ -45,8 +46,9 @@ class Stage:
         if compression is None:
             self._write(header, 0)
         else:
-            dtype = dtypes.to_numpy(descr)
-            self._blocks = BlockStage(DataFile(self._file), dtype, layout, header, compression)
+            codec = with_filter(compression, dtypes.to_numpy(descr), 0, None).codec("none")
+            self._staged.codec = codec
+            self._blocks = NewBlocks(DataFile(self._file), codec, layout, header)
 
     def push(self, data: memoryview) -> None:
         """The next elements."""
@@ -59,7 +61,7 @@ class Stage:
     def finish(self, *, zeros: bool = False) -> Staged:
         """The version, when it has all its elements; with ``zeros`` those that did not come are zeros."""
         if self._blocks is not None:
-            self._staged.codec, self._staged.index = self._try(self._blocks.finish)
+            self._staged.index = self._try(self._blocks.finish)
         elif zeros:
             self._try(self._file.truncate, self._staged.offset + self._staged.layout.nbytes)
         return self._staged
@@ -77,8 +79,14 @@ class Stage:
 
 def stage(store: Store, name: str, array: np.ndarray, descr: Descr, layout: Layout, compression) -> Staged:
     """A new version with the elements of ``array``, which is contiguous."""
+    data = bytes_of(array)
+
+    if compression is not None:
+        # The tail is not looked at.
+        whole = len(data) - len(data) % compression.block_len
+        compression = with_filter(compression, array.dtype, whole, lambda at, length: data[at : at + length])
     new = Stage(store, name, descr, layout, npy.encode(descr, layout), compression)
-    new.push(bytes_of(array))
+    new.push(data)
     return new.finish()
 
 
@@ -95,10 +103,19 @@ def stage_copy(store: Store, array: Array, name: str, compression: Compression |
 
     new = Stage(store, name, record.descr, record.layout, header, compression)
     for offset in range(0, record.layout.nbytes, COPY_LEN):
-        part = memoryview(bytearray(min(COPY_LEN, record.layout.nbytes - offset)))
-        array.elements.read_into(part, offset)
-        new.push(part)
+        new.push(read_elements(array, offset, min(COPY_LEN, record.layout.nbytes - offset)))
     return new.finish()
+
+
+def read_elements(array: Array, offset: int, length: int) -> memoryview:
+    """Bytes of the elements, without deleted rows, as they are stored."""
+    record, row_len = array.record, array.record.layout.row_len
+    if not record.deleted:
+        data = memoryview(bytearray(length))
+        array.elements.read_into(data, offset)
+        return data
+    first, last = offset // row_len, -(-(offset + length) // row_len)
+    return bytes_of(array.rows(first, last))[offset - first * row_len :][:length]
 
 
 def stage_rows(

@@ -38,8 +38,8 @@ class Store:
         self.poison: errors.Poison | None = None
         # Whether leftovers of writers that died were looked for.
         self.is_swept = False
-        # Who changes or refreshes the manifest, among the threads.
-        self._refreshing = threading.RLock()
+        # Held by the thread that changes the manifest, or reads what others did to it.
+        self.following = threading.RLock()
         _STORES.add(self)
 
     @property
@@ -84,7 +84,7 @@ class Store:
         """Pick up the commits of others; costs next to nothing when there are none."""
         if not thorough and self.manifest.is_fresh():
             return
-        with self._refreshing:
+        with self.following:
             if self.manifest.catch_up(self.note_change, locked=False):
                 self.names_dirty = True
 
@@ -171,7 +171,7 @@ def _forget_threads() -> None:
     """In a forked process: the threads that held locks are not there."""
     for store in _STORES:
         store.lock.after_fork()
-        store._refreshing = threading.RLock()
+        store.following = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_forget_threads)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import time
 from collections.abc import Iterator
@@ -24,9 +25,10 @@ from numpack._pure.format.manifest import Attrs, Record, bitmap, check_attrs
 from numpack._pure.store import error as errors
 from numpack._pure.store import writer
 from numpack._pure.store.array import Array
-from numpack._pure.store.block_writer import BlockWriter, has_dead_bytes, punch, with_filter
+from numpack._pure.store.compressed import append_rows, has_dead_bytes, punch, write_parts
 from numpack._pure.store.data import bytes_of, shaped
-from numpack._pure.store.stage import Stage, stage, stage_copy, stage_rows
+from numpack._pure.store.new_blocks import with_filter
+from numpack._pure.store.stage import Stage, read_elements, stage, stage_copy, stage_rows
 from numpack._pure.store.store import Store
 from numpack._pure.store.writer import Commit, Staged, writing
 from numpack._pure.sys.lock import WouldBlock, set_lock, wait
@@ -180,10 +182,9 @@ def _append_rows(store: Store, record: Record, rows: np.ndarray, change: Commit)
         change.moves_rows = True
         return
     if record.codec is not None:
-        blocks = BlockWriter(store, record, array.data)
-        index = blocks.append(bytes_of(rows))
+        index, space = append_rows(store, record, array.data, bytes_of(rows))
         change.ops.append({"blocks": (record.name, n_stored, index)})
-        change.spaces.append((array.data, blocks.space))
+        change.spaces.append((array.data, space))
     else:
         store.dirty.add(record.file)
         _write(store, record, array.data.file, bytes_of(rows), record.data_end)
@@ -230,12 +231,12 @@ def _write_elements(
         for offset, part in _parts(record, stored, values):
             _write(store, record, data.file, part, record.offset + offset)
         return
-    blocks = BlockWriter(store, record, data)
-    index = blocks.write(list(_parts(record, stored, values)), only_changed=only_changed)
-    if index is None:
+    written = write_parts(store, record, data, _parts(record, stored, values), only_changed=only_changed)
+    if written is None:
         return
+    index, space = written
     ops = [{"blocks": (record.name, record.layout.n_rows, index)}]
-    writer.commit(store, Commit(ops=ops, headers=[(record.name, data)], spaces=[(data, blocks.space)]))
+    writer.commit(store, Commit(ops=ops, headers=[(record.name, data)], spaces=[(data, space)]))
 
 
 def _parts(record: Record, stored: np.ndarray, values: np.ndarray) -> Iterator[tuple[int, memoryview]]:
@@ -363,7 +364,7 @@ def compact(store: Store, name: str) -> bool:
         record = store.record(name)
         array = store.array_of(record)
         if not record.deleted:
-            if not has_dead_bytes(record, array.data):
+            if not has_dead_bytes(store, record, array.data):
                 return False
             if punch(store, record, array.data):
                 return True
@@ -376,19 +377,8 @@ def recompress(store: Store, name: str, to: Compression | None) -> bool:
     with writing(store):
         array = store.array_of(store.record(name))
         record = array.record
-
-        def read(offset: int, length: int) -> memoryview:
-            # Of the elements without the deleted rows, as they will be stored.
-            if record.live is None:
-                data = memoryview(bytearray(length))
-                array.elements.read_into(data, offset)
-                return data
-            row_len = record.layout.row_len
-            first, last = offset // row_len, -(-(offset + length) // row_len)
-            return bytes_of(array.rows(first, last))[offset - first * row_len :][:length]
-
         if to is not None:
-            to = with_filter(to, record.dtype, record.nbytes, read)
+            to = with_filter(to, record.dtype, record.nbytes, functools.partial(read_elements, array))
         if compression_of(record.codec) == to:
             return False
         _move(store, array, to)

@@ -82,8 +82,9 @@ def writing(store: Store) -> Iterator[None]:
     lock = store.lock
     take(store, lock.take)
     try:
-        if not (store.is_swept and store.manifest.is_fresh()):
-            _catch_up(store)
+        with store.following:
+            if not (store.is_swept and store.manifest.is_fresh()):
+                _catch_up(store)
         yield
     finally:
         lock.give_back()
@@ -117,6 +118,12 @@ def _catch_up(store: Store) -> None:
 
 def commit(store: Store, change: Commit) -> None:
     """Commit, with the writers' lock held."""
+    # Threads that read follow the manifest meanwhile.
+    with store.following:
+        _commit(store, change)
+
+
+def _commit(store: Store, change: Commit) -> None:
     staged, ops = change.staged, list(change.ops)
     if not staged and not ops:
         return

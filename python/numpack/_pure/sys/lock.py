@@ -134,6 +134,9 @@ class WritersLock:
         """Forget what threads that are not there any more held."""
         self._threads = threading.Lock()
 
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
         """Close the lock file; a lock that this process has ends."""
         if self._fd >= 0:

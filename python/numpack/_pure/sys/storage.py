@@ -7,6 +7,7 @@ called ``tmp_<16 hexadecimal digits>.npkd`` and locked (``flock``) by their writ
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -21,6 +22,22 @@ NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.
 NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "9p", "afs", "ceph", "lustre", "gpfs", "fuse.sshfs")
 # Most bytes that one call of the system reads or writes.
 MAX_IO_LEN = 1 << 30
+# Modes of fallocate(2), which the module os does not have.
+KEEP_SIZE = 1
+PUNCH_HOLE = 2
+
+
+def _fallocate():
+    """The C library's function with offsets of 64 bits, or None."""
+    library = ctypes.CDLL(None, use_errno=True)
+    name = "fallocate" if ctypes.sizeof(ctypes.c_long) == 8 else "fallocate64"
+    found = getattr(library, name, None)
+    if found is not None:
+        found.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    return found
+
+
+_FALLOCATE = _fallocate()
 
 
 class File:
@@ -70,6 +87,18 @@ class File:
     def truncate(self, length: int) -> None:
         """Set the length of the file."""
         os.ftruncate(self.fd, length)
+
+    def punch(self, offset: int, length: int) -> bool:
+        """Give the space of a range back, which then reads as zeros. Returns whether the file system can."""
+        if _FALLOCATE is None:
+            return False
+        while _FALLOCATE(self.fd, PUNCH_HOLE | KEEP_SIZE, offset, length):
+            number = ctypes.get_errno()
+            if number in (errno.EOPNOTSUPP, errno.ENOSYS):
+                return False
+            if number != errno.EINTR:
+                raise OSError(number, os.strerror(number))
+        return True
 
     def sync(self) -> None:
         """Return when the bytes are on the disk."""
