@@ -406,7 +406,7 @@ impl Table {
         }
         let mut ids: Vec<_> = entries.iter().map(|(_, entry)| entry.id).collect();
         ids.sort_unstable();
-        if let Some(&[id, _]) = ids.array_windows().find(|[a, b]| a == b) {
+        if let Some((id, _)) = ids.iter().zip(ids.iter().skip(1)).find(|(a, b)| a == b) {
             return Err(refused(format!("two arrays have the id {}", id.0)));
         }
         let Snapshot { generation, next_id, attrs, codec, arrays: _ } = snapshot;

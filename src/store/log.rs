@@ -4,7 +4,7 @@
 //! of the writers' lock, after [`ManifestLog::catch_up`] in the same critical section.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::error::{NotAStore, StoreError};
 use crate::format::frame::{self, Log};
@@ -30,8 +30,8 @@ pub(super) struct ManifestLog {
     pub(super) access: FileAccess,
     /// Which file this is, and how many names it has: a rename over it takes one away.
     stat: FileStat,
-    /// The published length in the file's header, where it can be mapped.
-    published: Option<SharedWord>,
+    /// The published length in the file's header, where it can be mapped, which is when it is first asked for.
+    published: OnceLock<Option<SharedWord>>,
     store_id: [u8; frame::STORE_ID_LEN],
     /// End of the last frame that is in `table`.
     end: u64,
@@ -107,7 +107,7 @@ impl ManifestLog {
             file: Arc::clone(file),
             access,
             stat,
-            published: file.word(frame::PUBLISHED_OFFSET, access).ok(),
+            published: OnceLock::new(),
             store_id,
             end: snapshot.end,
             file_len: stat.len,
@@ -145,7 +145,7 @@ impl ManifestLog {
                     file: Arc::clone(file),
                     access,
                     stat,
-                    published: None,
+                    published: OnceLock::from(None),
                     // Another one each time: what changed between two tables of these nobody can tell.
                     store_id: super::new_store_id(storage)?,
                     end: stat.len,
@@ -171,10 +171,15 @@ impl ManifestLog {
         Ok(manifest)
     }
 
+    fn published(&self) -> Option<&SharedWord> {
+        let map = || self.file.word(frame::PUBLISHED_OFFSET, self.access).ok();
+        self.published.get_or_init(map).as_ref()
+    }
+
     /// Whether it is certain, without asking the system, that nothing was committed since the last catching up, and
     /// that nothing follows the last frame: a writer takes the published length away before it writes.
     pub(super) fn is_fresh(&self) -> bool {
-        self.published.as_ref().is_some_and(|word| word.load() == self.end)
+        self.published().is_some_and(|word| word.load() == self.end)
     }
 
     /// Reads what was committed since, and tells `changed`. Returns whether it was anything.
@@ -188,7 +193,7 @@ impl ManifestLog {
     ) -> Result<bool, StoreError> {
         let stat =
             self.file.stat().map_err(|e| StoreError::io("stat", storage.path(), names::MANIFEST, e))?;
-        let retired = self.published.as_ref().is_none_or(|word| word.load() == frame::RETIRED);
+        let retired = self.published().is_none_or(|word| word.load() == frame::RETIRED);
         if retired || stat.nlink != self.stat.nlink {
             let named = storage.stat(names::MANIFEST).map_err(|source| match source.kind() {
                 io::ErrorKind::NotFound => StoreError::NotAStore {
@@ -315,14 +320,14 @@ impl ManifestLog {
 
     /// Lets all who have this file open look whether it grew, or whether another one has taken its place.
     pub(super) fn retire(&self) {
-        if let Some(word) = &self.published {
+        if let Some(word) = self.published() {
             word.store(frame::RETIRED);
         }
     }
 
     /// Tells all who have this file open how long it is.
     pub(super) fn publish_length(&self) {
-        if let Some(word) = &self.published {
+        if let Some(word) = self.published() {
             word.store(self.end);
         }
     }
@@ -347,7 +352,7 @@ fn publish(
     }
     Ok(ManifestLog {
         stat: file.stat().map_err(|e| failed("stat", e))?,
-        published: file.word(frame::PUBLISHED_OFFSET, FileAccess::Write).ok(),
+        published: OnceLock::new(),
         file,
         access: FileAccess::Write,
         store_id,

@@ -29,6 +29,9 @@ use crate::format::upstream::OLD_TABLE;
 use crate::format::{ArrayId, Compression, Filter, Index, Op, Record, names};
 use crate::sys::{FileAccess, LockGuard, Storage, StorageFile};
 
+/// A version of an array, and its data file.
+type Version = (ArrayId, Arc<str>);
+
 /// The writers' lock, in this process and among processes.
 pub(super) struct WriteGuard<'a> {
     file: Box<dyn LockGuard>,
@@ -435,7 +438,7 @@ impl Shared {
         staged: &[Staged],
         ops: &[Op],
         time: i64,
-    ) -> Result<(Vec<Record>, Vec<(ArrayId, Arc<str>)>), StoreError> {
+    ) -> Result<(Vec<Record>, Vec<Version>), StoreError> {
         let manifest = self.manifest();
         let mut superseded = Vec::new();
         let mut supersede = |name: &str| {

@@ -6,8 +6,8 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::fs::{
@@ -40,10 +40,16 @@ pub struct DirStorage {
     dir: Arc<OwnedFd>,
     path: PathBuf,
     locks: LockTable,
-    /// The file system makes files without a name, and `/proc` is there to name them later.
+    /// The file system makes files without a name, as far as is known.
     has_unnamed: AtomicBool,
     /// Temporaries were swept before the first one was made.
     has_swept: AtomicBool,
+}
+
+/// Whether `/proc` is there, through which files without a name are given one.
+fn has_proc() -> bool {
+    static HAS_PROC: OnceLock<bool> = OnceLock::new();
+    *HAS_PROC.get_or_init(|| Path::new("/proc/self/fd").exists())
 }
 
 impl DirStorage {
@@ -58,7 +64,7 @@ impl DirStorage {
             dir: Arc::new(dir),
             path: path.to_path_buf(),
             locks: LockTable::default(),
-            has_unnamed: AtomicBool::new(Path::new("/proc/self/fd").exists()),
+            has_unnamed: AtomicBool::new(true),
             has_swept: AtomicBool::new(false),
         })
     }
@@ -166,7 +172,7 @@ impl Storage for DirStorage {
     }
 
     fn create_unnamed(&self) -> io::Result<Arc<dyn StorageFile>> {
-        if self.has_unnamed.load(Ordering::Relaxed) {
+        if self.has_unnamed.load(Ordering::Relaxed) && has_proc() {
             let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
             match retry_on_intr(|| openat(&self.dir, ".", flags, Mode::from_raw_mode(NEW_FILE_MODE))) {
                 Ok(fd) => return Ok(Arc::new(DirFile::new(fd, None))),
