@@ -23,8 +23,8 @@ SOURCES := $(shell find src python/numpack python/build_backend.py -type f \( -n
 export PYTHON
 
 .NOTPARALLEL:
-.PHONY: help build demo test bench bench-quick bench-compressed bench-mounted lint clean setup setup-mount setup-bench \
-	install install-files uninstall
+.PHONY: help build demo test bench bench-quick bench-compressed bench-mounted bench-api lint clean setup setup-mount \
+	setup-bench install install-files uninstall
 
 help:
 	@echo 'make demo         see it work on real data: import, mount, np.load, edit, append'
@@ -33,6 +33,7 @@ help:
 	@echo 'make bench-quick  the same with little data and few rounds (about 15 seconds)'
 	@echo 'make bench-compressed  compressed arrays against zarr, blosc2, HDF5 and npz'
 	@echo 'make bench-mounted     mounted compressed arrays against file systems that compress'
+	@echo 'make bench-api    each call against NumPy by hand, and against NumPack 0.3.0'
 	@echo 'make build        numpack and npkfs, optimised, into .venv/'
 	@echo 'make install      npkfs, mount.npk and a systemd service, below PREFIX=$(PREFIX)'
 	@echo 'make lint         formatting, clippy, documentation and script checks'
@@ -75,6 +76,10 @@ bench-mounted: setup-mount setup-bench
 	$(MAKE_STAMPS) $(VENV)/.built $(VENV)/.bench
 	@cargo build --release --quiet --example null_mount
 	@$(VPY) benches/bench.py mounted $(BENCH)
+
+bench-api: setup
+	$(MAKE_STAMPS) $(VENV)/.built
+	@$(VPY) benches/bench.py api $(BENCH)
 
 install:
 	cargo build --release --bin npkfs

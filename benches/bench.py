@@ -1,8 +1,9 @@
 """Measures numpack and npkfs against NumPy, the disk file system, and others who compress.
 
-Prints Markdown tables, and writes them and all samples to ``target/bench/``. There are three sets of rows: `plain` is
+Prints Markdown tables, and writes them and all samples to ``target/bench/``. There are four sets of rows: `plain` is
 uncompressed arrays (``make bench``), `compressed` is compressed ones through Python (``make bench-compressed``),
-`mounted` is compressed ones through a mount (``make bench-mounted``). To choose rows of a set:
+`mounted` is compressed ones through a mount (``make bench-mounted``), `api` is every call against NumPy by hand and
+against NumPack 0.3.0 (``make bench-api``). To choose rows of a set:
 ``make bench BENCH="--only 'passthrough|native/load'"``. See ``harness.py`` for how a row is measured.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+import api_rows  # noqa: E402
 import harness  # noqa: E402
 import mount_rows  # noqa: E402
 import mounts  # noqa: E402
@@ -36,12 +38,14 @@ class Set:
     of_what: str
     rounds: int
     quick_rounds: int = 3
+    size: str = ""  # of the arrays, where that is not a number of MiB
 
 
 SETS = {
     "plain": Set(mount_rows.ROWS + native_rows.ROWS, "bench", "float32", rounds=15),
     "compressed": Set(peers.ROWS, "bench-compressed", "of each kind of data", rounds=7),
     "mounted": Set(mounts.ROWS, "bench-mounted", "of each kind of data", rounds=7),
+    "api": Set(api_rows.ROWS, "bench-api", "float32", rounds=9, size="1,000,000 and 10,000,000 rows of 10"),
 }
 
 
@@ -100,8 +104,9 @@ def main():
 
 
 def heading(rows_of, facts):
+    size = rows_of.size or f"{facts['mib']} MiB"
     return (
-        f"{facts['mib']} MiB {rows_of.of_what}, {facts['rounds']} rounds, median; speed is the other's time divided by ours, "
+        f"{size} {rows_of.of_what}, {facts['rounds']} rounds, median; speed is the other's time divided by ours, "
         f"taken round by round.\n{facts['processor']}, {facts['cores']} cores, {facts['memory_gib']} GiB, "
         f"Linux {facts['kernel']}, {facts['file_system']}, Python {facts['python']}, NumPy {facts['numpy']}."
     )

@@ -139,6 +139,7 @@ class Contest:
     note: str = ""
     figures: dict[str, list[float | None]] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+    limit: Goal | None = None  # on our own figure, besides the goals against rivals
 
     def play(self, rounds, contenders):
         """Lets all ``contenders``, by name the function that returns a figure, do it once in every round.
@@ -177,11 +178,14 @@ class Contest:
         """The goals that can be judged, each with the rival that decides."""
         return [(goal, rival) for goal, rivals in self.goals if (rival := self.closest(rivals))]
 
+    def is_over_limit(self):
+        return self.limit is not None and statistics.median(self.counted(self.ours)) >= self.limit.most
+
     def missed(self):
-        return any(not goal.met_by(self.ratios(rival)) for goal, rival in self.judged())
+        return self.is_over_limit() or any(not goal.met_by(self.ratios(rival)) for goal, rival in self.judged())
 
     def verdict(self):
-        if not self.judged():
+        if self.limit is None and not self.judged():
             return "-"
         return "NO" if self.missed() else "yes"
 
@@ -195,6 +199,8 @@ class Contest:
             "medians": {name: statistics.median(self.counted(name)) for name in self.figures},
             "absent": self.absent,
             "note": self.note,
+            "limit": self.limit and self.limit.text(self.unit),
+            "limit_met": self.limit and not self.is_over_limit(),
             "goals": [
                 {
                     "goal": goal.text(self.unit),

@@ -42,6 +42,8 @@ def contest_cells(contest, names):
         f"{statistics.median(contest.ratios(rival)):.2f}x {rival}, {goal.text(contest.unit)}"
         for goal, rival in contest.judged()
     ]
+    if contest.limit is not None:
+        goals.append(contest.limit.text(contest.unit))
     return [*cells, "; ".join(goals), contest.verdict()]
 
 

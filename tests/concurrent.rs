@@ -243,7 +243,7 @@ fn a_state_that_comes_back_is_not_taken_for_damage() {
     store.save_as(&[("a", array(1, &a))], Some(&BLOCKS)).unwrap();
     write(&store, &b);
     write(&store, &a);
-    let before = blocks::table(&memory).get("a").unwrap().blocks;
+    let before = blocks::table(&memory).get("a").unwrap().unwrap().blocks;
     let storage = FaultyStorage::new(Arc::new(memory.clone()));
     let reader = Store::with_storage(Box::new(storage.clone()), Access::Read).unwrap();
     let held = reader.array("a").unwrap();
@@ -259,6 +259,6 @@ fn a_state_that_comes_back_is_not_taken_for_damage() {
     let mut out = vec![0; BLOCK_LEN];
     held.read_into(&mut out).unwrap();
     assert!(out == expected);
-    assert_eq!(blocks::table(&memory).get("a").unwrap().blocks, before, "it is not what is tested");
+    assert_eq!(blocks::table(&memory).get("a").unwrap().unwrap().blocks, before, "it is not what is tested");
     assert!(storage.is_done());
 }

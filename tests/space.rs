@@ -59,12 +59,12 @@ fn room_in_a_state_that_came_back_is_not_used() {
     write_back(&store, &a);
     // It knows that the place of `b` is free.
     assert!(store.compact("a").unwrap());
-    let known = blocks::table(&memory).get("a").unwrap().blocks;
+    let known = blocks::table(&memory).get("a").unwrap().unwrap().blocks;
     let other = open(&memory);
     write_back(&other, &b);
     other.sync().unwrap();
     write_back(&other, &a);
-    assert_eq!(blocks::table(&memory).get("a").unwrap().blocks, known, "it is not what is tested");
+    assert_eq!(blocks::table(&memory).get("a").unwrap().unwrap().blocks, known, "it is not what is tested");
     write_back(&store, &c);
     assert_eq!(elements(&store.array("a").unwrap()), c);
     let left = memory.after_power_loss(&mut || false);
@@ -87,7 +87,7 @@ fn slot_of_a_lost_commit_does_not_outlive_the_array() {
     file.write_at(&manifest, 0).unwrap();
     left.replace(&file, "metadata.npkm").unwrap();
     let slot = Slot::newest(&read(&left, "data_a.npkd")).0.unwrap();
-    assert_ne!(slot.index, blocks::table(&left).get("a").unwrap().blocks.unwrap().index);
+    assert_ne!(slot.index, blocks::table(&left).get("a").unwrap().unwrap().blocks.unwrap().index);
 
     let holder = open(&left).array("a").unwrap();
     assert_eq!(elements(&holder), a);

@@ -53,6 +53,27 @@ impl Layout {
         })
     }
 
+    /// Sets the length of axis 0, which there must be, of a layout in C-order.
+    ///
+    /// # Errors
+    /// As [`Layout::new`]; nothing is changed then.
+    pub(super) fn set_n_rows(&mut self, dtype: &Dtype, n_rows: u64) -> Result<(), FormatError> {
+        let nbytes = self.row_len.checked_mul(n_rows).filter(|len| *len <= MAX_NBYTES);
+        match (nbytes, self.shape.first_mut()) {
+            // Where a row has bytes, these are all that `new` counts.
+            (Some(nbytes), Some(rows)) if self.row_len > 0 => {
+                *rows = n_rows;
+                self.nbytes = nbytes;
+            }
+            _ => {
+                let mut shape = self.shape.clone();
+                shape.iter_mut().take(1).for_each(|rows| *rows = n_rows);
+                *self = Self::new(dtype, &shape, false)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The shape.
     pub fn shape(&self) -> &[u64] {
         &self.shape
@@ -114,6 +135,23 @@ mod tests {
 
     fn layout(shape: &[u64], fortran_order: bool) -> Result<Layout, FormatError> {
         Layout::new(&Dtype::parse_python("'<f4'").unwrap(), shape, fortran_order)
+    }
+
+    #[test]
+    fn other_number_of_rows_is_a_layout_made_with_it() {
+        let dtype = Dtype::parse_python("'<f4'").unwrap();
+        for shape in [&[3, 2][..], &[0, 2], &[3], &[2, 0, 5], &[0, 0], &[1, 1 << 60]] {
+            for n_rows in [0, 1, 7, 1 << 40, 1 << 61, u64::MAX] {
+                let mut changed = layout(shape, false).unwrap();
+                let before = changed.clone();
+                let result = changed.set_n_rows(&dtype, n_rows);
+                let shape = [&[n_rows], &shape[1..]].concat();
+                match layout(&shape, false) {
+                    Ok(expected) => assert_eq!((result.is_ok(), changed), (true, expected), "{shape:?}"),
+                    Err(_) => assert_eq!((result.is_err(), changed), (true, before), "{shape:?}"),
+                }
+            }
+        }
     }
 
     #[test]

@@ -472,7 +472,7 @@ impl Shared {
         if data.is_some_and(DataFile::is_gone) {
             return None;
         }
-        let current = self.manifest().table.by_id(record.id).cloned()?;
+        let current = self.manifest().table.by_id(record.id).ok()?.cloned()?;
         // Another one has this identity if it is of a store that was made anew.
         let key = |record: &Record| (record.blocks.map(|blocks| blocks.codec), record.offset);
         let is_same =

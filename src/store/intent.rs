@@ -35,7 +35,12 @@ impl Shared {
             Ok(None) => return,
             Err(error) => return log::warn!("{}: {error}", self.storage.path().join(names::LOCK).display()),
         };
-        let live: HashSet<&str> = manifest.table.records().map(|record| &*record.file).collect();
+        let records = match manifest.table.records() {
+            Ok(records) => records,
+            // Nobody knows which files it needs.
+            Err(error) => return log::warn!("{}: {error}", self.storage.path().display()),
+        };
+        let live: HashSet<&str> = records.iter().map(|record| &*record.file).collect();
         if let Err(error) = self.storage.sweep_temporaries() {
             log::warn!("{}: {error}", self.storage.path().display());
         }

@@ -87,7 +87,7 @@ impl ManifestLog {
     ) -> Result<Self, StoreError> {
         let damaged = |source| StoreError::Format { path: storage.path().join(names::MANIFEST), source };
         let stat = file.stat().map_err(|e| StoreError::io("stat", storage.path(), names::MANIFEST, e))?;
-        let bytes = read_range(storage, &**file, 0, stat.len)?;
+        let bytes = Arc::new(read_range(storage, &**file, 0, stat.len)?);
         let store_id = match frame::parse_header(&bytes) {
             Ok(store_id) => store_id,
             Err(source) => return Self::read_foreign(storage, file, access, stat, &bytes, source),
@@ -100,7 +100,9 @@ impl ManifestLog {
                 found: stat.len,
             })
         })?;
-        let table = Table::decode(snapshot.payload, snapshot.offset).map_err(damaged)?;
+        let start = frame::HEADER_LEN + frame::FRAME_HEADER_LEN;
+        let payload = start..start + snapshot.payload.len();
+        let table = Table::decode_shared(Arc::clone(&bytes), payload, snapshot.offset).map_err(damaged)?;
         let mut manifest = Self {
             file: Arc::clone(file),
             access,
@@ -199,12 +201,14 @@ impl ManifestLog {
                 self.upstream.is_some() && (named.len, named.mtime) != (self.stat.len, self.stat.mtime);
             if is_rewritten || !named.is_same_file(&self.stat) {
                 let new = Self::load(storage, self.access)?;
+                let path = || storage.path().join(names::MANIFEST);
+                let damaged = |source| StoreError::Format { path: path(), source };
                 if new.store_id == self.store_id {
-                    difference(&self.table, &new.table, changed);
+                    difference(&self.table, &new.table, changed).map_err(damaged)?;
                 } else {
                     // A store that was made anew gives its arrays identities that those of the old one had.
-                    difference(&self.table, &Table::default(), changed);
-                    difference(&Table::default(), &new.table, changed);
+                    difference(&self.table, &Table::default(), changed).map_err(damaged)?;
+                    difference(&Table::default(), &new.table, changed).map_err(damaged)?;
                 }
                 *self = new;
                 return Ok(true);
@@ -358,9 +362,10 @@ fn publish(
 }
 
 /// What changed between two tables of one store, when the frames between them are not there any more.
-fn difference(old: &Table, new: &Table, changed: &mut dyn FnMut(Change)) {
-    let by_id: std::collections::HashMap<_, _> = new.records().map(|record| (record.id, record)).collect();
-    for was in old.records() {
+fn difference(old: &Table, new: &Table, changed: &mut dyn FnMut(Change)) -> Result<(), FormatError> {
+    let (old, new) = (old.records()?, new.records()?);
+    let by_id: std::collections::HashMap<_, _> = new.iter().map(|record| (record.id, record)).collect();
+    for was in &old {
         let now = by_id.get(&was.id);
         let kind = match now {
             None => ChangeKind::Removed,
@@ -370,8 +375,8 @@ fn difference(old: &Table, new: &Table, changed: &mut dyn FnMut(Change)) {
         let name = now.map_or(&was.name, |now| &now.name);
         changed(Change { name: Arc::clone(name), id: was.id, kind, is_own: false });
     }
-    let by_id: std::collections::HashMap<_, _> = old.records().map(|record| (record.id, record)).collect();
-    for now in new.records() {
+    let by_id: std::collections::HashMap<_, _> = old.iter().map(|record| (record.id, record)).collect();
+    for now in &new {
         let kind = match by_id.get(&now.id) {
             None => ChangeKind::Added,
             Some(was) if was.layout != now.layout || was.deleted != now.deleted => ChangeKind::Resized,
@@ -381,6 +386,7 @@ fn difference(old: &Table, new: &Table, changed: &mut dyn FnMut(Change)) {
         };
         changed(Change { name: Arc::clone(&now.name), id: now.id, kind, is_own: false });
     }
+    Ok(())
 }
 
 fn read_range(

@@ -50,7 +50,7 @@ pub use crate::format::manifest::{Change, ChangeKind};
 pub use crate::format::upstream::TableLayout;
 pub use crate::format::{ArrayId, Attrs, Codec, Compression, Dtype, Filter, Generation};
 
-use crate::format::names;
+use crate::format::{FormatError, names};
 pub use crate::sys::MapMut;
 use crate::sys::{DirStorage, FileAccess, FileStat, FsStat, LockGuard, Storage, StorageFile};
 use data::{DataFiles, lock};
@@ -289,12 +289,12 @@ impl Store {
 
     /// The arrays' names in the order of their first save, as of the last refresh.
     pub fn names(&self) -> Vec<Arc<str>> {
-        self.shared.manifest().table.records().map(|record| Arc::clone(&record.name)).collect()
+        self.shared.manifest().table.names().cloned().collect()
     }
 
     /// Whether there is an array of this name, as of the last refresh.
     pub fn contains(&self, name: &str) -> bool {
-        self.shared.manifest().table.get(name).is_some()
+        self.shared.manifest().table.contains(name)
     }
 
     /// The store's own attributes, as of the last refresh.
@@ -347,9 +347,9 @@ impl Store {
     pub fn arrays(&self) -> Result<Vec<Array>, StoreError> {
         self.refresh_quietly()?;
         let manifest = self.shared.manifest();
-        Ok(manifest
-            .table
-            .records()
+        let records = self.shared.whole(manifest.table.records())?;
+        Ok(records
+            .into_iter()
             .map(|record| Array::new(Arc::clone(&self.shared), Arc::clone(record)))
             .collect())
     }
@@ -357,9 +357,9 @@ impl Store {
     /// An array as of the last refresh. Its data file is not opened.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound`; `Format` if its record is damaged.
     pub fn record(&self, name: &str) -> Result<Array, StoreError> {
-        let record = self.shared.manifest().table.get(name).cloned();
+        let record = self.shared.whole(self.shared.manifest().table.get(name))?.cloned();
         match record {
             Some(record) => Ok(Array::new(Arc::clone(&self.shared), record)),
             None => Err(StoreError::NotFound { store: self.path().to_owned(), array: name.to_owned() }),
@@ -406,6 +406,12 @@ impl Shared {
             self.names_dirty.store(true, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Says which file it is that is damaged: a record is decoded, and found to be, only when it is asked for.
+    fn whole<T>(&self, decoded: Result<T, FormatError>) -> Result<T, StoreError> {
+        let path = || self.storage.path().join(names::MANIFEST);
+        decoded.map_err(|source| StoreError::Format { path: path(), source })
     }
 
     /// An empty file that has no name yet.

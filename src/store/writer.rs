@@ -154,7 +154,7 @@ impl Store {
     /// `ReadOnly`; `Locked`; `Io`.
     pub fn clear(&self) -> Result<(), StoreError> {
         let _guard = self.shared.lock_writers()?;
-        let ops = self.shared.manifest().table.records().map(|r| Op::Delete(Arc::clone(&r.name))).collect();
+        let ops = self.shared.manifest().table.names().cloned().map(Op::Delete).collect();
         self.shared.commit(Commit { ops, ..Commit::default() })
     }
 
@@ -236,7 +236,7 @@ impl Shared {
     }
 
     pub(super) fn check_free(&self, name: &str, overwrite: bool) -> Result<(), StoreError> {
-        if overwrite || self.manifest().table.get(name).is_none() {
+        if overwrite || !self.manifest().table.contains(name) {
             return Ok(());
         }
         Err(StoreError::Exists { store: self.storage.path().to_owned(), array: name.to_owned() })
@@ -269,8 +269,8 @@ impl Shared {
         let mut seen = HashSet::new();
         names
             .filter(|name| seen.insert(*name))
-            .filter_map(|name| manifest.table.get(name))
-            .map(|record| Op::Delete(Arc::clone(&record.name)))
+            .filter(|name| manifest.table.contains(name))
+            .map(|name| Op::Delete(name.into()))
             .collect()
     }
 
@@ -354,7 +354,7 @@ impl Shared {
             self.or_poison(self.sync_dirty())?;
         }
         let time = time.unwrap_or_else(now);
-        let (records, superseded) = self.name_files(&staged, &ops, time);
+        let (records, superseded) = self.name_files(&staged, &ops, time)?;
         superseded.iter().for_each(|(id, _)| self.keep_last_state(*id));
         let is_intended = !(records.is_empty() && superseded.is_empty());
         if is_intended {
@@ -397,7 +397,7 @@ impl Shared {
             space.keep(&data, &index);
         }
         for (name, data) in &headers {
-            let Some(record) = manifest.table.get(name).cloned() else { continue };
+            let Ok(Some(record)) = manifest.table.get(name).map(Option::<&_>::cloned) else { continue };
             if let Err(error) = self.write_header(&record, data) {
                 log::warn!("{error}");
                 manifest.lagging.push(Arc::clone(name));
@@ -435,17 +435,19 @@ impl Shared {
         staged: &[Staged],
         ops: &[Op],
         time: i64,
-    ) -> (Vec<Record>, Vec<(ArrayId, Arc<str>)>) {
+    ) -> Result<(Vec<Record>, Vec<(ArrayId, Arc<str>)>), StoreError> {
         let manifest = self.manifest();
         let mut superseded = Vec::new();
         let mut supersede = |name: &str| {
-            if let Some(old) = manifest.table.get(name) {
+            let old = self.whole(manifest.table.get(name))?;
+            if let Some(old) = old {
                 superseded.push((old.id, Arc::clone(&old.file)));
             }
+            Ok::<_, StoreError>(old)
         };
         for op in ops {
             if let Op::Delete(name) = op {
-                supersede(name);
+                supersede(name)?;
             }
         }
         let next_id = manifest.table.next_id().0;
@@ -455,13 +457,13 @@ impl Shared {
         // after the directory reached the disk.
         let has_all = manifest.table.len() as u64 + 1 == next_id;
         let records = (next_id..).zip(staged).map(|(id, new)| {
-            supersede(&new.name);
+            let old = supersede(&new.name)?;
             let id = ArrayId(id);
-            let is_first = has_all && manifest.table.get(&new.name).is_none();
+            let is_first = has_all && old.is_none();
             let file = names::first_data_file(&new.name)
                 .filter(|file| is_first && self.storage.stat(file).is_err())
                 .unwrap_or_else(|| names::data_file(&new.name, id));
-            Record {
+            Ok(Record {
                 name: Arc::clone(&new.name),
                 id,
                 file: file.into(),
@@ -472,14 +474,12 @@ impl Shared {
                 deleted: DeletedRows::default(),
                 mtime: time,
                 // Attributes belong to the name: a new version keeps them.
-                attrs: (new.attrs.as_ref())
-                    .or_else(|| Some(&manifest.table.get(&new.name)?.attrs))
-                    .cloned()
-                    .unwrap_or_default(),
+                attrs: (new.attrs.as_ref()).or_else(|| Some(&old?.attrs)).cloned().unwrap_or_default(),
                 upstream: None,
-            }
+            })
         });
-        (records.collect(), superseded)
+        let records = records.collect::<Result<_, StoreError>>()?;
+        Ok((records, superseded))
     }
 
     /// Names a new data file. A file of that name is not referred to by any record: ids are never used twice.
@@ -507,8 +507,8 @@ impl Shared {
     /// Lets the data file of a version that is about to go say where its blocks are: nothing else will. It says so
     /// already, but for a commit that was lost with the power, while what it had written to the data file was not.
     fn keep_last_state(&self, id: ArrayId) {
-        let record = self.manifest().table.by_id(id).cloned();
-        let Some(record) = record else { return };
+        let record = self.manifest().table.by_id(id).map(Option::<&_>::cloned);
+        let Ok(Some(record)) = record else { return };
         let Some(blocks) = record.blocks else { return };
         let kept = self.files.get(&*self.storage, &record).and_then(|data| {
             if self.is_slot_current(&record, &data) {
@@ -540,7 +540,14 @@ impl Shared {
     /// Writes the headers that a writer that died did not get to write.
     fn mend_headers(&self, manifest: &mut ManifestLog) {
         for name in std::mem::take(&mut manifest.lagging) {
-            let Some(record) = manifest.table.get(&name) else { continue };
+            let record = match self.whole(manifest.table.get(&name)) {
+                Ok(Some(record)) => record,
+                Ok(None) => continue,
+                Err(error) => {
+                    log::warn!("{error}");
+                    continue;
+                }
+            };
             let mended = self.files.get(&*self.storage, record).and_then(|data| {
                 if is_described(record, &data) && self.is_slot_current(record, &data) {
                     return Ok(());

@@ -53,7 +53,7 @@ pub fn table(storage: &dyn Storage) -> Table {
 /// If the data file of a compressed array is not what its record says, down to the last byte that is in use.
 pub fn assert_blocks(storage: &dyn Storage) {
     let table = table(storage);
-    for record in table.records().filter(|record| record.blocks.is_some()) {
+    for record in table.records().expect("decodes").into_iter().filter(|record| record.blocks.is_some()) {
         let file = read(storage, &record.file);
         look(record, &file);
         assert_headers(record, &file);
@@ -63,7 +63,7 @@ pub fn assert_blocks(storage: &dyn Storage) {
 /// As [`assert_blocks`], of a store whose last writer may have died before it wrote headers.
 pub fn assert_whole(storage: &dyn Storage) {
     let table = table(storage);
-    for record in table.records().filter(|record| record.blocks.is_some()) {
+    for record in table.records().expect("decodes").into_iter().filter(|record| record.blocks.is_some()) {
         look(record, &read(storage, &record.file));
     }
 }

@@ -48,7 +48,7 @@ fn big() -> Big {
     let noise = Rng::new(1).bytes(5000);
     store.append(&[("a", array(&noise[..400]))]).expect("appends");
     store.replace_range("a", 73_728..74_978, array(&noise)).expect("replaces");
-    let record = table(&memory).get("a").expect("is there").clone();
+    let record = table(&memory).get("a").unwrap().expect("is there").clone();
     let file = read(&memory, FILE);
     let found = look(&record, &file);
     assert_eq!((found.pages.len(), found.kinds.len()), (3, 259));
@@ -580,11 +580,12 @@ fn an_end_far_away_is_an_error_of_the_disk_or_none() {
     store.save_as(&[("a", array(&elements))], Some(&BLOCKS)).expect("saves");
     drop(store);
     let storage = DirStorage::open(&path).expect("opens");
-    let Blocks { index, .. } = table(&storage).get("a").expect("is there").blocks.expect("is compressed");
+    let Blocks { index, .. } =
+        table(&storage).get("a").unwrap().expect("is there").blocks.expect("is compressed");
     for end in [1 << 45, 1 << 55, 1 << 56] {
         let mut manifest = read(&storage, MANIFEST);
         let generation = Generation(table(&storage).generation().0 + 1);
-        let n_rows = table(&storage).get("a").expect("is there").layout.n_rows();
+        let n_rows = table(&storage).get("a").unwrap().expect("is there").layout.n_rows();
         let ops = vec![Op::Blocks("a".into(), n_rows, Index { end, ..index })];
         manifest.extend(frame::encode(&Edit { generation, time: 0, ops }.encode(), 0).expect("is short"));
         std::fs::write(path.join(MANIFEST), manifest).expect("writes");

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use numpack::format::manifest::{DeletedRows, Op, Record};
-use numpack::format::{ArrayId, Descr, Edit, Generation, Layout, frame, names};
-use numpack::store::{Dtype, StoreError};
+use numpack::format::{ArrayId, Descr, Edit, Generation, Layout, Table, frame, names};
+use numpack::store::{Access, Attrs, Dtype, NewArray, Store, StoreError, verify_storage};
 use rmpv::Value;
 
 use crate::common::MemStorage;
 use crate::common::rng::{self, Rng};
 use crate::sample::{MANIFEST, Sample, Seen, look, payloads, sample, snapshot_of};
-use crate::{Told, limit_resources, write_to};
+use crate::{Told, files, limit_resources, write_to};
 
 fn decode(bytes: &[u8]) -> Value {
     rmpv::decode::read_value(&mut &bytes[..]).expect("is MessagePack")
@@ -103,6 +103,37 @@ fn look_and_write(storage: &MemStorage) -> Result<Seen, StoreError> {
     let seen = look(storage);
     write_to(storage, &seen);
     seen
+}
+
+/// A record is decoded when its array is asked for: one that is wrong hides no other, and nothing is written over it.
+#[test]
+fn wrong_record_is_told_to_who_asks_for_it() {
+    let records = [record("bad", 1, "/etc/passwd", &[3]), record("good", 2, "data_good.npkd", &[3])];
+    let ops = records.into_iter().map(Op::Put).collect();
+    let mut table = Table::default();
+    table.apply(&Edit { generation: Generation(1), time: 0, ops }, &mut |_| ()).expect("fits");
+    let storage = sample().with_payloads(&[table.encode()]);
+    let store = Store::with_storage(Box::new(storage.clone()), Access::Write).expect("opens");
+    assert_eq!(store.record("good").expect("is right").shape(), [3]);
+    let set: Attrs = [("next".to_owned(), Value::from(1))].into();
+    store.set_attrs(Some("good"), set, &[]).expect("is right");
+    let dtype = Dtype::parse_python("'|u1'").expect("a dtype");
+    let rows = NewArray { dtype, shape: vec![1], fortran_order: false, data: &[7] };
+    let before = files(&storage);
+    for error in [
+        store.record("bad").map(drop),
+        store.array("bad").map(drop),
+        store.arrays().map(drop),
+        store.save(&[("bad", rows.clone())]),
+        store.append(&[("bad", rows)]),
+        store.rename("bad", "other", false),
+        store.remove(&["bad"]).map(drop),
+    ] {
+        let error = error.expect_err("the record is wrong").to_string();
+        assert!(error.contains("metadata.npkm") && error.contains("/etc/passwd"), "{error}");
+    }
+    assert!(files(&storage) == before, "something was written");
+    assert!(verify_storage(Box::new(storage)).is_err(), "verify decodes all records");
 }
 
 #[test]

@@ -187,7 +187,7 @@ fn write_the_golden_store_of_blocks() {
 /// What is in the data file of an array.
 fn found(name: &str) -> (Found, Vec<u8>) {
     let storage = DirStorage::open(&golden()).unwrap();
-    let record = table(&storage).get(name).unwrap().clone();
+    let record = table(&storage).get(name).unwrap().unwrap().clone();
     let file = read(&storage, &record.file);
     (look(&record, &file), file)
 }
@@ -229,7 +229,7 @@ fn every_compressed_array_of_version_1_is_read_as_it_was() {
 fn headers_slots_indexes_and_pages_encode_to_the_same_bytes() {
     crate::assert_manifest_comes_back(&golden());
     let storage = DirStorage::open(&golden()).unwrap();
-    for record in table(&storage).records() {
+    for record in table(&storage).records().unwrap() {
         let file = read(&storage, &record.file);
         let found = look(record, &file);
         let mut header = FileHeader::parse(&file).unwrap().to_bytes();

@@ -342,7 +342,8 @@ fn remove_old_files(storage: &dyn Storage, manifest: &ManifestLog) -> Result<boo
     let bytes = read_table(storage, OLD_TABLE)?;
     let damaged = |source| StoreError::Format { path: storage.path().join(OLD_TABLE), source };
     let table = upstream::parse_table(&bytes).map_err(damaged)?;
-    let live: HashSet<&str> = manifest.table.records().map(|record| &*record.file).collect();
+    let live: HashSet<&str> =
+        manifest.table.records().map_err(damaged)?.iter().map(|record| &*record.file).collect();
     remove_files_of(storage, &table, &live)?;
     remove(storage, OLD_TABLE)?;
     storage.sync_dir().map_err(|e| StoreError::io("sync", storage.path(), "", e))?;

@@ -1,0 +1,283 @@
+"""The Python API against NumPy doing the same by hand, and against NumPack 0.3.0 with both of its backends.
+
+Each contender is a process of its own (`api_worker.py`), asked in turn. NumPack 0.3.0 is installed for this alone, into
+``target/bench/numpack-0.3.0``, and never beside ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import native_rows
+from harness import CannotMeasure, Contest, Goal, Result, Row, in_turn, progress
+
+HERE = Path(__file__).resolve().parent
+OLD = HERE.parent / "target" / "bench" / "numpack-0.3.0"
+
+OURS, NUMPY = "numpack", "NumPy"
+OLD_RUST, OLD_PYTHON = "0.3.0, Rust", "0.3.0, Python"
+LEVEL = (Goal(least_ratio=0.95), (NUMPY,))
+AHEAD = (Goal(least_ratio=1.0), (OLD_RUST, OLD_PYTHON))
+
+
+def million(n_rows):
+    return f"{n_rows // 1_000_000}M x 10"
+
+
+def install_old():
+    """The old release and what it needs, where nothing else looks for it."""
+    if (OLD / "numpack").is_dir():
+        return
+    progress("  installing numpack 0.3.0 for comparison")
+    partial = OLD.with_name(f"{OLD.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", "--only-binary", ":all:"]
+    done = subprocess.run([*pip, "--target", partial, "numpack==0.3.0"], stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise CannotMeasure(f"pip cannot install it: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    partial.rename(OLD)
+
+
+class Process:
+    """A contender: a process that does what it is asked, and answers with seconds."""
+
+    def __init__(self, kind, folder, **environment):
+        folder.mkdir()
+        self.folder = folder
+        self.absent = None
+        self.process = subprocess.Popen(
+            [sys.executable, HERE / "api_worker.py", kind, folder],
+            env=os.environ | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, method, *arguments):
+        try:
+            self.process.stdin.write(json.dumps([method, *arguments]) + "\n")
+            self.process.stdin.flush()
+            answer = json.loads(self.process.stdout.readline())
+        except (BrokenPipeError, json.JSONDecodeError):
+            raise CannotMeasure(f"its process ended, with exit code {self.process.wait()}") from None
+        if "error" in answer:
+            raise CannotMeasure(answer["error"])
+        return answer["value"]
+
+    def stop(self):
+        self.process.stdin.close()
+        self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Field:
+    """All contenders of one row."""
+
+    def __init__(self, world):
+        self.world = world
+        self.processes = {}
+        self.absent = {}
+
+    def __enter__(self):
+        root = self.world.root / "api"
+        root.mkdir()
+        start = {
+            OURS: lambda: Process("numpack", root / "ours"),
+            NUMPY: lambda: Process("by-hand", root / "by-hand"),
+        }
+        try:
+            install_old()
+            old = {"PYTHONPATH": os.fspath(OLD)}
+            start[OLD_RUST] = lambda: Process("numpack", root / "old-rust", **old)
+            start[OLD_PYTHON] = lambda: Process("numpack", root / "old-python", NUMPACK_FORCE_PYTHON_BACKEND="1", **old)
+        except CannotMeasure as error:
+            self.absent = dict.fromkeys((OLD_RUST, OLD_PYTHON), str(error))
+        for name, process in start.items():
+            self.processes[name] = process()
+        return self
+
+    def __exit__(self, *exception):
+        for process in self.processes.values():
+            process.stop()
+        shutil.rmtree(self.world.root / "api", ignore_errors=True)
+
+    @contextlib.contextmanager
+    def stores(self, n_rows, n_others=9, has_big=False):
+        """Everybody has an array `a` of ``n_rows`` rows, and besides it ``n_others`` tiny ones, and one of 400 MB."""
+        ready = []
+        for name, process in self.processes.items():
+            try:
+                process.ask("prepare", "s.npk", n_rows, n_others, has_big)
+                ready.append(process)
+            except CannotMeasure as error:
+                if name in (OURS, NUMPY):
+                    raise
+                self.absent[name] = str(error)
+        yield
+        for process in ready:
+            process.ask("remove", "s.npk")
+
+    def contest(self, row, what, goals, method, *arguments, only=None, limit=None):
+        """One thing done by all who can."""
+        contest = Contest(row.name, what, OURS, list(goals), limit=limit, absent=dict(self.absent))
+        contenders = {}
+        for name, process in self.processes.items():
+            if name in self.absent or (only is not None and name not in only):
+                continue
+            try:
+                process.ask(method, *arguments)
+                contenders[name] = lambda process=process: process.ask(method, *arguments)
+            except CannotMeasure as error:
+                if name in (OURS, NUMPY):
+                    raise
+                contest.absent[name] = f"{what}: {error}"
+        return contest.play(self.world.rounds, contenders)
+
+
+def whole(n_rows):
+    def measure(world, row):
+        size = million(n_rows)
+        with Field(world) as field:
+            yield field.contest(row, f"`save`, {size}", (LEVEL, AHEAD), "save", n_rows, "float32")
+            yield field.contest(row, f"`load`, {size}", ((Goal(least_ratio=1.0), (NUMPY,)), AHEAD), "load", n_rows, "float32")
+
+    return listed(measure)
+
+
+def per_byte(world, row):
+    """What integers cost: both dtypes have elements of the same size."""
+    size = 1_000_000
+    results = []
+    with Field(world) as field:
+        for method in ("save", "load"):
+            what = f"`{method}` of int64, {million(size)}"
+            result = Result(row.name, what, reference_name="float64", goal=Goal(least_ratio=0.95))
+            ask = field.processes[OURS].ask
+            for i in range(-1, world.rounds):
+                ours, reference = (result.ours, result.reference) if i >= 0 else ([], [])
+                in_turn(
+                    i,
+                    lambda: ours.append(ask(method, size, "int64")),
+                    lambda: reference.append(ask(method, size, "float64")),
+                )
+            results.append(result)
+    return results
+
+
+def reads(n_rows):
+    def measure(world, row):
+        size = million(n_rows)
+        under = Goal(most=1e-6)
+        with Field(world) as field, field.stores(n_rows):
+            yield field.contest(row, f"`load(lazy=True)`, {size}", (AHEAD,), "lazy", 200, limit=under)
+            yield field.contest(row, f"one row of it, {size}", (LEVEL, AHEAD), "row", 1000, limit=under)
+            yield field.contest(row, f"lazy slice of 1,000 rows, {size}", (LEVEL, AHEAD), "slice", 200, 1000)
+            for count in (100, 10_000):
+                calls = 20_000 // count
+                for kind in ("list", "array"):
+                    what = f"{count:,} random rows from {'a list' if kind == 'list' else 'an array'}, {size}"
+                    yield field.contest(row, f"lazy[...], {what}", (LEVEL, AHEAD), "lazy_fancy", calls, count, kind)
+                    yield field.contest(row, f"`getitem`, {what}", (LEVEL, AHEAD), "getitem", calls, count, kind)
+            yield field.contest(row, f"`stream_load`, 10,000 rows at a time, {size}", (LEVEL, AHEAD), "stream")
+
+    return listed(measure)
+
+
+def changes(what, n_rows, n_others=9, has_big=False):
+    """Rows that are written, against one `os.pwrite` of the same bytes."""
+
+    def measure(world, row):
+        goals = ((Goal(least_ratio=0.67), (NUMPY,)), AHEAD)
+        with Field(world) as field, field.stores(n_rows, others(world, n_others), has_big):
+            yield field.contest(row, f"`replace` of 100 rows, {what}", goals, "replace", 100)
+            yield field.contest(row, f"`append` of 100 rows, {what}", goals, "append", 100)
+
+    return listed(measure)
+
+
+def others(world, n_others):
+    return min(n_others, world.many_arrays)
+
+
+def drop(world, row):
+    """Rows of an array before any were dropped and after, and what a drop takes."""
+    n_rows = 10_000_000
+    reading = Result(
+        row.name,
+        "`getitem` of 100 random rows after `drop` of 100, 10M x 10",
+        reference_name="before",
+        goal=Goal(least_ratio=0.67),
+    )
+    with Field(world) as field:
+        ours = field.processes[OURS].ask
+        dropping = None
+        with field.stores(n_rows):
+            reading.reference = [ours("read_rows", 200, 100) for _ in range(world.rounds)]
+            dropping = field.contest(
+                row,
+                "`drop` of 100 of 10M rows",
+                (AHEAD,),
+                "drop_rows",
+                only=(OURS, OLD_RUST, OLD_PYTHON),
+                limit=Goal(most=1e-3),
+            )
+            reading.ours = [ours("read_rows", 200, 100) for _ in range(world.rounds)]
+    return [dropping, reading]
+
+
+def opening(world, row):
+    with Field(world) as field:
+        rivals = (OURS, OLD_RUST, OLD_PYTHON)
+        with field.stores(1000, 4):
+            under = Goal(most=12e-6)
+            what = "`open` and `close`, 5 arrays"
+            yield field.contest(row, what, (AHEAD,), "open_close", 200, only=rivals, limit=under)
+        with field.stores(1000, others(world, 9_999)):
+            under = Goal(most=2e-3)
+            what = f"`open`, find one array, `close`, {world.many_arrays:,} arrays"
+            yield field.contest(row, what, (AHEAD,), "open_close", 5, True, only=rivals, limit=under)
+
+
+def batch(n_elements, n_changes, most):
+    """The loop ``load``, ``*=``, ``save`` in each mode. NumPy does the same by hand: a cache, or a mapping."""
+
+    def measure(world, row):
+        size = f"{n_changes} changes of {'80 KB' if n_elements == 10_000 else '8 MB'}"
+        titles = {"normal": "no mode", "batch": "`batch_mode`", "writable": "`writable_batch_mode`"}
+        with Field(world) as field:
+            for mode, title in titles.items():
+                # 1.1 times as long is 0.91 of the speed.
+                goal = Goal(least_ratio=1.0 if mode == "normal" else 0.91)
+                limit = Goal(most=most[mode]) if mode in most else None
+                arguments = ("batch", mode, n_elements, n_changes)
+                yield field.contest(row, f"{size}, {title}", ((goal, (NUMPY,)), AHEAD), *arguments, limit=limit)
+
+    return listed(measure)
+
+
+def listed(measure):
+    return lambda world, row: list(measure(world, row))
+
+
+ROWS = [
+    Row("api/whole/1M", whole(1_000_000)),
+    Row("api/whole/10M", whole(10_000_000)),
+    Row("api/int64", per_byte),
+    Row("api/read/1M", reads(1_000_000)),
+    Row("api/read/10M", reads(10_000_000)),
+    Row("api/change/1M", changes("1M x 10", 1_000_000)),
+    Row("api/change/10M", changes("10M x 10", 10_000_000)),
+    Row("api/change/many", changes("10,000 arrays", 100_000, n_others=9_999)),
+    Row("api/change/beside", changes("beside an array of 400 MB", 100_000, has_big=True)),
+    Row("api/drop", drop),
+    Row("api/open", listed(opening)),
+    Row("api/open/appended", native_rows.cycles(1000)),
+    Row("api/batch/80KB", batch(10_000, 100, {"batch": 3.8e-3, "writable": 5.1e-3})),
+    Row("api/batch/8MB", batch(1_000_000, 50, {"batch": 48e-3, "writable": 27e-3})),
+]
