@@ -3,7 +3,7 @@
 use super::CodecError;
 use super::delta::{delta, undelta};
 use super::shuffle::{shuffle, unshuffle};
-use super::zstd::{Compressor, Decompressor};
+use super::zstd::{Compressor, Decompressor, compress_bound};
 use crate::format::{BlockKind, Codec, Filter};
 
 /// A block is stored raw unless zstd saves this part of it: less is not worth the time to decode it.
@@ -55,10 +55,12 @@ impl Encoder {
         }
         let run_len = raw.len() / itemsize;
         let max_len = raw.len() - raw.len().div_ceil(MIN_SAVED_PART);
-        let stored = scratch(&mut self.stored, max_len);
+        // With less room zstd would go other ways before it gives up: what is stored would depend on how much room
+        // there was, and not be what others make of the same bytes.
+        let stored = scratch(&mut self.stored, compress_bound(raw.len()));
         match self.compressor.compress(filtered, run_len, stored)? {
-            Some(len) => Ok((self.filter.kind(), &stored[..len])),
-            None => Ok((BlockKind::Raw, raw)),
+            len if len <= max_len => Ok((self.filter.kind(), &stored[..len])),
+            _ => Ok((BlockKind::Raw, raw)),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One zstd frame per block, with reused contexts. Only what blocks need: the content fits one call, its length
 //! stands in the frame's header, there is no dictionary and no checksum (the block's pointer has one).
 
-use ::zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode;
+pub use ::zstd::zstd_safe::compress_bound;
 use ::zstd::zstd_safe::{self, CCtx, CParameter, DCtx, ErrorCode, ResetDirective};
 
 use super::CodecError;
@@ -39,20 +39,15 @@ impl Compressor {
         Self { context, part_len: 0 }
     }
 
-    /// Compresses `content`, which is made of runs of `run_len` bytes with statistics of their own, into `out`.
-    /// Returns the length of the frame, or `None` if it does not fit.
+    /// Compresses `content`, which is made of runs of `run_len` bytes with statistics of their own, into `out`, which
+    /// has room for [`compress_bound`] bytes. Returns the length of the frame.
     ///
     /// Each run gets blocks of zstd, and so entropy tables, of its own: a run that looks random is stored as it is
     /// and costs nothing to decode, and the next one is coded as if it stood alone.
     ///
     /// # Errors
     /// `Zstd` if zstd has no memory.
-    pub fn compress(
-        &mut self,
-        content: &[u8],
-        run_len: usize,
-        out: &mut [u8],
-    ) -> Result<Option<usize>, CodecError> {
+    pub fn compress(&mut self, content: &[u8], run_len: usize, out: &mut [u8]) -> Result<usize, CodecError> {
         let n_parts = run_len.div_ceil(MAX_PART_LEN).max(1);
         let part_len = run_len.div_ceil(n_parts).max(MIN_PART_LEN);
         if part_len != self.part_len {
@@ -60,18 +55,11 @@ impl Compressor {
             self.context.set_parameter(CParameter::MaxBlockSize(len)).map_err(encode_error)?;
             self.part_len = part_len;
         }
-        match self.context.compress2(out, content) {
-            Ok(len) => Ok(Some(len)),
-            Err(code) => {
-                // The frame that was begun is in the way of the next one.
-                self.context.reset(ResetDirective::SessionOnly).map_err(encode_error)?;
-                if zstd_safe::is_error_kind(code, ZSTD_ErrorCode::ZSTD_error_dstSize_tooSmall) {
-                    Ok(None)
-                } else {
-                    Err(encode_error(code))
-                }
-            }
-        }
+        self.context.compress2(out, content).map_err(|code| {
+            // The frame that was begun is in the way of the next one.
+            let _ = self.context.reset(ResetDirective::SessionOnly);
+            encode_error(code)
+        })
     }
 }
 

@@ -35,11 +35,11 @@ impl Store {
             let n_rows = rows.shape.first().copied().unwrap_or(0);
             let end = start.saturating_add(n_rows);
             check_range(&array, &(start..end))?;
-            if array.codec().is_some() {
-                return self.replace_range(name, start..end, rows);
-            }
             if n_rows == 0 {
                 return Ok(());
+            }
+            if array.codec().is_some() {
+                return self.replace_range(name, start..end, rows);
             }
             let file = &array.record().file;
             match &locked {

@@ -1,4 +1,7 @@
-"""Both backends in one process, and what the files of a store say without their identities and times."""
+"""Both backends in one process, and what the files of a store say without their identities and times.
+
+Modules that import this one are skipped, and say why, but in the run with the Rust backend: once is enough.
+"""
 
 import importlib
 import os
@@ -7,15 +10,23 @@ import subprocess
 import sys
 import zlib
 
-import msgpack
+import pytest
+from conftest import BACKEND
 
 from numpack import _store as store
 from numpack._backend import CORES
 
 BACKENDS = ("rust", "python")
 
-# The public class with each backend, whichever the package chose.
-CLASSES = {backend: store.public_class(importlib.import_module(CORES[backend])) for backend in BACKENDS}
+if BACKEND != "rust":
+    pytest.skip("both backends together are tested in the run with NUMPACK_BACKEND=rust", allow_module_level=True)
+try:
+    import msgpack
+
+    # The public class with each backend, whichever the package chose.
+    CLASSES = {backend: store.public_class(importlib.import_module(CORES[backend])) for backend in BACKENDS}
+except ImportError as error:
+    pytest.skip(f"a backend cannot be imported: {error}", allow_module_level=True)
 
 HEADER_LEN = 64
 FRAME_HEADER_LEN = 24

@@ -11,22 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from arrays import DTYPES, assert_same, example
-from conftest import BACKEND
+from both import BACKENDS, CLASSES, files, finish, start
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from strategies import SEEDS, SHAPES, as_rows, indexes, layouts, npy
 
-if BACKEND != "rust":
-    pytest.skip("both backends together are tested in the run with NUMPACK_BACKEND=rust", allow_module_level=True)
-try:
-    from both import BACKENDS, CLASSES, files, finish, start
-except ImportError as error:
-    pytest.skip(f"a backend cannot be imported: {error}", allow_module_level=True)
-
 WHO = st.sampled_from(BACKENDS)
 NAMES = st.sampled_from(["a", "b", "c/d", "größe"])
-DTYPE = st.sampled_from(list(DTYPES.values()))
+# Bytes between fields may be anything, also in what NumPy copies.
+DTYPE = st.sampled_from([dtype for name, dtype in DTYPES.items() if name != "padding"])
 COMPRESS = st.sampled_from(
     [None, True, 9]
     + [{"block": 4096, "level": 1, "filter": f} for f in ("auto", "none", "shuffle", "delta", "delta2", "delta3", "delta4")]

@@ -1,8 +1,7 @@
 """One zstd frame per block. Only what blocks need: the content fits one call, its length stands in the frame's header,
 there is no dictionary and no checksum (the block's pointer has one).
 
-With the version of zstd that the Rust backend has, frames are the same byte for byte. Only where one just fits or just
-does not may they differ: there zstd goes other ways when it has less room for it.
+With the version of zstd that the Rust backend has, frames are the same byte for byte.
 """
 
 import sys
