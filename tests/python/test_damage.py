@@ -1,5 +1,9 @@
 """Stores that are damaged or not stores at all: an error that says what and where, and nothing written."""
 
+import struct
+import zlib
+
+import msgpack
 import numpy as np
 import pytest
 from arrays import assert_same, example
@@ -46,6 +50,73 @@ def test_manifest_with_any_byte_flipped_gives_an_error_or_the_arrays(numpack, st
         for name, array in loaded.items():
             # A damaged last frame is one that was never committed.
             assert np.array_equal(array, expected[name]) or len(array) == len(A), offset
+
+
+def spoil_record(path, name, fields):
+    """Make the manifest of a store one snapshot, in which a record has other fields."""
+    data = (path / "metadata.npkm").read_bytes()
+    offset, arrays = 64, {}
+    while offset < len(data):
+        (length,) = struct.unpack_from("<I", data, offset + 8)
+        frame = msgpack.unpackb(data[offset + 24 : offset + 24 + length])
+        arrays.update(op["put"] for op in frame.get("ops", []))
+        offset += 24 + length + -length % 8
+    arrays[name] = msgpack.packb(msgpack.unpackb(arrays[name]) | fields)
+    state = {"generation": frame["generation"], "next_id": len(arrays) + 1, "attrs": {}, "arrays": list(arrays.items())}
+    payload = msgpack.packb(state)
+    covered = struct.pack("<IIQ", len(payload), 0, 0) + payload
+    frame = b"npkF" + struct.pack("<I", zlib.crc32(covered)) + covered + bytes(-len(payload) % 8)
+    (path / "metadata.npkm").write_bytes(data[:40] + struct.pack("<Q", 64 + len(frame)) + bytes(16) + frame)
+
+
+def test_wrong_record_is_told_to_who_asks_for_it(numpack, path):
+    with numpack.NumPack(path) as npk:
+        npk.save({"bad": A, "good": A})
+    spoil_record(path, "bad", {"file": "/etc/passwd"})
+    with numpack.NumPack(path) as npk:
+        assert npk.get_member_list() == ["bad", "good"]
+        assert "bad" in npk
+        assert_same(npk.load("good"), A)
+        npk.append({"good": A})
+        assert npk.get_shape("good") == (2000, 4)
+        npk.attrs["next"] = 1
+        before = contents(path)
+        for call in (
+            lambda: npk.load("bad"),
+            lambda: npk.load("bad", lazy=True),
+            lambda: npk.get_shape(),
+            lambda: npk.get_metadata(),
+            lambda: npk.save({"bad": A}),
+            lambda: npk.append({"bad": A}),
+            lambda: npk.replace({"bad": A[:1]}, 0),
+            lambda: npk.drop("bad"),
+            lambda: npk.drop("bad", 0),
+            lambda: npk.clone("bad", "copy"),
+            lambda: npk.reset(),
+        ):
+            with pytest.raises(numpack.CorruptStoreError, match="metadata.npkm: .*/etc/passwd"):
+                call()
+        assert contents(path) == before
+
+
+CODEC = {"name": "zstd", "level": 1, "block": 4096, "filter": "none"}
+WRONG_FIELDS = {
+    "codec": ({"codec": CODEC | {"name": "lz4"}}, 'codec "lz4" is not known to this release; install a newer one'),
+    "filter": ({"codec": CODEC | {"filter": "sieve"}}, 'filter "sieve" is not known to this release'),
+    "block": ({"codec": CODEC | {"block": 5000}}, "codec: block length is 5000, expected a multiple of 4096 bytes"),
+    "dtype": ({"descr": [{"title": "", "name": "x", "descr": "<f4"}]}, ""),
+    "time": ({"mtime": 2**63}, ""),
+}
+
+
+@pytest.mark.parametrize(("fields", "what"), WRONG_FIELDS.values(), ids=WRONG_FIELDS)
+def test_record_that_does_not_decode_is_told_with_its_place(numpack, path, fields, what):
+    with numpack.NumPack(path) as npk:
+        npk.save({"bad": A}, compress=True)
+    spoil_record(path, "bad", fields)
+    with numpack.NumPack(path) as npk:
+        with pytest.raises(numpack.CorruptStoreError, match=f"metadata.npkm: frame at byte 64 does not decode: {what}"):
+            npk.load("bad")
 
 
 def test_truncated_data_file(numpack, stored):

@@ -560,7 +560,7 @@ class NumPack:
 
     def get_member_list(self) -> list[str]:
         """The names of all arrays, in the order of their first save."""
-        return [record.name for record in self._current().manifest.table.records()]
+        return self._current().manifest.table.names()
 
     def get_metadata(self) -> dict[str, Any]:
         """What is in the store.
@@ -592,7 +592,7 @@ class NumPack:
     def has_array(self, name: object) -> bool:
         """Whether there is an array of this name."""
         table = self._current().manifest.table
-        return isinstance(name, str) and table.get(name) is not None
+        return isinstance(name, str) and name in table
 
     def __contains__(self, name: object, /) -> bool:
         return self.has_array(name)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy_format
 
-from numpack._pure.format.error import BadDtype, FormatError
+from numpack._pure.format.error import BadDtype, FormatError, Malformed
 
 Descr = Any
 
@@ -98,7 +98,7 @@ def from_stored(stored: Any, depth: int = 0) -> Descr:
 
     Raises
     ------
-    FormatError
+    Malformed, BadDtype
     """
     if depth > MAX_DEPTH:
         raise BadDtype("dtype [...]: is nested too deeply")
@@ -108,15 +108,15 @@ def from_stored(stored: Any, depth: int = 0) -> Descr:
         descr = []
         for field in stored:
             if not isinstance(field, dict) or set(field) != {"title", "name", "descr", "shape"}:
-                raise FormatError("a field of a dtype is no map of title, name, descr and shape")
+                raise Malformed("a field of a dtype is no map of title, name, descr and shape")
             title, name, dims = field["title"], field["name"], field["shape"]
             if not isinstance(title, str) or not isinstance(name, str) or not _is_shape(dims):
-                raise FormatError("a field of a dtype has a title, name or shape that cannot be")
+                raise Malformed("a field of a dtype has a title, name or shape that cannot be")
             inner = from_stored(field["descr"], depth + 1)
             name = (title, name) if title else name
             descr.append((name, inner, tuple(dims)) if dims else (name, inner))
     else:
-        raise FormatError("descr is neither a string nor an array")
+        raise Malformed("descr is neither a string nor an array")
     if depth == 0:
         itemsize(descr)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numpack._text import quoted
 
-__all__ = ["BadDtype", "BadMagic", "Damaged", "FormatError", "Unsupported", "quoted"]
+__all__ = ["BadDtype", "BadMagic", "Damaged", "FormatError", "Malformed", "Unsupported", "quoted"]
 
 
 class FormatError(Exception):
@@ -26,6 +26,10 @@ class Unsupported(FormatError):
 
 class BadDtype(FormatError):
     """A description that is not one of a dtype of NumPy's with a fixed size."""
+
+
+class Malformed(Exception):
+    """A payload that is not what the specification describes. Who knows where it is makes a `FormatError` of it."""
 
 
 class Damaged(FormatError):

@@ -20,7 +20,7 @@ from numpack._pure.format import dtype as dtypes
 from numpack._pure.format import names
 from numpack._pure.format.block_index import FILE_HEADER_LEN, Index, IndexFault
 from numpack._pure.format.codec import Codec, Compression
-from numpack._pure.format.error import FormatError, Unsupported, quoted
+from numpack._pure.format.error import FormatError, Malformed, quoted
 from numpack._pure.format.layout import MAX_NBYTES, Layout, layout_of
 from numpack._pure.format.npy import MAX_HEADER_LEN
 from numpack._pure.format.upstream import Source
@@ -32,6 +32,9 @@ Op = dict[str, Any]
 MAX_ATTR_DEPTH = 64
 # Generations and ids are below this: no count of them comes to its end.
 MAX_COUNT = 2**63
+# How many bytes of an unsigned integer follow its mark in MessagePack, and where a record's id ends at the latest.
+UINT_LENS = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
+ID_END = 13
 NONE_DELETED = BitMap64()
 
 
@@ -111,16 +114,44 @@ class Change:
     kind: str
 
 
-class Table:
-    """All arrays of a store at one generation, in the order of their first save."""
+class Stored:
+    """An array as it stands in a snapshot: its record is decoded when somebody asks for it."""
 
-    def __init__(self) -> None:
+    __slots__ = ("_offset", "_record", "blob", "id", "name")
+
+    def __init__(self, name: str, blob: bytes, offset: int) -> None:
+        """``offset`` is where the snapshot's frame starts."""
+        self.name, self.blob, self._offset = name, blob, offset
+        self.id = _record_id(blob, offset)
+        self._record: Record | None = None
+
+    def decode(self) -> Record:
+        """The record.
+
+        Raises
+        ------
+        FormatError
+        """
+        if self._record is None:
+            self._record = decode_record(self.name, self.blob, self._offset)
+        return self._record
+
+
+class Table:
+    """All arrays of a store at one generation, in the order of their first save.
+
+    Of a snapshot the names and identities are checked when it is read; a record that is wrong otherwise is an error of
+    those who ask for that array. ``refuse`` makes the exception that they get of what is wrong.
+    """
+
+    def __init__(self, refuse: Callable[[FormatError], Exception] = lambda error: error) -> None:
+        self._refuse = refuse
         self.generation = 0
         self.next_id = 1
         self.attrs: Attrs = {}
         self.compression: Compression | None = None
         # A new version takes the place of the old one, a renamed array keeps its own: places are numbers that grow.
-        self._records: dict[int, Record] = {}
+        self._records: dict[int, Record | Stored] = {}
         self._places: dict[str, int] = {}
         self._places_by_id: dict[int, int] = {}
         self._next_place = 0
@@ -128,24 +159,41 @@ class Table:
     def __len__(self) -> int:
         return len(self._records)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def names(self) -> list[str]:
+        """The names of all arrays, in the order of their first save."""
+        # Places are only ever added at the end.
+        return [entry.name for entry in list(self._records.values())]
+
     def get(self, name: str) -> Record | None:
         """The record of an array."""
         place = self._places.get(name)
-        return None if place is None else self._records[place]
+        return None if place is None else self._decoded(self._records[place])
 
     def by_id(self, array_id: int) -> Record | None:
         """The record of a version of an array, whatever name it has by now."""
         place = self._places_by_id.get(array_id)
-        return None if place is None else self._records[place]
+        return None if place is None else self._decoded(self._records[place])
 
     def records(self) -> list[Record]:
         """All records, in the order of their first save."""
-        # Places are only ever added at the end.
-        return list(self._records.values())
+        return [self._decoded(entry) for entry in list(self._records.values())]
+
+    def _decoded(self, entry: Record | Stored) -> Record:
+        if isinstance(entry, Record):
+            return entry
+        try:
+            return entry.decode()
+        except FormatError as error:
+            raise self._refuse(error) from None
 
     @classmethod
-    def decode(cls, payload: bytes, offset: int) -> Table:
-        """Read a snapshot's payload; ``offset`` is where its frame starts.
+    def decode(
+        cls, payload: bytes, offset: int, refuse: Callable[[FormatError], Exception] = lambda error: error
+    ) -> Table:
+        """Read a snapshot's payload, without the records in it; ``offset`` is where its frame starts.
 
         Raises
         ------
@@ -154,23 +202,25 @@ class Table:
         snapshot = _unpack(payload, offset)
         try:
             _check_keys(snapshot, {"generation", "next_id", "arrays"}, {"attrs", "codec"})
-            table = cls()
+            table = cls(refuse)
             table.generation, table.next_id = _count(snapshot["generation"]), _count(snapshot["next_id"])
             table.attrs = _attrs(snapshot.get("attrs", {}))
             stored = snapshot.get("codec")
             table.compression = None if stored is None else _codec(stored, Compression)
             entries = [_entry(entry) for entry in _list(snapshot["arrays"])]
-        except _Malformed as error:
+        except Malformed as error:
             raise FormatError(f"frame at byte {offset} does not decode: {error}") from None
         if table.generation >= MAX_COUNT or table.next_id >= MAX_COUNT:
             raise table._refused(table.generation, f"counts up to 2**63: the next id is {table.next_id}")
         for name, blob in entries:
-            record = decode_record(name, blob, offset)
-            if record.id in table._places_by_id or not 0 < record.id < table.next_id:
-                raise table._refused(table.generation, f"array {quoted(name)} has the id {record.id} of another")
+            stored = Stored(name, blob, offset)
+            if not 0 < stored.id < table.next_id:
+                raise table._refused(table.generation, f"array {quoted(name)} has the id {stored.id} of another")
             if name in table._places:
                 raise table._refused(table.generation, f"array {quoted(name)} is there twice")
-            table._put(record)
+            if stored.id in table._places_by_id:
+                raise table._refused(table.generation, f"two arrays have the id {stored.id}")
+            table._put(stored)
         return table
 
     def encode(self) -> bytes:
@@ -178,7 +228,10 @@ class Table:
         snapshot = {"generation": self.generation, "next_id": self.next_id, "attrs": _sorted(self.attrs)}
         if self.compression is not None:
             snapshot["codec"] = self.compression.to_map()
-        snapshot["arrays"] = [encode_record(record) for record in self.records()]
+        snapshot["arrays"] = [
+            [entry.name, entry.blob] if isinstance(entry, Stored) else encode_record(entry)
+            for entry in self._records.values()
+        ]
         return _pack(snapshot)
 
     def apply(self, edit: Edit, changed: Callable[[Change], None]) -> None:
@@ -273,7 +326,7 @@ class Table:
                 self._change(name, edit, attrs=_changed_attrs(record.attrs, added, removed))
                 changed(Change(record.id, "attrs"))
 
-    def _put(self, record: Record) -> Record | None:
+    def _put(self, record: Record | Stored) -> Record | Stored | None:
         place = self._places.get(record.name)
         old = None
         if place is None:
@@ -344,7 +397,7 @@ class Edit:
             _check_keys(stored, {"generation", "time", "ops"}, set())
             ops = [_op_from_stored(op, offset) for op in _list(stored["ops"])]
             return cls(_count(stored["generation"]), _integer(stored["time"]), ops)
-        except _Malformed as error:
+        except Malformed as error:
             raise FormatError(f"frame at byte {offset} does not decode: {error}") from None
 
 
@@ -367,7 +420,7 @@ def _op_to_stored(op: Op) -> Op:
 
 def _op_from_stored(op: Any, offset: int) -> Op:
     if not isinstance(op, dict) or len(op) != 1:
-        raise _Malformed("a change is no map with one key")
+        raise Malformed("a change is no map with one key")
     ((key, value),) = op.items()
     if key == "put":
         name, blob = _entry(value)
@@ -392,7 +445,7 @@ def _op_from_stored(op: Any, offset: int) -> Op:
         name, added, removed = _list(value, 3)
         name = None if name is None else _text(name)
         return {key: (name, _attrs(added), [_text(item) for item in _list(removed)])}
-    raise _Malformed(f"a change has the unknown kind {key!r}")
+    raise Malformed(f"a change has the unknown kind {key!r}")
 
 
 def encode_record(record: Record) -> list[Any]:
@@ -416,6 +469,31 @@ def encode_record(record: Record) -> list[Any]:
     return [record.name, _pack(stored)]
 
 
+def _record_id(blob: bytes, offset: int) -> int:
+    """The identity in a stored record, which is otherwise not looked at. It is the first field where we wrote it."""
+    if blob[1:4] == b"\xa2id" and 0x80 <= blob[0] <= 0x8F and len(blob) > ID_END:
+        mark = blob[4]
+        if mark <= 0x7F:
+            return mark
+        if mark in UINT_LENS:
+            return int.from_bytes(blob[5 : 5 + UINT_LENS[mark]], "big")
+    try:
+        return _count(_stored_record(blob, offset)["id"])
+    except Malformed as error:
+        raise FormatError(f"frame at byte {offset} does not decode: {error}") from None
+
+
+def _stored_record(blob: bytes, offset: int) -> dict:
+    """The map of a record, which has all the keys that it needs and no other."""
+    stored = _unpack(blob, offset)
+    _check_keys(
+        stored,
+        {"id", "file", "descr", "shape", "fortran_order", "offset", "mtime"},
+        {"codec", "index", "deleted", "attrs"},
+    )
+    return stored
+
+
 def decode_record(name: str, blob: bytes, offset: int) -> Record:
     """A record, checked; ``offset`` is where its frame starts.
 
@@ -423,16 +501,11 @@ def decode_record(name: str, blob: bytes, offset: int) -> Record:
     ------
     FormatError
     """
-    stored = _unpack(blob, offset)
     try:
-        _check_keys(
-            stored,
-            {"id", "file", "descr", "shape", "fortran_order", "offset", "mtime"},
-            {"codec", "index", "deleted", "attrs"},
-        )
+        stored = _stored_record(blob, offset)
         file, shape = _text(stored["file"]), [_count(dim) for dim in _list(stored["shape"])]
         if not isinstance(stored["fortran_order"], bool):
-            raise _Malformed("fortran_order is no boolean")
+            raise Malformed("fortran_order is no boolean")
         names.check(name)
         if not names.is_data_file(file):
             raise FormatError(f"array name {quoted(file)}: is not the name of a data file within the store")
@@ -468,22 +541,20 @@ def decode_record(name: str, blob: bytes, offset: int) -> Record:
             mtime=_integer(stored["mtime"]),
             attrs=_attrs(stored.get("attrs", {})),
         )
-    except _Malformed as error:
+    except Malformed as error:
         raise FormatError(f"frame at byte {offset} does not decode: {error}") from None
 
 
 def _codec(stored: Any, kind: Any = Codec) -> Any:
     try:
         return kind.from_map(stored)
-    except UnsupportedError as error:
-        raise Unsupported(str(error)) from None
-    except CorruptStoreError as error:
-        raise FormatError(str(error)) from None
+    except (UnsupportedError, CorruptStoreError) as error:
+        raise Malformed(str(error)) from None
 
 
 def _index(stored: Any, name: str) -> Index:
     if not isinstance(stored, bytes):
-        raise _Malformed("an index is no byte string")
+        raise Malformed("an index is no byte string")
     try:
         return Index.parse(stored)
     except IndexFault as error:
@@ -493,14 +564,14 @@ def _index(stored: Any, name: str) -> Index:
 def parse_deleted(data: Any) -> BitMap64:
     """A set of deleted rows from its portable serialization."""
     if not isinstance(data, bytes):
-        raise _Malformed("deleted rows are no byte string")
+        raise Malformed("deleted rows are no byte string")
     try:
         rows = BitMap64.deserialize(data)
     except ValueError as error:
-        raise _Malformed(f"the bitmap of deleted rows: {error}") from None
+        raise Malformed(f"the bitmap of deleted rows: {error}") from None
     # What follows it, or is not as it is written, would be lost when it is written again.
     if len(rows.serialize()) > len(data):
-        raise _Malformed("the bitmap of deleted rows is cut")
+        raise Malformed("the bitmap of deleted rows is cut")
     return rows
 
 
@@ -532,10 +603,6 @@ def _is_shallow(value: Any, depth: int) -> bool:
     return True
 
 
-class _Malformed(Exception):
-    """A payload that is not what the specification describes."""
-
-
 def _pack(value: Any) -> bytes:
     return msgpack.packb(value, use_bin_type=True)
 
@@ -561,46 +628,46 @@ def _hashable(key: Any) -> Any:
 def _check_keys(value: dict, needed: set[str], allowed: set[str]) -> None:
     for key in value:
         if key not in needed and key not in allowed:
-            raise _Malformed(f"the key {key!r} is unknown")
+            raise Malformed(f"the key {key!r} is unknown")
     for key in needed:
         if key not in value:
-            raise _Malformed(f"the key {key!r} is missing")
+            raise Malformed(f"the key {key!r} is missing")
 
 
 def _list(value: Any, length: int | None = None) -> list:
     if not isinstance(value, list) or (length is not None and len(value) != length):
-        raise _Malformed("an array is missing, or has another length")
+        raise Malformed("an array is missing, or has another length")
     return value
 
 
 def _entry(value: Any) -> tuple[str, bytes]:
     name, blob = _list(value, 2)
     if not isinstance(blob, bytes):
-        raise _Malformed("a record is no byte string")
+        raise Malformed("a record is no byte string")
     return _text(name), blob
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise _Malformed("a string is missing")
+        raise Malformed("a string is missing")
     return value
 
 
 def _integer(value: Any) -> int:
     if type(value) is not int or not -(2**63) <= value < 2**63:
-        raise _Malformed("an integer is missing")
+        raise Malformed("an integer is missing")
     return value
 
 
 def _count(value: Any) -> int:
     if type(value) is not int or value < 0:
-        raise _Malformed("a count is missing")
+        raise Malformed("a count is missing")
     return value
 
 
 def _attrs(value: Any) -> Attrs:
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise _Malformed("attributes are no map of strings")
+        raise Malformed("attributes are no map of strings")
     return _sorted(value)
 
 

@@ -409,7 +409,10 @@ def newest_view(store: Store, record: Record, data: DataFile, *, thorough: bool 
 
 def current_record(store: Store, record: Record, data: DataFile) -> Record | None:
     """The newest record of the version that `record` describes, whatever name it has by now; None if it is gone."""
-    current = None if data.is_gone else store.manifest.table.by_id(record.id)
+    try:
+        current = None if data.is_gone else store.manifest.table.by_id(record.id)
+    except errors.CorruptStoreError:
+        return None
     if current is None or current is record:
         return current
 

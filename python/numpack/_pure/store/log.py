@@ -6,6 +6,7 @@ in the same critical section.
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import struct
@@ -74,7 +75,8 @@ class ManifestLog:
             if snapshot is None:
                 needed = frame.HEADER_LEN + frame.FRAME_HEADER.size
                 raise FormatError(f"the snapshot needs {needed} bytes, the file has {stat.st_size}")
-            self.table = Table.decode(snapshot.payload, snapshot.offset)
+            refuse = functools.partial(errors.damaged, self._path())
+            self.table = Table.decode(snapshot.payload, snapshot.offset, refuse)
             self.end = self._snapshot_end = self.synced_len = snapshot.end
             # Arrays that the last frame of somebody else gave rows or blocks: should he have died before he wrote their
             # headers, the next writer does.

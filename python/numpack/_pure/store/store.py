@@ -143,7 +143,7 @@ class Store:
 
     def check_free(self, name: str) -> None:
         """Refuse a name that an array has."""
-        if self.manifest.table.get(name) is not None:
+        if name in self.manifest.table:
             raise errors.exists(self.path, name)
 
     def note_change(self, change: Change) -> None:

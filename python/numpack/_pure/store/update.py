@@ -72,7 +72,7 @@ def save_and_remove(
         how = compression if old is None else compression_of(old.codec)
         staged.append(_staged(store, name, array, how))
     with writing(store):
-        doomed = [name for name in dict.fromkeys(remove) if name not in arrays and store.manifest.table.get(name)]
+        doomed = [name for name in dict.fromkeys(remove) if name not in arrays and name in store.manifest.table]
         writer.commit(store, Commit(staged, [{"delete": name} for name in doomed]))
 
 
@@ -120,14 +120,14 @@ def copy_array(store: Store, source: str, target: str) -> None:
 def remove(store: Store, doomed: list[str]) -> None:
     """Remove arrays. Missing ones are ignored."""
     with writing(store):
-        there = [name for name in dict.fromkeys(doomed) if store.manifest.table.get(name) is not None]
+        there = [name for name in dict.fromkeys(doomed) if name in store.manifest.table]
         writer.commit(store, Commit(ops=[{"delete": name} for name in there]))
 
 
 def clear(store: Store) -> None:
     """Remove all arrays."""
     with writing(store):
-        doomed = [record.name for record in store.manifest.table.records()]
+        doomed = store.manifest.table.names()
         writer.commit(store, Commit(ops=[{"delete": name} for name in doomed]))
 
 

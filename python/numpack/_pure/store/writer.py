@@ -299,10 +299,10 @@ def _mend_headers(store: Store) -> None:
     """Write the headers that a writer that died did not get to write."""
     lagging, store.manifest.lagging = store.manifest.lagging, []
     for name in lagging:
-        record = store.manifest.table.get(name)
-        if record is None:
-            continue
         try:
+            record = store.manifest.table.get(name)
+            if record is None:
+                continue
             data = store.files.get(record)
             is_current = record.codec is None or _is_slot_current(record, data)
             if not (is_current and data.describes(record)):
@@ -335,7 +335,12 @@ def _finish_intent(store: Store) -> None:
     files = parse_intent(data)
     if files is None:
         return
-    live = {record.file for record in store.manifest.table.records()}
+    try:
+        live = {record.file for record in store.manifest.table.records()}
+    except errors.CorruptStoreError as error:
+        # It stays for a writer who knows which files are needed.
+        log.warning("%s", error)
+        return
     with contextlib.suppress(OSError):
         store.directory.sweep_temporaries()
     _end_intent(store, [file for file in files if file not in live])
