@@ -282,7 +282,8 @@ class BatchMethods(_Core):
         if rows is not None:
             return _rows_of(name, array, rows, out)
         if out is not None:
-            return _filled(name, out, array)
+            _rows.check_out(out, array.dtype, array.shape)[...] = array
+            return out
         return array
 
     @_within
@@ -466,7 +467,7 @@ class BatchMethods(_Core):
                 continue
             known = stored.get(name) if name not in overlay.gone else None
             nbytes = math.prod(entry.shape) * entry.array.dtype.itemsize
-            of_entry = {"shape": list(entry.shape), "dtype": _dtype_name(entry.array.dtype), "size_bytes": nbytes}
+            of_entry = {"shape": list(entry.shape), "dtype": _rows.dtype_name(entry.array.dtype), "size_bytes": nbytes}
             if known is None:
                 rest = {"data_file": None, "last_modified": entry.modified, "stored_bytes": nbytes, "codec": None}
                 arrays[name] = of_entry | rest
@@ -680,20 +681,9 @@ def _rows_of(name: str, array: AnyArray, indexes: RowIndex, out: AnyArray | None
     if not array.ndim:
         raise ValueError(_rows.no_rows(name))
     rows = np.array(array[_rows.resolve(name, indexes, len(array))], order="C")
-    return rows if out is None else _filled(name, out, rows)
-
-
-def _filled(name: str, out: AnyArray, array: AnyArray) -> AnyArray:
-    """`out` with the items of `array`."""
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out is of type {type(out).__name__}, expected an ndarray")
-    if out.dtype != array.dtype:
-        raise TypeError(f"out has dtype {out.dtype}, array '{name}' needs {array.dtype}")
-    if out.shape != array.shape:
-        raise ValueError(f"out has shape {out.shape}, what is read of array '{name}' has {array.shape}")
-    if not out.flags.c_contiguous or not out.flags.writeable:
-        raise ValueError("out must be C-contiguous and writable")
-    out[...] = array
+    if out is None:
+        return rows
+    _rows.check_out(out, rows.dtype, rows.shape)[...] = rows
     return out
 
 
@@ -706,10 +696,3 @@ def _touch(entry: Entry) -> None:
 def _now() -> int:
     """Microseconds since 1970."""
     return time.time_ns() // 1000
-
-
-def _dtype_name(dtype: np.dtype[Any]) -> str:
-    kinds = {"b": "Bool", "i": "Int", "u": "Uint", "f": "Float", "c": "Complex"}
-    if dtype.kind not in kinds or not dtype.isnative:
-        return str(dtype)
-    return "Bool" if dtype.kind == "b" else f"{kinds[dtype.kind]}{dtype.itemsize * 8}"

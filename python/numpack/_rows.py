@@ -266,3 +266,34 @@ def _check_number(what: str, value: object, allowed: range, expected: str) -> No
         raise TypeError(f"{what} is of type {type(value).__name__}, expected an int")
     if int(value) not in allowed:
         raise ValueError(f"{what} is {value}, expected {expected}")
+
+
+def check_out(out: object, dtype: np.dtype[Any], shape: tuple[int, ...]) -> AnyArray:
+    """The array that a caller wants to be filled.
+
+    Raises
+    ------
+    TypeError
+        If it is no ndarray, or has another dtype.
+    ValueError
+        If it has another shape, is not C-contiguous, or cannot be written to.
+    """
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out is of type {type(out).__name__}, expected an ndarray")
+    if out.dtype != dtype:
+        raise TypeError(f"out has dtype {out.dtype}, expected {dtype}")
+    if out.shape != shape:
+        raise ValueError(f"out has shape {out.shape}, expected {shape}")
+    if not out.flags.c_contiguous:
+        raise ValueError("out is not C-contiguous; pass one that numpy.empty makes")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only")
+    return out
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """The name of a dtype in `NumPack.get_metadata`: as NumPack has always called it, or NumPy's text."""
+    kinds = {"b": "Bool", "i": "Int", "u": "Uint", "f": "Float", "c": "Complex"}
+    if dtype.kind not in kinds or not dtype.isnative:
+        return str(dtype)
+    return "Bool" if dtype.kind == "b" else f"{kinds[dtype.kind]}{dtype.itemsize * 8}"

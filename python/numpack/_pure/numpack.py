@@ -237,7 +237,7 @@ class NumPack:
             return self.getitem(name, rows, out=out)
         array = self._array(name)
         if out is not None:
-            values.filled(out, array.record.dtype, array.record.shape, name)
+            _rows.check_out(out, array.record.dtype, array.record.shape)
         return array.read(out)
 
     def __getitem__(self, name: str, /) -> np.ndarray:
@@ -500,7 +500,7 @@ class NumPack:
         rows = _rows.resolve(name, indexes, record.n_rows)
         n_rows = _rows.count(rows, record.n_rows)
         if out is not None:
-            values.filled(out, record.dtype, (n_rows, *record.shape[1:]), name)
+            _rows.check_out(out, record.dtype, (n_rows, *record.shape[1:]))
         if isinstance(rows, slice):
             start, _, step = rows.indices(record.n_rows)
             if step == 1:
@@ -583,7 +583,7 @@ class NumPack:
                 "size_bytes": record.nbytes,
                 "stored_bytes": record.layout.nbytes if record.index is None else record.index.live,
                 "codec": _described(record.codec),
-                "dtype": dtype_name(record.dtype),
+                "dtype": _rows.dtype_name(record.dtype),
             }
             for record in records
         }
@@ -711,13 +711,3 @@ def _modified(store: Store, record: Any) -> int:
 
 def _described(codec: Codec | None) -> dict[str, Any] | None:
     return None if codec is None else {"level": codec.level, "block": codec.block_len, "filter": codec.filter}
-
-
-def dtype_name(dtype: np.dtype) -> str:
-    """The name of a dtype in `NumPack.get_metadata`: as NumPack has always called it, or NumPy's text."""
-    kinds = {"i": "Int", "u": "Uint", "f": "Float", "c": "Complex"}
-    if dtype.kind == "b":
-        return "Bool"
-    if dtype.kind not in kinds or not dtype.isnative:
-        return str(dtype)
-    return f"{kinds[dtype.kind]}{dtype.itemsize * 8}"

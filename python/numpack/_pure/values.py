@@ -138,23 +138,3 @@ def _key(name: str, key: Any, depth: int) -> Any:
     if isinstance(key, tuple):
         return tuple(_key(name, item, depth + 1) for item in key)
     return _value(name, key, depth)
-
-
-def filled(out: Any, dtype: np.dtype, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """Check the array that a caller wants to be filled.
-
-    Raises
-    ------
-    TypeError, ValueError
-    """
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out is of type {type(out).__name__}, expected an ndarray")
-    if out.dtype != dtype:
-        raise TypeError(f"out has dtype {out.dtype}, expected {dtype}")
-    if out.shape != shape:
-        raise ValueError(f"out has shape {out.shape}, expected {shape}")
-    if not out.flags.c_contiguous:
-        raise ValueError("out is not C-contiguous; pass one that numpy.empty makes")
-    if not out.flags.writeable:
-        raise ValueError("out is read-only")
-    return out
