@@ -18,7 +18,7 @@ import numpy as np
 from numpack import _rows
 from numpack._attrs import plain_attrs
 from numpack._errors import AppendTargetError, ArrayExistsError, ArrayNotFoundError, RowIndexError
-from numpack._memory import mapped_temporary
+from numpack._memory import mapped_temporary, zeros
 from numpack._rows import AnyArray, RowIndex
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class Overlay:
         """A new array with any items, and what of it counts for the limit: nothing if it lies in a file."""
         nbytes = math.prod(shape) * dtype.itemsize
         if self.memory_limit is None or self.in_memory + nbytes <= self.memory_limit:
-            return np.empty(shape, dtype), nbytes
+            return np.ndarray(shape, dtype), nbytes
         return mapped_temporary(self.folder, shape, dtype), 0
 
     def merged(self, name: str, entry: Entry) -> AnyArray:
@@ -538,12 +538,11 @@ class BatchMethods(_Core):
         overlay = self._overlay
         self._check_free(name)
         _rows.check_compress("compress", compress)
-        dims = (operator.index(shape),) if not np.iterable(shape) else tuple(map(operator.index, shape))
-        kind = np.dtype(dtype)
-        _rows.storable(name, np.empty(0, kind))
+        dims, kind = _rows.check_shape(name, shape), np.dtype(dtype)
+        _rows.check_dtype(name, kind)
         nbytes = math.prod(dims) * kind.itemsize
         if overlay.memory_limit is None or overlay.in_memory + nbytes <= overlay.memory_limit:
-            entry = Entry(np.zeros(dims, kind), in_memory=nbytes)
+            entry = Entry(zeros(dims, kind), in_memory=nbytes)
         else:
             # What was never written in a file is zero.
             entry = Entry(mapped_temporary(overlay.folder, dims, kind))

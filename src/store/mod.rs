@@ -48,7 +48,9 @@ pub use upstream::{Upgrade, Upgraded};
 
 pub use crate::format::manifest::{Change, ChangeKind};
 pub use crate::format::upstream::TableLayout;
-pub use crate::format::{ArrayId, Attrs, Codec, Compression, Dtype, Filter, Generation};
+pub use crate::format::{
+    ArrayId, Attrs, Codec, Compression, Descr, Dtype, Field, Filter, Generation, Subarray,
+};
 
 use crate::format::{FormatError, names};
 pub use crate::sys::MapMut;

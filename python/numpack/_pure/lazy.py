@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from numpack._errors import RowIndexError
+from numpack._memory import zeros
 from numpack._pure.store import error as errors
 from numpack._pure.store.array import Array
 
@@ -206,7 +207,7 @@ class LazyArray:
         if len(touched) == shape[0]:
             return self._whole()[index]
         # The other rows are there, and take no memory: nobody looks at them.
-        whole = np.zeros(shape, self.dtype)
+        whole = zeros(shape, self.dtype)
         whole[touched] = self._array.gather(touched)
         return whole[index]
 

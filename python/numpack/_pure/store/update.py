@@ -15,13 +15,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from numpack import _rows
+from numpack._pure.format import bitmap, names, npy
 from numpack._pure.format import dtype as dtypes
-from numpack._pure.format import names, npy
 from numpack._pure.format.codec import Codec, Compression
 from numpack._pure.format.dtype import Descr
-from numpack._pure.format.error import FormatError
+from numpack._pure.format.error import BadDtype, FormatError
 from numpack._pure.format.layout import Layout, layout_of
-from numpack._pure.format.manifest import Attrs, Record, bitmap, check_attrs
+from numpack._pure.format.manifest import Attrs, Record, check_attrs
 from numpack._pure.store import error as errors
 from numpack._pure.store import writer
 from numpack._pure.store.array import Array
@@ -47,6 +48,8 @@ def describe(name: str, array: np.ndarray) -> tuple[Descr, Layout]:
         descr = dtypes.from_numpy(array.dtype)
         is_fortran = array.flags.f_contiguous and not array.flags.c_contiguous
         return descr, layout_of(array.shape, is_fortran, array.dtype.itemsize)
+    except BadDtype as error:
+        raise _rows.unstorable(name, array.dtype, str(error)) from None
     except FormatError as error:
         raise errors.refused(error) from None
 
@@ -354,7 +357,7 @@ def drop_rows(store: Store, rows_of: dict[str, np.ndarray]) -> None:
                 change.moves_rows = True
                 continue
             stored = rows if record.live is None else record.live[rows]
-            change.ops.append({"drop_rows": (name, bitmap(stored))})
+            change.ops.append({"drop_rows": (name, bitmap.of_rows(stored))})
         writer.commit(store, change)
 
 
