@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::names;
-use super::{FileKind, Ino};
+use super::{FileKind, Ino, SetAttr};
 
 /// How many cut names of one hash a folder can show.
 const MAX_PROBES: u64 = 16;
@@ -29,6 +29,8 @@ pub(super) struct Directory {
     pub(super) prefix: Arc<str>,
     /// When an array or folder was last added, taken away or replaced here, or what was set since.
     pub(super) mtime: SystemTime,
+    /// What was set here, and is not as of the store's folder.
+    pub(super) own: OwnAttr,
     pub(super) n_subdirectories: u32,
     /// Its own name in `parent`.
     name: Arc<str>,
@@ -40,12 +42,21 @@ pub(super) struct Directory {
     kept: bool,
 }
 
+/// Attributes that a folder has been given.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct OwnAttr {
+    pub(super) perm: Option<u16>,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
+}
+
 impl Directory {
     fn new(parent: Ino, prefix: &str, name: Arc<str>, now: SystemTime) -> Self {
         Self {
             parent,
             prefix: prefix.into(),
             mtime: now,
+            own: OwnAttr::default(),
             n_subdirectories: 0,
             name,
             children: HashMap::new(),
@@ -222,10 +233,13 @@ impl Tree {
         Some(places)
     }
 
-    /// Sets the time that a folder shows.
-    pub(super) fn set_mtime(&mut self, ino: Ino, mtime: SystemTime) {
+    /// Sets the owner, the permissions and the time of change that a folder shows, as far as they are given.
+    pub(super) fn set_attr(&mut self, ino: Ino, set: SetAttr) {
         if let Some(directory) = self.directories.get_mut(&ino) {
-            directory.mtime = mtime;
+            directory.mtime = set.mtime.unwrap_or(directory.mtime);
+            let own = &mut directory.own;
+            *own =
+                OwnAttr { perm: set.perm.or(own.perm), uid: set.uid.or(own.uid), gid: set.gid.or(own.gid) };
         }
     }
 
