@@ -52,6 +52,7 @@ in_both_ways! {
     removing_a_pending_file_removes_what_it_hides
     folders_are_made_and_removed
     new_files_belong_to_who_makes_them
+    pending_files_go_with_their_folder
     fallocate_reserves_space
     fsync_of_a_whole_file_makes_the_array
     what_is_pending_at_the_end_is_put_into_lost_and_found
@@ -782,6 +783,26 @@ fn folders_are_made_and_removed() {
     f.close(fh).unwrap();
     f.other.remove(&["p/b"]).unwrap();
     assert_errno(f.lookup("p"), libc::ENOENT);
+}
+
+fn pending_files_go_with_their_folder() {
+    let f = Fixture::with(|store| save(store, "g/old", 1, 0));
+    let open = f.create_new("g/a.npy").unwrap();
+    f.write(open, 0, &npy(10, 0)[..100]).unwrap();
+    let notes = f.create_new("g/notes").unwrap();
+    f.write(notes, 0, b"text").unwrap();
+    f.close(notes).unwrap();
+    f.rename("g", "h").unwrap();
+    assert_eq!(f.list("h"), names(["a.npy", "notes", "old.npy"]));
+    f.write(open, 100, &npy(10, 0)[100..]).unwrap();
+    f.close(open).unwrap();
+    f.other.refresh().unwrap();
+    assert!(f.other.contains("h/a") && !f.other.contains("g/a"));
+    assert_errno(f.lookup("g"), libc::ENOENT);
+    // With nothing in it that the store knows.
+    f.mkdir("new").unwrap();
+    f.rename("new", "h/newer").unwrap();
+    assert_eq!(f.list("h"), names(["a.npy", "newer", "notes", "old.npy"]));
 }
 
 fn new_files_belong_to_who_makes_them() {

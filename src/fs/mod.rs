@@ -29,6 +29,7 @@ mod dir;
 mod entry;
 mod error;
 mod file;
+mod folders;
 mod handle;
 mod inode;
 pub mod names;

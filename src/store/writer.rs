@@ -181,6 +181,22 @@ impl Store {
         self.shared.commit(Commit { ops, ..Commit::default() })
     }
 
+    /// Renames arrays, all or none: each to a name that no array has. Waits no longer than `wait` for other writers.
+    ///
+    /// # Errors
+    /// As [`Store::rename`].
+    pub fn rename_all(&self, names: &[(&str, &str)], wait: Duration) -> Result<(), StoreError> {
+        names.iter().try_for_each(|(_, to)| names::check(to))?;
+        let _guard = self.shared.lock_writers_within(wait)?;
+        let mut ops = Vec::with_capacity(names.len());
+        for (from, to) in names {
+            let array = self.record(from)?;
+            self.shared.check_free(to, false)?;
+            ops.push(Op::Rename(Arc::clone(array.name()), (*to).into()));
+        }
+        self.shared.commit(Commit { ops, ..Commit::default() })
+    }
+
     /// Sets and removes user attributes of an array, or, without a name, of the store.
     ///
     /// # Errors

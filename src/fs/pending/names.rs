@@ -128,6 +128,16 @@ impl Fs {
         }
     }
 
+    /// Lets the files in these folders become arrays of the names that the folders have now.
+    pub(in crate::fs) fn follow_folders(&self, tree: &Tree, folders: &[Ino]) {
+        for file in self.pending.all() {
+            let mut state = file.state();
+            if state.array.is_some() && folders.contains(&state.spot.parent) {
+                state.array = array_for(tree, &state.spot).ok().flatten();
+            }
+        }
+    }
+
     /// Lets all files that have or had a name give it up, because it is removed or given to something else.
     fn abandon(&self, spot: &Spot) {
         for file in self.pending.all() {
