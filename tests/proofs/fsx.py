@@ -8,17 +8,15 @@ tested as they are.
 from __future__ import annotations
 
 import random
-import subprocess
-from pathlib import Path
 
+import behind_header
 import numpy as np
 
-from ways import Failed, Mount, NotRun, tool
+from ways import Failed, Mount, tool
 
-HEADER_LEN = 4096
 # Neither whole pages nor whole blocks of a compressed array.
 N_ELEMENTS = 5 * 65536 + 1234
-N_OPERATIONS = {False: 4000, True: 100_000}
+N_OPERATIONS = {False: 4000, True: 40_000}
 
 ON_ARRAYS = """
 flen = {n_bytes}
@@ -54,16 +52,9 @@ copy_file_range = 3
 
 
 def prepare(report, scratch):
-    global fsx, behind_header
+    global fsx
     fsx = scratch.lend(tool("fsx", "sh .ci/setup.sh proofs builds it"))
-    behind_header = scratch.path / "behind_header.so"
-    source = Path(__file__).with_name("behind_header.c")
-    built = subprocess.run(
-        ["cc", "-shared", "-fPIC", "-O1", "-Wall", "-o", behind_header, source, "-ldl"], capture_output=True, text=True
-    )
-    if built.returncode != 0:
-        raise NotRun(f"cc cannot build {source.name}: {built.stderr.strip()}")
-    behind_header.chmod(0o755)
+    behind_header.build(scratch)
     (scratch.path / "array.toml").write_text(ON_ARRAYS.format(n_bytes=N_ELEMENTS, sendfile=3))
     (scratch.path / "passed.toml").write_text(ON_ARRAYS.format(n_bytes=N_ELEMENTS, sendfile=0))
     (scratch.path / "other.toml").write_text(ON_OTHERS)
@@ -92,11 +83,7 @@ def exercise(report, scratch, way, file, settings, seed, what):
     artifacts.chmod(0o777)
     environment = {"PATH": "/usr/bin:/bin"}
     if settings != "other.toml":
-        environment |= {
-            "LD_PRELOAD": str(behind_header),
-            "BEHIND_HEADER_FILE": str(file),
-            "BEHIND_HEADER_LEN": str(HEADER_LEN),
-        }
+        environment |= behind_header.environment(file)
     n = N_OPERATIONS[report.long]
     status, said = way.run(
         fsx, "-N", n, "-S", seed, "-P", artifacts, "-f", scratch.path / settings, file, env=environment, seconds=1800

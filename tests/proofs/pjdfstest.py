@@ -53,28 +53,32 @@ def prepare(report, scratch):
 def run(report, scratch, way):
     # Other users than root must come in for tests that become one; nobody needs a line in /etc/fuse.conf for that.
     options = ["allow_other"] if way.user is None else []
+    elsewhere = scratch.folder(f"elsewhere-{way.options}-{way.user}", way)
     with Mount(scratch, way, options=options) as mount:
-        settings = scratch.path / "pjdfstest.toml"
-        status, said = way.run(pjdfstest, "-c", settings, "-p", mount.path, env={"RUST_BACKTRACE": "0", "PATH": "/usr/bin:/bin"})
-        if status not in (0, 1):
-            raise Failed(f"pjdfstest: exit code {status}\n{said}")
-    results = dict(re.findall(r"^(\w+(?:::\w+)+) +(ok|skipped|FAILED)$", re.sub(r"\x1b\[[0-9;]*m", "", said), re.MULTILINE))
-    failed = {name for name, result in results.items() if result == "FAILED"}
-    explained = {}
-    for reason, pattern in REASONS.items():
-        explained[reason] = {name for name in failed if re.search(pattern, name)}
-        failed -= explained[reason]
-    if failed:
-        raise Failed(f"pjdfstest: {', '.join(sorted(failed))}\n{said}")
-    n_ok = sum(result == "ok" for result in results.values())
-    if not n_ok:
-        raise Failed(f"pjdfstest ran no tests\n{said}")
-    report.passed(f"{way.name}: {n_ok} of {len(results)} tests")
+        command = [pjdfstest, "-c", scratch.path / "pjdfstest.toml", "-p", mount.path, "-s", elsewhere]
+        status, said = way.run(*command, env={"RUST_BACKTRACE": "0", "PATH": "/usr/bin:/bin"})
+    results = parse(said)
+    if status not in (0, 1) or not any(result == "ok" for result, _ in results.values()):
+        raise Failed(f"pjdfstest: exit code {status}\n{said}")
+    failed = {name for name, (result, _) in results.items() if result == "FAILED"}
+    explained = {reason: {name for name in failed if re.search(pattern, name)} for reason, pattern in REASONS.items()}
+    unexplained = failed.difference(*explained.values())
+    if unexplained:
+        raise Failed("pjdfstest: " + "\n".join(f"{name}: {results[name][1]}" for name in sorted(unexplained)))
+    n_passed = sum(result == "ok" for result, _ in results.values())
+    report.passed(f"{way.name}: {n_passed} of {len(results)} tests")
     for reason, names in explained.items():
         if names:
             report.does_not_apply(f"{way.name}: {len(names)} tests: {reason}")
         elif way.user is None:
             raise Failed(f"no test fails any more because {reason}: take that out of the REASONS")
-    skipped = re.findall(r"^\w+(?:::\w+)+ +skipped\n\t(.*)$", re.sub(r"\x1b\[[0-9;]*m", "", said), re.MULTILINE)
+    skipped = [detail for result, detail in results.values() if result == "skipped"]
     for reason in sorted(set(skipped)):
-        report.does_not_apply(f"{way.name}: {skipped.count(reason)} tests: pjdfstest says: {reason}")
+        report.does_not_apply(f"{way.name}: {skipped.count(reason)} tests: {reason}")
+
+
+def parse(said):
+    """What became of each test, and what was said of it."""
+    found = re.split(r"^(\w+(?:::\w+)+) +(ok|skipped|FAILED)$", re.sub(r"\x1b\[[0-9;]*m", "", said), flags=re.MULTILINE)
+    tests = zip(found[1::3], found[2::3], found[3::3], strict=True)
+    return {name: (result, detail.strip().replace("\n\t", "; ")) for name, result, detail in tests}

@@ -8,6 +8,7 @@ everything is made in a folder of its own below the folder for temporary files, 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pwd
@@ -152,6 +153,8 @@ def tool(name, how_to_get_it):
 class Scratch:
     """A folder that all users may enter."""
 
+    numbers = itertools.count()
+
     def __enter__(self):
         self.path = Path(tempfile.mkdtemp(prefix="npkfs-proofs-"))
         self.path.chmod(0o755)
@@ -186,8 +189,7 @@ class Mount:
 
         self.way = way
         self.npkfs = scratch.lend(NPKFS)
-        number = sum(entry.name.startswith("case") for entry in scratch.path.iterdir())
-        self.folder = scratch.folder(f"case{number}", way)
+        self.folder = scratch.folder(f"mount{next(scratch.numbers)}", way)
         self.store = self.folder / "data.npk"
         self.path = self.folder / "mnt"
         self.log = self.folder / "log"
@@ -240,6 +242,7 @@ class Mount:
             self.kill()
         if error is not None and self.said():
             print(f"the log of the mount:\n{self.said()}")
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def end(self):
         """Unmounts, and looks at what is left."""
