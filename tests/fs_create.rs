@@ -681,7 +681,7 @@ fn a_file_of_another_name_is_one_file_for_everybody_who_has_it_open() {
     f.close(emptied).unwrap();
     assert_eq!((f.read(log), f.content("log.txt")), (b"new lines".to_vec(), b"new lines".to_vec()));
     // As the kernel asks of who found no such name: he looks it up again.
-    let new = NewFile { write: true, truncate: true, exclusive: false };
+    let new = NewFile { write: true, truncate: true, ..NewFile::default() };
     assert_errno(f.fs.create(Ino::ROOT, OsStr::new("log.txt"), new, ME), libc::ESTALE);
     f.close(log).unwrap();
 
