@@ -209,23 +209,26 @@ class Overlay:
         return entry.array
 
     def commit(self, store: "NumPack") -> None:
-        """Write what the block changed: the arrays and their removal in one commit."""
+        """Write what the block changed, in one commit."""
         changed = {name: entry for name, entry in self.entries.items() if entry.is_changed()}
         arrays = {name: self.merged(name, entry) for name, entry in changed.items()}
+        # One that was dropped and saved again is a new one: it has nothing of the old one's but the place.
+        compress = {name: None for name in arrays if name in self.gone}
+        compress |= {name: entry.compress[0] for name, entry in changed.items() if entry.compress}
         # Not what the block, or a class derived by somebody else, has under these names.
         public = store._public
-        if arrays or self.gone:
-            public._commit(store, arrays, [name for name in self.gone if name not in arrays])
-        for name, entry in changed.items():
-            if entry.compress:
-                public.recompress(store, name, entry.compress[0])
+        attrs = {}
         for of, wanted in self.attrs.items():
-            if of is None or of not in self.gone or of in arrays:
-                found = public._get_attrs(store, of)
+            if of is None or of in arrays or of not in self.gone:
+                is_new = of in arrays and not public.has_array(store, of)
+                found = {} if is_new else public._get_attrs(store, of)
                 new = {key: value for key, value in wanted.items() if key not in found or found[key] != value}
                 old = [key for key in found if key not in wanted]
                 if new or old:
-                    public._set_attrs(store, of, new, old)
+                    attrs[of] = (new, old)
+        removed = [name for name in self.gone if name not in arrays]
+        if arrays or removed or attrs:
+            public._commit(store, arrays, removed, compress, attrs)
 
 
 P = ParamSpec("P")

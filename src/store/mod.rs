@@ -45,6 +45,7 @@ pub use draft::Draft;
 pub use error::{BlockFault, DataFileFault, NotAStore, StoreError};
 pub use stage::NewArray;
 pub use upstream::{Upgrade, Upgraded};
+pub use writer::Changes;
 
 pub use crate::format::manifest::{Change, ChangeKind};
 pub use crate::format::upstream::TableLayout;

@@ -181,9 +181,13 @@ class Operations(RuleBasedStateMachine):
         if name == gone:
             return
         array = example(dtype, (seed % 50, 2), seed)
-        self.do(who, lambda npk: npk._commit({name: array}, [gone] if gone in self.model else []))
+        compress = {name: True} if seed % 3 == 0 else {}
+        attrs = {name: ({"seed": seed}, ["unit"]), None: ({"n": [seed]}, [])} if seed % 2 else {}
+        self.do(who, lambda npk: npk._commit({name: array}, [gone] if gone in self.model else [], compress, attrs))
         self.remove(gone)
         self.put(name, npy(array))
+        for of, (added, removed) in attrs.items():
+            self.attrs[of] = {key: value for key, value in self.attrs[of].items() if key not in removed} | added
 
     @precondition(lambda self: self.model)
     @rule(who=WHO, seed=SEEDS, data=st.data())

@@ -417,8 +417,16 @@ class NumPack:
     def _set_attrs(self, name: str | None, set: dict[str, Any], remove: list[str]) -> None:
         update.set_attrs(self._store, name, values.attributes(set), list(remove))
 
-    def _commit(self, save: dict[str, Any], remove: list[str]) -> None:
-        update.save_and_remove(self._store, values.to_save(save), list(remove), self._compression)
+    def _commit(
+        self,
+        save: dict[str, Any],
+        remove: list[str],
+        compress: dict[str, Any] | None = None,
+        attrs: dict[str | None, tuple[dict[str, Any], list[str]]] | None = None,
+    ) -> None:
+        compressions = {name: self._how("compress", how) for name, how in (compress or {}).items()}
+        changed = {of: (values.attributes(added), list(removed)) for of, (added, removed) in (attrs or {}).items()}
+        update.change(self._store, values.to_save(save), list(remove), self._compression, compressions, changed)
 
     def _map(self, name: str) -> np.ndarray | None:
         mapped = update.map_writable(self._store, _name(name))
