@@ -213,7 +213,7 @@ class Overlay:
         changed = {name: entry for name, entry in self.entries.items() if entry.is_changed()}
         arrays = {name: self.merged(name, entry) for name, entry in changed.items()}
         # One that was dropped and saved again is a new one: it has nothing of the old one's but the place.
-        compress = {name: None for name in arrays if name in self.gone}
+        compress: dict[str, Any] = {name: None for name in arrays if name in self.gone}
         compress |= {name: entry.compress[0] for name, entry in changed.items() if entry.compress}
         # Not what the block, or a class derived by somebody else, has under these names.
         public = store._public
