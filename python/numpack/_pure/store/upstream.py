@@ -209,26 +209,28 @@ def _refused(directory: Directory, record: Record, file: str, what: str) -> Exce
     return errors.data_file(directory.path, record.name, file, what)
 
 
-def table_in(directory: Directory) -> list[Entry]:
-    """The arrays of a store of NumPack 0.1 to 0.7, if that is what is in the directory, and its table can be read."""
+def table_in(directory: Directory) -> list[Entry] | None:
+    """The arrays of a store of NumPack 0.1 to 0.7; None if that is not what is in the directory, or its table cannot be
+    read."""
     try:
         file = directory.open_file(names.MANIFEST, writable=False)
         data = file.read(file.stat().st_size, 0)
-        return parse_table(data).arrays if is_table(data) else []
+        return parse_table(data).arrays if is_table(data) else None
     except (OSError, FormatError):
-        return []
+        return None
 
 
-def remove_files(directory: Directory, arrays: list[Entry]) -> None:
-    """Remove what belongs to the arrays of a table."""
+def remove_files(directory: Directory, arrays: list[Entry], live: set[str] | None = None) -> None:
+    """Remove what belongs to the arrays of a table, but for the files that are ``live``."""
     for entry in arrays:
+        if entry.file not in (live or ()):
+            if is_segmented(entry.file):
+                _remove_segments(directory, entry)
+            _remove(directory, entry.file)
+        # After the elements: who reads them without it has rows that were deleted.
         _remove(directory, deleted_file(entry.name))
-        if is_segmented(entry.file):
-            _remove_segments(directory, entry)
-        _remove(directory, entry.file)
-    if arrays:
-        _remove(directory, WRITE_AHEAD_LOG)
-        _remove(directory, SAVE_LOCK)
+    _remove(directory, WRITE_AHEAD_LOG)
+    _remove(directory, SAVE_LOCK)
 
 
 def _remove_segments(directory: Directory, entry: Entry) -> None:

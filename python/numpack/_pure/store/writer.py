@@ -114,7 +114,7 @@ def _catch_up(store: Store) -> None:
         take(store, store.lock.take_file)
     # Somebody else was here, and may have died before a commit that could be seen.
     store.is_swept = True
-    _finish_intent(store)
+    finish_intent(store)
     _mend_headers(store)
 
 
@@ -146,7 +146,7 @@ def _commit(store: Store, change: Commit) -> None:
     if is_intended:
         # Should this process die, whoever comes next must look, also one that knows this state.
         store.manifest.retire()
-        _write_intent(store, "\n".join(record.file for record in [*records, *superseded]))
+        write_intent(store, "\n".join(record.file for record in [*records, *superseded]))
     for record, new in zip(records, staged, strict=True):
         _link(store, new.file, record.file)
     if records:
@@ -188,7 +188,7 @@ def _commit(store: Store, change: Commit) -> None:
     if not store.manifest.lagging:
         store.manifest.publish_length()
     if is_intended:
-        _end_intent(store, [record.file for record in superseded])
+        end_intent(store, [record.file for record in superseded])
     # A snapshot does not say whose headers lag behind.
     if store.manifest.wants_snapshot() and not store.manifest.lagging:
         _publish(store)
@@ -197,14 +197,14 @@ def _commit(store: Store, change: Commit) -> None:
 def _publish(store: Store) -> None:
     try:
         # The new file has a temporary name for a moment.
-        _write_intent(store, names.MANIFEST)
+        write_intent(store, names.MANIFEST)
         store.manifest.publish()
         # Later commits go to the new file, and rest on its name.
         store.names_dirty = True
         sync_names(store)
     except OSError as error:
         log.warning("no new snapshot of the manifest: %s", error)
-    _end_intent(store, [])
+    end_intent(store, [])
 
 
 def _name_files(
@@ -326,7 +326,7 @@ def _mend_headers(store: Store) -> None:
             log.warning("%s", error)
 
 
-def _write_intent(store: Store, files: str) -> None:
+def write_intent(store: Store, files: str) -> None:
     """Say in the lock file which data files come and go, or that the manifest is replaced."""
     text = files.encode()
     if len(text) > MAX_INTENT_LEN - INTENT_HEADER.size:
@@ -338,7 +338,7 @@ def _write_intent(store: Store, files: str) -> None:
         raise errors.io_error("write", os.path.join(store.path, names.LOCK), error) from error
 
 
-def _finish_intent(store: Store) -> None:
+def finish_intent(store: Store) -> None:
     """Finish what a writer that died had begun: remove the files of its intent that no record refers to."""
     try:
         lock = store.directory.open_file(names.LOCK, writable=False)
@@ -357,7 +357,7 @@ def _finish_intent(store: Store) -> None:
         return
     with contextlib.suppress(OSError):
         store.directory.sweep_temporaries()
-    _end_intent(store, [file for file in files if file not in live])
+    end_intent(store, [file for file in files if file not in live])
 
 
 def parse_intent(data: bytes) -> list[str] | None:
@@ -374,7 +374,7 @@ def parse_intent(data: bytes) -> list[str] | None:
         return None
 
 
-def _end_intent(store: Store, files: Iterable[str]) -> None:
+def end_intent(store: Store, files: Iterable[str]) -> None:
     """Remove the files that nobody needs any more, and then the intent that names them."""
     all_gone = True
     for file in files:
@@ -389,7 +389,7 @@ def _end_intent(store: Store, files: Iterable[str]) -> None:
     store.is_swept = all_gone
     if all_gone:
         try:
-            _write_intent(store, "")
+            write_intent(store, "")
         except OSError as error:
             log.warning("%s", error)
 
