@@ -425,7 +425,14 @@ impl Shared {
     fn note_change(&self, change: Change) {
         match change.kind {
             ChangeKind::Removed => self.files.forget(change.id),
-            ChangeKind::Resized | ChangeKind::Written if !change.is_own => self.files.forget_space(change.id),
+            ChangeKind::Resized | ChangeKind::Written if !change.is_own => {
+                self.files.forget_space(change.id);
+                if !self.storage.has_far_locks().unwrap_or(false)
+                    && let Err(error) = self.files.forget_cached(change.id)
+                {
+                    ::log::warn!("{}: {error}", self.storage.path().join(&*change.name).display());
+                }
+            }
             _ => {}
         }
         if let Some(changes) = &mut *lock(&self.changes) {

@@ -364,7 +364,7 @@ impl Shared {
         if moves_rows {
             staged.iter().try_for_each(|new| self.hand_on_permissions(new))?;
         }
-        let durable = moves_rows || self.durable.load(Ordering::Relaxed);
+        let durable = moves_rows || self.is_durable();
         if durable {
             for new in &staged {
                 let failed = |e| {
@@ -381,7 +381,7 @@ impl Shared {
         let is_intended = !(records.is_empty() && superseded.is_empty());
         if is_intended {
             // Should this process die, whoever comes next must look, also one that knows this state.
-            self.manifest().retire();
+            self.manifest().retire(&*self.storage)?;
             let files =
                 records.iter().map(|record| &*record.file).chain(superseded.iter().map(|(_, file)| &**file));
             self.write_intent(&files.collect::<Vec<_>>().join("\n"))?;
@@ -675,7 +675,7 @@ pub(super) fn remove_all(path: &Path, timeout: Duration) -> Result<(), StoreErro
     if files.iter().any(|file| is_own(file)) {
         let _lock = super::take_lock(&storage, timeout)?;
         if let Ok(manifest) = ManifestLog::load(&storage, FileAccess::Write) {
-            manifest.retire();
+            manifest.retire(&storage)?;
         }
         let old = super::upstream::table_in(&storage);
         // The manifest goes first, so that a crash leaves no store with missing files; the lock goes last.

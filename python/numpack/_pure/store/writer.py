@@ -27,7 +27,7 @@ from numpack._pure.format.layout import Layout
 from numpack._pure.format.manifest import Attrs, Change, Op, Record
 from numpack._pure.store import error as errors
 from numpack._pure.store.data import DataFile
-from numpack._pure.sys.lock import WouldBlock, holder
+from numpack._pure.sys.lock import WouldBlock, claiming_host, holder
 from numpack._pure.sys.storage import File
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def take(store: Store, take_lock) -> None:
     try:
         take_lock(LOCK_TIMEOUT)
     except WouldBlock:
-        raise errors.locked(store.path, LOCK_TIMEOUT, holder(path)) from None
+        raise errors.locked(store.path, LOCK_TIMEOUT, holder(path), claiming_host(path)) from None
     except OSError as error:
         raise errors.io_error("lock", path, error) from error
 
@@ -130,7 +130,7 @@ def _commit(store: Store, change: Commit) -> None:
     if change.moves_rows:
         for new in staged:
             _hand_on_permissions(store, new)
-    durable = change.moves_rows or store.durable
+    durable = change.moves_rows or store.is_durable
     if durable:
         for new in staged:
             poisoning(store, "sync", names.data_file(new.name, 0), new.file.sync)
