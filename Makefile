@@ -24,7 +24,7 @@ export PYTHON
 
 .NOTPARALLEL:
 .PHONY: help build demo test bench bench-quick bench-compressed bench-mounted bench-api lint clean setup setup-mount \
-	setup-bench install install-files uninstall
+	setup-proofs setup-bench install install-files uninstall
 
 help:
 	@echo 'make demo         see it work on real data: import, mount, np.load, edit, append'
@@ -49,7 +49,7 @@ demo: setup-mount
 	$(MAKE_STAMPS) $(VENV)/.built $(VENV)/.demo
 	@$(VPY) python/demo/demo.py
 
-test: setup-mount
+test: setup-mount setup-proofs
 	@sh .ci/setup.sh checks
 	$(MAKE_STAMPS) $(VENV)/.test
 	@sh .ci/test.sh all
@@ -113,6 +113,10 @@ setup:
 # What mounting needs besides. Never fails: who mounts says what is missing.
 setup-mount: setup
 	@sh .ci/setup.sh mount
+
+# What mounts are tested with. Never fails: the tests say what is missing.
+setup-proofs: setup
+	@sh .ci/setup.sh proofs
 
 # What mounts are measured against. Never fails: the table says what is missing.
 setup-bench: setup

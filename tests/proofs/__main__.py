@@ -37,13 +37,15 @@ def main():
                 try:
                     program.run(report, scratch, way)
                 except NotRun as missing:
-                    report.skip(str(missing))
+                    report.skip(missing)
                 except Failed as failed:
                     report.fail(f"{way.name}: {failed}")
             for why in others:
                 report.skip(why)
     except NotRun as missing:
-        print(missing)
+        report.last_reason = missing
+    if report.has_done_nothing():
+        print(report.last_reason)
         return CANNOT_RUN
     print(report.total(time.monotonic() - begin))
     return 1 if report.n_failed else 0

@@ -52,7 +52,11 @@ class Report:
     def skip(self, why):
         """Something that could be tried elsewhere."""
         self.n_skipped += 1
+        self.last_reason = why
         print(f"SKIPPED {why}", flush=True)
+
+    def has_done_nothing(self):
+        return self.n_passed + self.n_failed == 0
 
     @staticmethod
     def does_not_apply(why):
