@@ -226,10 +226,14 @@ class Mount:
         return self.log.read_text(errors="replace").strip()
 
     def counters(self):
-        status, said = self.way.run(self.npkfs, "status", "--json", self.path)
-        if status != 0:
-            raise Failed(f"npkfs status: exit code {status}: {said}")
-        return json.loads(said)[0]["counters"]
+        """What `npkfs status` counts. It answers a moment after the mount does."""
+        deadline = time.monotonic() + SECONDS_TO_MOUNT
+        while True:
+            status, said = self.way.run(self.npkfs, "status", "--json", self.path)
+            if status != 0 or time.monotonic() > deadline:
+                raise Failed(f"npkfs status: exit code {status}: {said}")
+            if counters := json.loads(said)[0].get("counters"):
+                return counters
 
     def __enter__(self):
         return self

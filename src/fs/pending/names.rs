@@ -50,9 +50,10 @@ impl Fs {
         if tree.child(parent, &name).is_some() {
             return Err(FsError::Exists);
         }
-        let made = tree.make_directory(parent, &component, SystemTime::now());
+        let now = SystemTime::now();
+        let made = tree.make_directory(parent, &component, now);
         if let Some(ino) = made {
-            tree.set_attr(ino, set);
+            tree.set_attr(ino, set, now);
         }
         drop(tree);
         self.directory_attr(made.ok_or(FsError::Stale { ino: parent })?)
