@@ -98,6 +98,9 @@ class Way:
                 process.kill()
                 said, _ = process.communicate()
                 return None, said
+            except BaseException:
+                process.kill()
+                raise
         return process.returncode, said
 
 
