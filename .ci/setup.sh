@@ -139,6 +139,8 @@ setup_bench() {
     have squashfuse_ll || have squashfuse || set -- "$@" squashfuse
     have mkfs.erofs || set -- "$@" erofs-utils
     have mkfs.btrfs || set -- "$@" btrfs-progs
+    # With the example that operations on names are compared with.
+    [ -e /usr/share/doc/libfuse3-dev/examples ] || set -- "$@" libfuse3-dev pkg-config
     [ $# = 0 ] || apt_install 'what makes file systems to compare with' "$@" || true
     for kind in squashfs erofs btrfs; do
         grep -qw "$kind" /proc/filesystems || modprobe "$kind" 2>/dev/null ||
