@@ -124,7 +124,7 @@ impl Fs {
         }
         if attr.kind == FileKind::Directory {
             let set = attr.changes(set, DIRECTORY_PERM)?;
-            write(&self.tree).set_attr(ino, set);
+            write(&self.tree).set_attr(ino, set, SystemTime::now());
             return self.directory_attr(ino);
         }
         let inode = self.inodes.get(ino).ok_or(FsError::Stale { ino })?;
@@ -184,9 +184,9 @@ impl Fs {
             kind: FileKind::Directory,
             size: 0,
             blocks: 0,
-            atime: mtime,
+            atime: own.atime.unwrap_or(mtime),
             mtime,
-            ctime: mtime,
+            ctime: own.ctime.map_or(mtime, |ctime| ctime.max(mtime)),
             perm: self.perm(own.perm.map_or(stat.mode, u32::from), DIRECTORY_PERM),
             nlink: n_subdirectories.saturating_add(2),
             uid: self.shown.uid.or(own.uid).unwrap_or(stat.uid),

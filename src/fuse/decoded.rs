@@ -156,8 +156,8 @@ impl Opener {
                     opened.settled
                 }
             }
-            OpenAs::Cached { first, .. } => {
-                if first {
+            OpenAs::Cached { unwatched, .. } => {
+                if unwatched {
                     let _ = self.jobs.send(Job::Cached);
                 }
                 self.fs.revalidate(ino) && opened.settled
