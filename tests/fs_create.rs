@@ -48,6 +48,7 @@ in_both_ways! {
     a_file_of_another_name_waits_to_be_renamed
     emptying_an_array_makes_a_new_version_of_it
     those_who_make_one_name_at_a_time_make_a_version_each
+    a_file_of_another_name_is_one_file_for_everybody_who_has_it_open
     a_file_that_became_an_array_is_a_file_of_its_own_when_it_is_changed
     removing_a_pending_file_removes_what_it_hides
     folders_are_made_and_removed
@@ -665,6 +666,36 @@ fn those_who_make_one_name_at_a_time_make_a_version_each() {
     assert_eq!((f.stored_bytes("a"), f.content("a.npy")), (two.clone(), two));
     f.fs.end();
     assert_eq!(f.lost(), []);
+}
+
+/// Found by pjdfstest: emptying gave another file, as it does of arrays, and what had the old one open was cut off.
+fn a_file_of_another_name_is_one_file_for_everybody_who_has_it_open() {
+    let f = Fixture::new();
+    let log = f.create_new("log.txt").unwrap();
+    f.write(log, 0, b"many old lines").unwrap();
+    let ino = f.lookup("log.txt").unwrap().ino;
+    let emptied = f.open_by(YOU, "log.txt", EMPTY).unwrap();
+    assert_eq!((f.lookup("log.txt").unwrap().ino, f.read(log)), (ino, Vec::new()));
+    f.write(log, 0, b"new").unwrap();
+    f.write(emptied, 3, b" lines").unwrap();
+    f.close(emptied).unwrap();
+    assert_eq!((f.read(log), f.content("log.txt")), (b"new lines".to_vec(), b"new lines".to_vec()));
+    // As the kernel asks of who found no such name: he looks it up again.
+    let new = NewFile { write: true, truncate: true, ..NewFile::default() };
+    assert_errno(f.fs.create(Ino::ROOT, OsStr::new("log.txt"), new, ME), libc::ESTALE);
+    f.close(log).unwrap();
+
+    // Half of an array under a temporary name as well: what was written is begun anew.
+    let bytes = npy(100, 0);
+    let first = f.create_new("a.tmp").unwrap();
+    f.write(first, 0, &npy(300, 7)[..900]).unwrap();
+    let second = f.open_by(YOU, "a.tmp", EMPTY).unwrap();
+    f.write(second, 0, &bytes[..200]).unwrap();
+    f.write(first, 200, &bytes[200..]).unwrap();
+    f.close(first).unwrap();
+    f.close(second).unwrap();
+    f.rename("a.tmp", "a.npy").unwrap();
+    assert_eq!(f.stored_bytes("a"), bytes);
 }
 
 fn a_file_that_became_an_array_is_a_file_of_its_own_when_it_is_changed() {

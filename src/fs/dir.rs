@@ -18,6 +18,9 @@ const MAX_PROBES: u64 = 16;
 #[derive(Debug)]
 pub(super) struct Tree {
     directories: HashMap<Ino, Directory>,
+    /// How often the folder of a path was removed, by the number that it had first. One that is made anew is another one:
+    /// a kernel that meets the number of a removed folder takes it for that, and lets nothing be made in it.
+    n_removed: HashMap<Ino, u64>,
 }
 
 /// A folder.
@@ -109,7 +112,7 @@ impl Tree {
     /// A tree of an empty root.
     pub(super) fn new(now: SystemTime) -> Self {
         let root = Directory::new(Ino::ROOT, "", "".into(), now);
-        Self { directories: HashMap::from([(Ino::ROOT, root)]) }
+        Self { directories: HashMap::from([(Ino::ROOT, root)]), n_removed: HashMap::new() }
     }
 
     pub(super) fn directory(&self, ino: Ino) -> Option<&Directory> {
@@ -193,6 +196,8 @@ impl Tree {
             && ino != Ino::ROOT
         {
             let (parent, name) = (directory.parent, Arc::clone(&directory.name));
+            let n_removed = self.n_removed.entry(Ino::of_directory(&directory.prefix, 0)).or_default();
+            *n_removed = n_removed.wrapping_add(1);
             self.directories.remove(&ino);
             if let Some(above) = self.directories.get_mut(&parent) {
                 above.children.remove(&name);
@@ -416,7 +421,8 @@ impl Tree {
             Ok(ino) => return Some(ino),
             Err(free) => free?.into(),
         };
-        let ino = (0..)
+        let n_removed = self.n_removed.get(&Ino::of_directory(prefix, 0)).copied().unwrap_or_default();
+        let ino = (n_removed..)
             .map(|probe| Ino::of_directory(prefix, probe))
             .find(|ino| !self.directories.contains_key(ino))?;
         self.directories.insert(ino, Directory::new(parent, prefix, Arc::clone(&name), now));

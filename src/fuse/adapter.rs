@@ -302,9 +302,15 @@ impl Filesystem for Adapter {
         offset: u64,
         size: u32,
         _flags: fuser::OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        // Reads come for a program, with an owner, or for the page cache. Of a file that is passed through the kernel uses
+        // that for sendfile and its like from a descriptor open for writing, and nobody would drop the pages when a mapping
+        // changes the data file: refused, so that programs go on with read.
+        if lock_owner.is_none() && self.passthrough.is_backed(ino(node)) {
+            return reply.error(Errno::EINVAL);
+        }
         let mut reply = Some(reply);
         let result = self.fs.read(fh(handle), offset, size, |bytes| {
             self.opener.decoded.note_read(ino(node), bytes.len() as u64);

@@ -244,13 +244,7 @@ impl ManifestLog {
 
     fn fold(&mut self, log: &mut Log<'_>, changed: &mut dyn FnMut(Change)) -> Result<(), FormatError> {
         while let Some(frame) = log.next()? {
-            let edit = Edit::decode(frame.payload, frame.offset)?;
-            self.table.apply(&edit, changed)?;
-            self.lagging.clear();
-            self.lagging.extend(edit.ops.into_iter().filter_map(|op| match op {
-                Op::Rows(name, _) | Op::Blocks(name, ..) => Some(name),
-                _ => None,
-            }));
+            self.table.apply_payload(frame.payload, frame.offset, &mut self.lagging, changed)?;
             self.end = frame.end;
             self.synced_len = self.synced_len.max(frame.synced_len.min(frame.end));
         }

@@ -10,6 +10,7 @@ use super::{Body, PendingFile, State};
 use crate::fs::attr::FILE_PERM;
 use crate::fs::dir::Child;
 use crate::fs::file::OpenFlags;
+use crate::fs::names;
 use crate::fs::{Attr, Caller, Fh, Fs, FsError, Ino, SetAttr};
 use crate::store::{Draft, StoreError};
 
@@ -67,7 +68,8 @@ impl Fs {
             Err(error) => return Err(error),
             Ok(_) if new.exclusive => return Err(FsError::Exists),
             Ok(Child::Directory(_)) => return Err(FsError::IsADirectory),
-            // It came since the kernel looked. To be emptied, it is made anew as well.
+            // It came since the kernel looked. What is an array, or named like one, is made anew when it is to be emptied.
+            Ok(Child::Pending(ino)) if !names::is_array_file(name) => return Err(FsError::Stale { ino }),
             Ok(child) if !new.truncate => return Err(FsError::Stale { ino: child.ino() }),
             Ok(_) => {}
         }
@@ -139,8 +141,9 @@ impl Fs {
             return Err(stale());
         }
         if flags.truncate {
-            // Whoever has it open makes a version of his own of it, and this will be another.
-            if state.n_open > 0 && !by_link {
+            // Whoever has it open makes a version of an array of it, and this will be another. What is no array has no
+            // versions, and is one file for everybody.
+            if state.n_open > 0 && !by_link && state.array.is_some() {
                 let spot = state.spot.clone();
                 drop(guard);
                 self.expect_at(caller, spot);
