@@ -136,6 +136,7 @@ impl Shared {
             at += piece.len() as u64;
         }
         if len < end {
+            // Of a full disk this takes nothing.
             data.file.set_len(end).map_err(|e| failed("change the length of", e))?;
         }
         commit.ops.push(Op::Rows(Arc::clone(array.name()), shape[0]));

@@ -14,7 +14,7 @@ use super::compressed::Part;
 use super::error::StoreError;
 use super::new_blocks::with_filter;
 use super::stage::{NewArray, Stage, Staged};
-use super::writer::{Commit, WriteGuard, nanos_of};
+use super::writer::{Commit, WriteGuard, cut_uncommitted, nanos_of};
 use super::{Array, Shared, Store};
 use crate::format::manifest::DeletedRows;
 use crate::format::{Compression, Filter, Layout, Op, npy};
@@ -268,7 +268,10 @@ impl Shared {
         } else {
             self.note_dirty(record);
             let failed = |action, e| StoreError::io(action, self.storage.path(), &record.file, e);
-            data.file.write_at(new.data, record.data_end()).map_err(|e| failed("write", e))?;
+            data.file.write_at(new.data, record.data_end()).map_err(|e| {
+                cut_uncommitted(record, data);
+                failed("write", e)
+            })?;
             commit.ops.push(Op::Rows(Arc::clone(array.name()), shape[0]));
         }
         commit.headers.push((Arc::clone(array.name()), Arc::clone(data)));
