@@ -34,6 +34,7 @@ mod handle;
 mod inode;
 pub mod names;
 mod pending;
+mod resize;
 mod write_back;
 mod xattr;
 

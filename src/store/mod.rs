@@ -22,6 +22,7 @@ mod intent;
 mod log;
 mod new_blocks;
 mod regions;
+mod resize;
 mod rows;
 mod stage;
 mod turn;

@@ -407,6 +407,11 @@ impl Shared {
         if let Err(error) = self.or_poison(appended) {
             if self.poison.get().is_none() {
                 self.unlink(&staged, &placed);
+                for (name, data) in &headers {
+                    if let Ok(Some(record)) = manifest.table.get(name) {
+                        cut_uncommitted(record, data);
+                    }
+                }
             }
             return Err(error);
         }
@@ -648,6 +653,16 @@ impl Shared {
         let first = StoreError::Io { action, path: path.clone(), source: copy };
         let _ = self.poison.set(Arc::new(first)); // the first failure stays
         Err(error)
+    }
+}
+
+/// Takes away what a failed append has left behind the last row: who reads the file itself, as a kernel does that it was
+/// handed to, would take it for rows. What is mapped is what is committed.
+pub(super) fn cut_uncommitted(record: &Record, data: &DataFile) {
+    if record.blocks.is_none()
+        && let Err(error) = data.file.set_len(record.data_end())
+    {
+        log::debug!("array {:?}: the end of its file stays: {error}", record.name);
     }
 }
 

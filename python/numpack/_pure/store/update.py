@@ -187,7 +187,11 @@ def _append_rows(store: Store, record: Record, rows: np.ndarray, change: Commit)
         change.spaces.append((array.data, space))
     else:
         store.dirty.add(record.file)
-        _write(store, record, array.data.file, bytes_of(rows), record.data_end)
+        try:
+            _write(store, record, array.data.file, bytes_of(rows), record.data_end)
+        except OSError:
+            writer.cut_uncommitted(record, array.data)
+            raise
         change.ops.append({"rows": (record.name, n_stored)})
     change.headers.append((record.name, array.data))
 

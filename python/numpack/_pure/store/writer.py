@@ -162,6 +162,10 @@ def _commit(store: Store, change: Commit) -> None:
             for record, new in zip(records, staged, strict=True):
                 with contextlib.suppress(OSError):
                     store.directory.unlink(new.file, record.file)
+            for name, data in change.headers:
+                record = store.manifest.table.get(name)
+                if record is not None:
+                    cut_uncommitted(record, data)
         else:
             store.poison = store.poison or errors.Poison(store.path, error)
         raise
@@ -189,6 +193,14 @@ def _commit(store: Store, change: Commit) -> None:
     # A snapshot does not say whose headers lag behind.
     if store.manifest.wants_snapshot() and not store.manifest.lagging:
         _publish(store)
+
+
+def cut_uncommitted(record: Record, data: DataFile) -> None:
+    """Take away what a failed append has left behind the last row: who reads the file itself, as a kernel does that it was
+    handed to, would take it for rows. What is mapped is what is committed."""
+    if record.codec is None:
+        with contextlib.suppress(OSError):
+            data.file.truncate(record.data_end)
 
 
 def _publish(store: Store) -> None:
