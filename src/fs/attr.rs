@@ -95,6 +95,9 @@ impl Fs {
         if ino.is_pending() {
             return self.set_pending_attr(ino, set);
         }
+        if ino.is_view() || ino.viewed().is_some() {
+            return Err(FsError::ReadOnly);
+        }
         let attr = self.getattr(ino)?;
         if self.read_only {
             return Err(FsError::ReadOnly);
@@ -161,7 +164,7 @@ impl Fs {
     pub(super) fn directory_attr(&self, ino: Ino) -> Result<Attr, FsError> {
         let (mtime, n_subdirectories) = {
             let tree = read(&self.tree);
-            let directory = tree.directory(ino).ok_or(FsError::Stale { ino })?;
+            let directory = tree.directory(ino.viewed().unwrap_or(ino)).ok_or(FsError::Stale { ino })?;
             (directory.mtime, directory.n_subdirectories)
         };
         let stat = self.store.stat()?;
@@ -173,7 +176,7 @@ impl Fs {
             atime: mtime,
             mtime,
             ctime: mtime,
-            perm: self.perm(stat.mode, 0o777),
+            perm: self.perm(stat.mode, if ino.viewed().is_some() { 0o555 } else { 0o777 }),
             nlink: n_subdirectories.saturating_add(2),
             uid: stat.uid,
             gid: stat.gid,

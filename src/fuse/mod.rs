@@ -25,6 +25,7 @@ mod device;
 mod notify;
 mod passthrough;
 mod readahead;
+mod views;
 mod worker;
 
 use adapter::Adapter;

@@ -1,0 +1,224 @@
+//! The views that the kernel knows, and what is kept of each.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use log::debug;
+
+use super::image::{Content, Image, Source};
+use super::snapshot::{Member, Rights, Snapshot};
+use super::{safetensors, zip};
+use crate::fs::{Attr, FileKind, Ino, lock};
+use crate::store::{Array, StoreError};
+use crate::sys::process::max_descriptors;
+
+/// Views have this part of the descriptors that this process may have.
+const PART_OF_DESCRIPTORS: usize = 2;
+
+/// What a view shows.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Subject {
+    Npz,
+    Safetensors,
+    /// The elements of this array.
+    Raw(Arc<str>),
+}
+
+impl Subject {
+    /// The bytes of the view.
+    fn image(&self, snapshot: &Snapshot) -> Result<Image, StoreError> {
+        match self {
+            Self::Npz => zip::image(snapshot),
+            Self::Safetensors => Ok(safetensors::image(snapshot)),
+            Self::Raw(_) => {
+                let mut image = Image::default();
+                let len = snapshot.members.first().map_or(0, |member| member.array.nbytes());
+                image.push(Content::Elements(0), len);
+                Ok(image)
+            }
+        }
+    }
+}
+
+/// A view as the kernel knows it.
+#[derive(Debug)]
+pub(super) struct View {
+    pub(super) ino: Ino,
+    pub(super) subject: Subject,
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) image: Image,
+    /// What those share who have it open.
+    held: Mutex<Weak<Held>>,
+    /// The same, kept for somebody who is to open it next.
+    pub(super) reserved: Mutex<Option<Arc<Held>>>,
+}
+
+/// The arrays of a view, with their data files open, as far as there are descriptors.
+#[derive(Debug)]
+pub(super) struct Held {
+    arrays: Vec<Array>,
+    /// So many of them, from the first on, are open.
+    n_open: usize,
+    of_all: Arc<AtomicUsize>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.of_all.fetch_sub(self.n_open, Ordering::Relaxed);
+    }
+}
+
+/// A view that is open.
+#[derive(Debug)]
+pub(in crate::fs) struct OpenView {
+    pub(super) view: Arc<View>,
+    pub(super) held: Arc<Held>,
+}
+
+impl Source for OpenView {
+    fn member(&self, member: u32) -> &Member {
+        &self.view.snapshot.members[member as usize]
+    }
+
+    fn array(&self, member: u32) -> Array {
+        // One that was not opened with the view is open for as long as the clone lives.
+        self.held.arrays[member as usize].clone()
+    }
+}
+
+/// The views that the kernel knows.
+#[derive(Debug, Default)]
+pub(in crate::fs) struct Views {
+    next: AtomicU64,
+    table: Mutex<Table>,
+    /// Arrays that are open because views are.
+    n_open: Arc<AtomicUsize>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    known: HashMap<Ino, Known>,
+    /// The last view of each subject, if the kernel knows it.
+    newest: HashMap<Subject, Arc<View>>,
+    /// All arrays, as they were seen last.
+    all: Option<Arc<Snapshot>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    view: Arc<View>,
+    /// Lookups that the kernel has not forgotten.
+    nlookup: u64,
+}
+
+impl Views {
+    pub(super) fn get(&self, ino: Ino) -> Option<Arc<View>> {
+        lock(&self.table).known.get(&ino).map(|known| Arc::clone(&known.view))
+    }
+
+    /// The view of `subject`: the last one if that shows the same. Counts a lookup.
+    pub(super) fn look_up(&self, subject: Subject, snapshot: Arc<Snapshot>) -> Result<Arc<View>, StoreError> {
+        let mut table = lock(&self.table);
+        let newest = table.newest.get(&subject).filter(|view| view.snapshot.is_same(&snapshot));
+        let view = match newest {
+            Some(view) => Arc::clone(view),
+            None => {
+                let ino = Ino::of_view(self.next.fetch_add(1, Ordering::Relaxed) + 1);
+                let image = subject.image(&snapshot)?;
+                let (held, reserved) = (Mutex::default(), Mutex::default());
+                let view = Arc::new(View { ino, subject: subject.clone(), snapshot, image, held, reserved });
+                table.newest.insert(subject, Arc::clone(&view));
+                view
+            }
+        };
+        let known = table.known.entry(view.ino);
+        known.or_insert_with(|| Known { view: Arc::clone(&view), nlookup: 0 }).nlookup += 1;
+        Ok(view)
+    }
+
+    /// Lets the members share the checksums of those that were seen last, and are the same; is what was seen last then.
+    pub(super) fn follow(&self, mut all: Snapshot) -> Arc<Snapshot> {
+        let before = lock(&self.table).all.clone();
+        if let Some(before) = before {
+            let known: HashMap<_, _> =
+                before.members.iter().map(|member| (member.array.id(), member)).collect();
+            for member in &mut all.members {
+                let old = known.get(&member.array.id());
+                if let Some(old) = old.filter(|old| old.is_same(member)) {
+                    member.share_checksum(old);
+                }
+            }
+        }
+        let all = Arc::new(all);
+        lock(&self.table).all = Some(Arc::clone(&all));
+        all
+    }
+
+    /// Opens the data files of a view; see [`View::hold`].
+    pub(super) fn hold(&self, view: &View) -> Result<Arc<Held>, Arc<Held>> {
+        view.hold(&self.n_open)
+    }
+
+    /// Uncounts lookups. The last one drops the view, unless it is open.
+    pub(in crate::fs) fn forget(&self, ino: Ino, nlookup: u64) {
+        let mut table = lock(&self.table);
+        let Some(known) = table.known.get_mut(&ino) else { return };
+        known.nlookup = known.nlookup.saturating_sub(nlookup);
+        if known.nlookup > 0 {
+            return;
+        }
+        let view = table.known.remove(&ino).map(|known| known.view);
+        if let Some(view) = view
+            && table.newest.get(&view.subject).is_some_and(|newest| newest.ino == ino)
+        {
+            table.newest.remove(&view.subject);
+        }
+    }
+}
+
+impl View {
+    /// Opens the data files, if they are not open yet. `Err` if some could not be opened.
+    fn hold(&self, n_open: &Arc<AtomicUsize>) -> Result<Arc<Held>, Arc<Held>> {
+        let mut shared = lock(&self.held);
+        if let Some(held) = shared.upgrade() {
+            return Ok(held);
+        }
+        let arrays: Vec<Array> = self.snapshot.members.iter().map(|member| member.array.clone()).collect();
+        // Who takes too many gives them back.
+        let limit = max_descriptors() / PART_OF_DESCRIPTORS;
+        let before = n_open.fetch_add(arrays.len(), Ordering::Relaxed);
+        let n_own = arrays.len().min(limit.saturating_sub(before));
+        n_open.fetch_sub(arrays.len() - n_own, Ordering::Relaxed);
+        let held = Held { arrays, n_open: n_own, of_all: Arc::clone(n_open) };
+        self.snapshot.members.iter().for_each(Member::read_again);
+        let mut is_whole = true;
+        for array in &held.arrays[..n_own] {
+            if let Err(error) = array.pin() {
+                debug!("array {:?} is not open for its view: {error}", array.name());
+                is_whole = false;
+            }
+        }
+        let held = Arc::new(held);
+        *shared = Arc::downgrade(&held);
+        if is_whole { Ok(held) } else { Err(held) }
+    }
+
+    pub(super) fn attr(&self) -> Attr {
+        let Snapshot { rights: Rights { uid, gid, perm }, mtime, .. } = *self.snapshot;
+        Attr {
+            ino: self.ino,
+            kind: FileKind::File,
+            size: self.image.len(),
+            // Programs that find fewer than there could be look for holes.
+            blocks: self.image.len().div_ceil(512),
+            atime: mtime,
+            mtime,
+            ctime: mtime,
+            perm,
+            nlink: 1,
+            uid,
+            gid,
+        }
+    }
+}
