@@ -23,7 +23,7 @@ SOURCES := $(shell find src python/numpack python/build_backend.py -type f \( -n
 export PYTHON
 
 .NOTPARALLEL:
-.PHONY: help build demo test bench bench-quick bench-compressed bench-mounted bench-api lint clean setup setup-mount \
+.PHONY: help build demo test bench bench-quick bench-compressed bench-mounted bench-api bench-python lint clean setup setup-mount \
 	setup-bench install install-files uninstall
 
 help:
@@ -34,6 +34,7 @@ help:
 	@echo 'make bench-compressed  compressed arrays against zarr, blosc2, HDF5 and npz'
 	@echo 'make bench-mounted     mounted compressed arrays against file systems that compress'
 	@echo 'make bench-api    each call against NumPy by hand, and against NumPack 0.3.0'
+	@echo 'make bench-python the Python backend against that of NumPack 0.3.0'
 	@echo 'make build        numpack and npkfs, optimised, into .venv/'
 	@echo 'make install      npkfs, mount.npk and a systemd service, below PREFIX=$(PREFIX)'
 	@echo 'make lint         formatting, clippy, documentation and script checks'
@@ -80,6 +81,10 @@ bench-mounted: setup-mount setup-bench
 bench-api: setup
 	$(MAKE_STAMPS) $(VENV)/.built
 	@$(VPY) benches/bench.py api $(BENCH)
+
+bench-python: setup
+	$(MAKE_STAMPS) $(VENV)/.built
+	@$(VPY) benches/bench.py python $(BENCH)
 
 install:
 	cargo build --release --bin npkfs

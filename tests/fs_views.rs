@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::OpenOptions;
 use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::time::{Duration, SystemTime};
 
 use common::fixture::*;
 use common::rng::Rng;
@@ -269,7 +270,7 @@ fn the_folder_is_found_by_its_name_and_not_listed_in_the_root() {
     let up = f.lookup(".views/g").unwrap();
     assert_eq!(up.nlink, 3);
     // Pending files have none, and hide none.
-    let new = NewFile { write: true, truncate: false, exclusive: true };
+    let new = NewFile { write: true, exclusive: true, ..NewFile::default() };
     f.fs.create(Ino::ROOT, OsStr::new("new.npy"), new, CALLER).unwrap();
     assert_eq!(listed(&f, ".views"), expected);
     f.other.remove(&["g/b", "g/c", "g/c.raw/x"]).unwrap();
@@ -324,7 +325,7 @@ fn a_view_is_of_one_moment() {
 #[test]
 fn a_view_that_did_not_change_has_the_same_inode() {
     let f = Fixture::with(|store| ["a", "b"].iter().for_each(|name| save(store, name, 5, 0)), false);
-    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
+    let old = SystemTime::now() - Duration::from_secs(60);
     for name in ["a", "b"] {
         f.other.array(name).unwrap().set_times(None, Some(old)).unwrap();
     }
@@ -550,13 +551,13 @@ fn nothing_of_a_view_can_be_changed() {
         let f =
             Fixture::with(|store| ["a", "g/b"].iter().for_each(|name| save(store, name, 3, 0)), read_only);
         let views = f.lookup(".views").unwrap().ino;
-        let new = NewFile { write: true, truncate: true, exclusive: false };
+        let new = NewFile { write: true, truncate: true, ..NewFile::default() };
         for folder in [views, f.lookup(".views/g").unwrap().ino] {
             for name in ["all.npz", "a.raw", "b.raw", "new", "new.npy", "g"] {
                 let name = OsStr::new(name);
                 assert_errno(f.fs.unlink(folder, name), libc::EROFS);
                 assert_errno(f.fs.rmdir(folder, name), libc::EROFS);
-                assert_errno(f.fs.mkdir(folder, name), libc::EROFS);
+                assert_errno(f.fs.mkdir(folder, name, SetAttr::default()), libc::EROFS);
                 assert_errno(f.fs.create(folder, name, new, CALLER), libc::EROFS);
                 let a = OsStr::new("a.npy");
                 assert_errno(f.fs.rename(folder, name, Ino::ROOT, a, Rename::Replace), libc::EROFS);
@@ -564,7 +565,7 @@ fn nothing_of_a_view_can_be_changed() {
             }
         }
         assert_errno(f.fs.rmdir(Ino::ROOT, OsStr::new(".views")), libc::EROFS);
-        assert_errno(f.fs.mkdir(Ino::ROOT, OsStr::new(".views")), libc::EROFS);
+        assert_errno(f.fs.mkdir(Ino::ROOT, OsStr::new(".views"), SetAttr::default()), libc::EROFS);
         for path in [".views", ".views/g", ".views/a.raw", ALL[0], ALL[1]] {
             let attr = f.lookup(path).unwrap();
             assert_eq!(attr.perm & 0o222, 0, "{path}");
@@ -605,6 +606,9 @@ fn who_may_read_all_data_files_may_read_a_view() {
         let path = f.path.join(f.other.array(name).unwrap().file_name());
         std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
     };
+    // Long enough ago: only what is allowed changes from now on.
+    let old = SystemTime::now() - Duration::from_secs(60);
+    ["a", "b"].iter().for_each(|name| f.other.array(name).unwrap().set_times(None, Some(old)).unwrap());
     chmod("a", 0o644);
     chmod("b", 0o640);
     let perm = |path: &str| f.lookup(path).unwrap().perm;
@@ -612,7 +616,20 @@ fn who_may_read_all_data_files_may_read_a_view() {
     assert_eq!((perm(ALL[0]), perm(ALL[1])), (0o440, 0o440));
     chmod("a", 0o600);
     assert_eq!((perm(ALL[0]), perm(ALL[1])), (0o400, 0o400));
-    let latest = f.lookup("b.npy").unwrap().mtime.max(f.lookup("a.npy").unwrap().mtime);
+    chmod("a", 0o644);
+    chmod("b", 0o644);
+    assert_eq!(
+        (perm(ALL[0]), perm(ALL[1]), perm(".views")),
+        (0o444, 0o444, f.fs.getattr(Ino::ROOT).unwrap().perm & 0o555)
+    );
+    // A folder that one may not enter hides what is in it.
+    let folder =
+        f.fs.mkdir(Ino::ROOT, OsStr::new("g"), SetAttr { perm: Some(0o750), ..SetAttr::default() }).unwrap();
+    save(&f.other, "g/c", 1, 0);
+    assert_eq!((perm(ALL[0]), perm(ALL[1]), perm(".views/g")), (0o440, 0o440, 0o550));
+    assert_eq!(f.fs.getattr(folder.ino).unwrap().perm, 0o750);
+    let latest = f.lookup("g/c.npy").unwrap().mtime;
+    let latest = latest.max(f.lookup("b.npy").unwrap().mtime);
     assert_eq!(f.lookup(ALL[0]).unwrap().mtime, latest);
 }
 

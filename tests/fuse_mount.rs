@@ -478,6 +478,35 @@ fn direct_io_reads_and_writes_as_well() {
     }
 }
 
+/// Found by fsx: what was sent once from a descriptor that is open for writing stayed in the page cache of a file that is
+/// passed through, and was sent again after mappings and writes had changed the file.
+#[test]
+fn sendfile_from_a_file_that_is_passed_through_and_open_for_writing_is_einval() {
+    for mode in BOTH {
+        let Some(m) = Mount::new(mode, |store| save(store, "a", 10_000, 0)) else { return };
+        let passes = m.passes_through("a.npy");
+        let writable = OpenOptions::new().read(true).write(true).open(m.path("a.npy")).unwrap();
+        let mut mapper = Mapper::new(&m.path("a.npy"), "r+b");
+        let send = |from: &File| {
+            let (mut to, sink) = io::pipe().unwrap();
+            let mut offset = HEADER_LEN;
+            let n = rustix::fs::sendfile(&sink, from, Some(&mut offset), 4)?;
+            let mut bytes = [0; 4];
+            to.read_exact(&mut bytes[..n]).unwrap();
+            Ok(u32::from_le_bytes(bytes))
+        };
+        for value in 1..5 {
+            mapper.tell(&format!("set {HEADER_LEN} {value}"));
+            match send(&writable) {
+                sent if passes => assert_errno(sent, libc::EINVAL),
+                sent => assert_eq!(sent.unwrap(), value),
+            }
+            // Where nothing is passed through, from the page cache as well.
+            assert_eq!(send(&File::open(m.path("a.npy")).unwrap()).unwrap(), value);
+        }
+    }
+}
+
 #[test]
 fn a_read_only_mount_is_read_only_and_follows() {
     for passthrough in BOTH {

@@ -3,9 +3,11 @@
 //! A header is magic, version, length of the text, and the text: a Python dict with the keys `descr`,
 //! `fortran_order` and `shape`, filled with spaces and closed by a newline. The elements follow it.
 
+use std::borrow::Cow;
+
 use super::dtype::shape_text;
 use super::literal::{self, Literal};
-use super::{Dtype, FormatError, Layout, dtype, literal as python};
+use super::{Dtype, FormatError, Layout, dtype};
 use crate::bytes::{u16_at, u32_at};
 
 /// First bytes of every `.npy` file.
@@ -170,21 +172,18 @@ pub fn encode_within(dtype: &Dtype, layout: &Layout, len: u64) -> Option<Vec<u8>
 
 fn text_of(dtype: &Dtype, layout: &Layout) -> String {
     let fortran_order = if layout.fortran_order() { "True" } else { "False" };
-    format!(
-        "{{{}: {}, {}: {fortran_order}, {}: {}, }}",
-        python::repr("descr"),
-        dtype.to_python(),
-        python::repr("fortran_order"),
-        python::repr("shape"),
-        shape_text(layout.shape())
-    )
+    let (descr, shape) = (dtype.to_python(), shape_text(layout.shape()));
+    format!("{{'descr': {descr}, 'fortran_order': {fortran_order}, 'shape': {shape}, }}")
 }
 
 fn encode_text(text: &str, len: usize) -> Option<Vec<u8>> {
     if len > MAX_HEADER_LEN {
         return None;
     }
-    let latin1: Option<Vec<u8>> = text.chars().map(|c| u8::try_from(c).ok()).collect();
+    let latin1: Option<Cow<'_, [u8]>> = match text.is_ascii() {
+        true => Some(text.as_bytes().into()),
+        false => text.chars().map(|c| u8::try_from(c).ok()).collect::<Option<Vec<u8>>>().map(Cow::from),
+    };
     let v1_len = len.checked_sub(V1_TEXT_OFFSET).and_then(|len| u16::try_from(len).ok());
     let mut out = Vec::with_capacity(len);
     out.extend_from_slice(MAGIC);

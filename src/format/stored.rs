@@ -184,9 +184,6 @@ impl Edit {
     /// # Errors
     /// `Payload` if it does not decode, or what is wrong with a record.
     pub fn decode(payload: &[u8], offset: u64) -> Result<Self, FormatError> {
-        if let Some(edit) = decode_rows(payload) {
-            return Ok(edit);
-        }
         let stored: StoredEdit<'_> = from_bytes(payload, offset)?;
         let ops = stored.ops.into_iter().map(|op| {
             Ok(match op {
@@ -214,16 +211,24 @@ impl Edit {
     }
 }
 
+/// An edit that only sets the number of rows of one array.
+#[derive(Debug, PartialEq)]
+pub(super) struct RowsEdit<'a> {
+    pub(super) generation: Generation,
+    pub(super) time: i64,
+    pub(super) name: &'a str,
+    pub(super) n_rows: u64,
+}
+
 /// Reads an edit that only sets a number of rows, in the very bytes in which [`Edit::encode`] writes it: a log consists
 /// of little else. `None` for all others, and for these in other bytes.
-fn decode_rows(payload: &[u8]) -> Option<Edit> {
+pub(super) fn decode_rows(payload: &[u8]) -> Option<RowsEdit<'_>> {
     let (generation, rest) = uint(payload.strip_prefix(b"\x83\xaageneration")?)?;
     let (time, rest) = uint(rest.strip_prefix(b"\xa4time")?)?;
     let (name, rest) = text(rest.strip_prefix(b"\xa3ops\x91\x81\xa4rows\x92")?)?;
     let (n_rows, rest) = uint(rest)?;
     rest.is_empty().then_some(())?;
-    let ops = vec![Op::Rows(name.into(), n_rows)];
-    Some(Edit { generation: Generation(generation), time: time.try_into().ok()?, ops })
+    Some(RowsEdit { generation: Generation(generation), time: time.try_into().ok()?, name, n_rows })
 }
 
 /// An unsigned integer of MessagePack, and what follows it.
@@ -327,7 +332,8 @@ mod tests {
             let ops = vec![Op::Rows(name.into(), n_rows)];
             let edit = Edit { generation: Generation(generation), time, ops };
             let bytes = edit.encode();
-            assert_eq!(decode_rows(&bytes), Some(edit.clone()), "{name}");
+            let rows = RowsEdit { generation: edit.generation, time, name, n_rows };
+            assert_eq!(decode_rows(&bytes), Some(rows), "{name}");
             for len in 0..bytes.len() {
                 assert_eq!(decode_rows(&bytes[..len]), None, "{name} cut at {len}");
             }

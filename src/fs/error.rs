@@ -34,6 +34,10 @@ pub enum FsError {
     Exists,
     /// There is no such extended attribute.
     NoAttribute,
+    /// An attribute's value is longer than the kernel takes.
+    AttributeTooLong,
+    /// An inode has as many attributes as can be listed.
+    TooManyAttributes,
     /// The name is over 255 bytes.
     NameTooLong,
     /// No array is shown under such a name: it is not UTF-8, or holds an escape that its array's name does not need.
@@ -90,6 +94,9 @@ impl FsError {
             Self::NotEmpty => libc::ENOTEMPTY,
             Self::Exists => libc::EEXIST,
             Self::NoAttribute => libc::ENODATA,
+            // setxattr(2) has these for values and for file systems that have no room for them.
+            Self::AttributeTooLong => libc::E2BIG,
+            Self::TooManyAttributes => libc::ENOSPC,
             Self::NameTooLong => libc::ENAMETOOLONG,
             Self::BadName | Self::Invalid { .. } => libc::EINVAL,
             Self::ReadOnly => libc::EROFS,
@@ -143,6 +150,8 @@ impl fmt::Display for FsError {
             Self::NotEmpty => write!(f, "the folder is not empty"),
             Self::Exists => write!(f, "the name is taken"),
             Self::NoAttribute => write!(f, "no such attribute"),
+            Self::AttributeTooLong => write!(f, "the attribute takes over 64 KiB as JSON"),
+            Self::TooManyAttributes => write!(f, "the names of all attributes take over 64 KiB"),
             Self::NameTooLong => write!(f, "the name is over 255 bytes"),
             Self::BadName => write!(f, "no array is shown under such a name"),
             Self::ReadOnly => write!(f, "the mount is read-only"),

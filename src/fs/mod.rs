@@ -29,6 +29,7 @@ mod dir;
 mod entry;
 mod error;
 mod file;
+mod folders;
 mod handle;
 mod inode;
 pub mod names;
@@ -37,7 +38,7 @@ mod views;
 mod write_back;
 mod xattr;
 
-pub use attr::{Attr, BLKSIZE, FileKind, NAME_MAX, SetAttr};
+pub use attr::{Attr, BLKSIZE, FileKind, NAME_MAX, SetAttr, Shown};
 pub use changes::Invalidation;
 pub use counters::Counts;
 pub use decoded::{DecodePolicy, DecodedFile, DecodedFiles, Found};
@@ -70,6 +71,7 @@ pub struct Fs {
     read_only: bool,
     /// How new arrays are compressed; `None`: as the store says.
     compression: Option<Option<Compression>>,
+    shown: Shown,
     /// Held while the store's changes are taken over, so that they are in order.
     syncing: Mutex<()>,
     /// Whether the store could not be read when it was last asked for changes.
@@ -135,6 +137,7 @@ impl Fs {
             store,
             read_only,
             compression: None,
+            shown: Shown::default(),
             syncing: Mutex::new(()),
             failing: AtomicBool::new(false),
             tree: RwLock::new(tree),
@@ -159,6 +162,11 @@ impl Fs {
     /// Sets how new arrays are compressed, or that they are not, whatever the store's default is.
     pub fn set_compression(&mut self, compression: Option<Compression>) {
         self.compression = Some(compression);
+    }
+
+    /// Sets what is shown of all files and folders, whatever the store's have.
+    pub fn set_shown(&mut self, shown: Shown) {
+        self.shown = shown;
     }
 
     /// The store.

@@ -4,6 +4,8 @@
 //! could mean two things, is percent-escaped; everything else stands as it is. Written down in
 //! spec/npkfs-semantics.md, "Names".
 
+use std::ffi::OsStr;
+
 use super::FileKind;
 use super::attr::NAME_MAX;
 
@@ -63,6 +65,11 @@ pub fn decode(name: &str, kind: FileKind) -> Option<String> {
         _ => unescape(stem)?,
     };
     (encode(&component, kind, 0) == name).then_some(component)
+}
+
+/// Whether a file of this name is an array, or to become one.
+pub(super) fn is_array_file(name: &OsStr) -> bool {
+    name.as_encoded_bytes().ends_with(SUFFIX.as_bytes())
 }
 
 /// Whether a name that [`encode`] made was cut.

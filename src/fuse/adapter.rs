@@ -15,7 +15,7 @@ use fuser::{
 };
 use log::debug;
 
-use super::convert::{empty, errno, fh, file_attr, file_type, ino, pending_flags, xattr};
+use super::convert::{empty, errno, fh, file_attr, file_type, ino, pending_flags, perm, xattr};
 use super::decoded::{Opener, Opening};
 use super::notify::Job;
 use super::passthrough::Passthrough;
@@ -146,12 +146,12 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let perm = mode.map(|mode| u16::try_from(mode & 0o7777).unwrap_or_default());
         let time = |time| match time {
             TimeOrNow::SpecificTime(time) => time,
             TimeOrNow::Now => SystemTime::now(),
         };
-        let set = SetAttr { perm, uid, gid, size, atime: atime.map(time), mtime: mtime.map(time) };
+        let set =
+            SetAttr { perm: mode.map(perm), uid, gid, size, atime: atime.map(time), mtime: mtime.map(time) };
         match self.fs.setattr(ino(node), set) {
             Err(error) if must_wait(&error) => {
                 let (fs, ino) = (Arc::clone(&self.fs), ino(node));
@@ -177,16 +177,10 @@ impl Filesystem for Adapter {
         reply.error(self.refuse_new(parent));
     }
 
-    fn mkdir(
-        &self,
-        _req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        _mode: u32,
-        _umask: u32,
-        reply: ReplyEntry,
-    ) {
-        match self.fs.mkdir(ino(parent), name) {
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let (uid, gid) = (Some(req.uid()), Some(req.gid()));
+        let set = SetAttr { perm: Some(perm(mode)), uid, gid, ..SetAttr::default() };
+        match self.fs.mkdir(ino(parent), name, set) {
             Ok(attr) => reply.entry(&TTL, &file_attr(&attr), GENERATION),
             Err(error) => reply.error(errno(&error)),
         }
@@ -205,7 +199,7 @@ impl Filesystem for Adapter {
         req: &Request,
         parent: INodeNo,
         name: &OsStr,
-        _mode: u32,
+        mode: u32,
         _umask: u32,
         flags: i32,
         reply: ReplyCreate,
@@ -214,6 +208,9 @@ impl Filesystem for Adapter {
             write: fuser::OpenFlags(flags).acc_mode() != OpenAccMode::O_RDONLY,
             truncate: flags & libc::O_TRUNC != 0,
             exclusive: flags & libc::O_EXCL != 0,
+            // The kernel has taken the caller's umask away.
+            perm: Some(perm(mode)),
+            owner: Some((req.uid(), req.gid())),
         };
         match self.fs.create(ino(parent), name, new, Caller(req.pid())) {
             Ok((attr, fh)) => {
@@ -290,11 +287,17 @@ impl Filesystem for Adapter {
         offset: u64,
         size: u32,
         _flags: fuser::OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         if ino(node).is_view() {
             return views::read(self, fh(handle), offset, size, reply);
+        }
+        // Reads come for a program, with an owner, or for the page cache. Of a file that is passed through the kernel uses
+        // that for sendfile and its like from a descriptor open for writing, and nobody would drop the pages when a mapping
+        // changes the data file: refused, so that programs go on with read.
+        if lock_owner.is_none() && self.passthrough.is_backed(ino(node)) {
+            return reply.error(Errno::EINVAL);
         }
         let mut reply = Some(reply);
         let result = self.fs.read(fh(handle), offset, size, |bytes| {

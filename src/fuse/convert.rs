@@ -19,6 +19,11 @@ pub(super) fn errno(error: &FsError) -> Errno {
     Errno::from_i32(error.errno())
 }
 
+/// The permissions in a mode.
+pub(super) fn perm(mode: u32) -> u16 {
+    u16::try_from(mode & 0o7777).unwrap_or_default()
+}
+
 pub(super) fn file_type(kind: FileKind) -> FileType {
     match kind {
         FileKind::File => FileType::RegularFile,

@@ -560,6 +560,14 @@ impl Array {
         self.data()?.file.set_mode(mode).map_err(|source| self.io("change the permissions of", source))
     }
 
+    /// Sets the owner and the group of the data file, as far as they are given.
+    ///
+    /// # Errors
+    /// `Io`: only root gives files away.
+    pub fn set_owner(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(), StoreError> {
+        self.data()?.file.set_owner(uid, gid).map_err(|source| self.io("change the owner of", source))
+    }
+
     /// As [`Array::read_into`], from byte `offset` on and as much as `out` takes.
     pub(super) fn read_part(&self, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
         let threads = n_cores().min(MAX_THREADS);

@@ -6,6 +6,7 @@
 use std::io;
 use std::sync::{Arc, OnceLock};
 
+use super::data::resemble;
 use super::error::{NotAStore, StoreError};
 use crate::format::frame::{self, Log};
 use crate::format::manifest::{Change, ChangeKind};
@@ -243,13 +244,7 @@ impl ManifestLog {
 
     fn fold(&mut self, log: &mut Log<'_>, changed: &mut dyn FnMut(Change)) -> Result<(), FormatError> {
         while let Some(frame) = log.next()? {
-            let edit = Edit::decode(frame.payload, frame.offset)?;
-            self.table.apply(&edit, changed)?;
-            self.lagging.clear();
-            self.lagging.extend(edit.ops.into_iter().filter_map(|op| match op {
-                Op::Rows(name, _) | Op::Blocks(name, ..) => Some(name),
-                _ => None,
-            }));
+            self.table.apply_payload(frame.payload, frame.offset, &mut self.lagging, changed)?;
             self.end = frame.end;
             self.synced_len = self.synced_len.max(frame.synced_len.min(frame.end));
         }
@@ -344,6 +339,10 @@ fn publish(
     let mut bytes = frame::encode_header(store_id, end).to_vec();
     bytes.extend_from_slice(&snapshot);
     let file = storage.create_unnamed().map_err(|e| failed("create", e))?;
+    // Who may not read the one before may not read this one either.
+    if let Some(before) = storage.stat(names::MANIFEST).ok().filter(FileStat::is_file) {
+        resemble(&*file, &before).map_err(|e| failed("change the permissions of", e))?;
+    }
     file.write_at(&bytes, 0).map_err(|e| failed("write", e))?;
     file.sync_data().map_err(|e| failed("sync", e))?;
     storage.replace(&file, names::MANIFEST).map_err(|e| failed("replace", e))?;

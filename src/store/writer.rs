@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::block_writer::Space;
-use super::data::{DataFile, fault, lock};
+use super::data::{DataFile, fault, lock, resemble};
 use super::error::{DataFileFault, StoreError};
 use super::log::ManifestLog;
 use super::stage::{NewArray, Staged};
@@ -178,6 +178,22 @@ impl Store {
             ops.push(Op::Delete(Arc::clone(old.name())));
         }
         ops.push(Op::Rename(Arc::clone(array.name()), to.into()));
+        self.shared.commit(Commit { ops, ..Commit::default() })
+    }
+
+    /// Renames arrays, all or none: each to a name that no array has. Waits no longer than `wait` for other writers.
+    ///
+    /// # Errors
+    /// As [`Store::rename`].
+    pub fn rename_all(&self, names: &[(&str, &str)], wait: Duration) -> Result<(), StoreError> {
+        names.iter().try_for_each(|(_, to)| names::check(to))?;
+        let _guard = self.shared.lock_writers_within(wait)?;
+        let mut ops = Vec::with_capacity(names.len());
+        for (from, to) in names {
+            let array = self.record(from)?;
+            self.shared.check_free(to, false)?;
+            ops.push(Op::Rename(Arc::clone(array.name()), (*to).into()));
+        }
         self.shared.commit(Commit { ops, ..Commit::default() })
     }
 
@@ -345,6 +361,9 @@ impl Shared {
         if staged.is_empty() && ops.is_empty() {
             return Ok(());
         }
+        if moves_rows {
+            staged.iter().try_for_each(|new| self.hand_on_permissions(new))?;
+        }
         let durable = moves_rows || self.durable.load(Ordering::Relaxed);
         if durable {
             for new in &staged {
@@ -483,6 +502,16 @@ impl Shared {
         });
         let records = records.collect::<Result<_, StoreError>>()?;
         Ok((records, superseded))
+    }
+
+    /// Lets the file of a new version have the permissions and the owner of the present one: who moves rows shows
+    /// them to nobody else.
+    fn hand_on_permissions(&self, new: &Staged) -> Result<(), StoreError> {
+        let manifest = self.manifest();
+        let Some(old) = self.whole(manifest.table.get(&new.name))? else { return Ok(()) };
+        let failed = |e| StoreError::io("change the permissions of", self.storage.path(), &old.file, e);
+        let stat = self.files.get(&*self.storage, old)?.file.stat().map_err(failed)?;
+        resemble(&*new.data.file, &stat).map_err(failed)
     }
 
     /// Names a new data file. A file of that name is not referred to by any record: ids are never used twice.

@@ -7,7 +7,9 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{AtFlags, FallocateFlags, Mode, copy_file_range, fallocate, fchmod, fstat, unlinkat};
+use rustix::fs::{
+    AtFlags, FallocateFlags, Gid, Mode, Uid, copy_file_range, fallocate, fchmod, fchown, fstat, unlinkat,
+};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::fork;
@@ -148,6 +150,10 @@ impl StorageFile for DirFile {
 
     fn set_mode(&self, mode: u32) -> io::Result<()> {
         Ok(fchmod(&self.file, Mode::from_raw_mode(mode))?)
+    }
+
+    fn set_owner(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+        Ok(fchown(&self.file, uid.map(Uid::from_raw), gid.map(Gid::from_raw))?)
     }
 
     fn map(&self, offset: u64, len: usize) -> io::Result<Map> {

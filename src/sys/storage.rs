@@ -203,6 +203,15 @@ pub trait StorageFile: Any + Send + Sync + fmt::Debug {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// Sets the owner and the group, as far as they are given.
+    ///
+    /// # Errors
+    /// `PermissionDenied`: only root gives files away; `Unsupported` where files have no owner.
+    fn set_owner(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+        let _ = (uid, gid);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Maps `len` bytes from `offset` (any value, aligned or not), shared and read-only.
     ///
     /// # Errors
@@ -303,6 +312,11 @@ pub struct FsStat {
 }
 
 impl FileStat {
+    /// Read, write and execute bits, and those beside them.
+    pub fn perm(&self) -> u32 {
+        self.mode & 0o7777
+    }
+
     /// Whether this is a regular file.
     pub fn is_file(&self) -> bool {
         self.mode & libc::S_IFMT == libc::S_IFREG

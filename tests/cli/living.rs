@@ -1,7 +1,7 @@
 //! What a machine does with mounts: at boot, as services, and when it wants to know how they are.
 
 use std::fs;
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -182,6 +182,9 @@ fn mount_npk_hands_over_what_npkfs_knows() {
     assert_eq!(runs(&["s", "m", "-o", options]), expected);
     assert_eq!(runs(&["s", "m", "-o", "a=b,ro", "-r"]), ["mount", "-o", "a=b,ro,ro", "--", "s", "m"]);
     assert_eq!(runs(&["s", "m", "-s", "-o", "a=b,ro"]), ["mount", "-o", "ro", "--", "s", "m"]);
+    let shown = "uid=1000,gid=users,umask=027,user=x,default_permissions";
+    let expected = ["mount", "-o", "uid=1000,gid=users,umask=027", "--", "s", "m"];
+    assert_eq!(runs(&["s", "m", "-s", "-o", shown]), expected);
     assert!(runs(&["s", "m", "-f"]).is_empty());
 }
 
@@ -249,11 +252,13 @@ fn mount_t_npk_and_lines_of_fstab_mount() {
         assert!(Command::new("umount").arg(mnt).status().unwrap().success());
         assert!(!way.is_mounted());
 
-        let options = "noauto,user,nofail,_netdev,x-systemd.automount,exec,rw";
+        let options = "noauto,user,nofail,_netdev,x-systemd.automount,exec,rw,uid=1234,gid=4321,umask=077";
         let table = way.place.write("fstab", format!("{store} {mnt} npk {options} 0 0\n").as_bytes());
         let output = mount(&["-T", table.to_str().unwrap(), mnt]);
         assert!(output.status.success(), "{output:?}");
         let file = fs::OpenOptions::new().write(true).open(way.mnt.join("a.npy")).unwrap();
+        let shown = file.metadata().unwrap();
+        assert_eq!((shown.uid(), shown.gid(), shown.mode() & 0o777), (1234, 4321, 0o600));
         file.write_at(&[7], numbers(10, 0).len() as u64 - 8).unwrap();
         drop(file);
         way.umount().ok();

@@ -14,5 +14,6 @@ mod living;
 mod making;
 mod mounting;
 mod refusals;
+mod rights;
 mod upgrading;
 mod ways;

@@ -335,6 +335,13 @@ pub fn has_program(name: &str) -> Result<PathBuf, String> {
         .ok_or_else(|| format!("{name} is not installed"))
 }
 
+/// A Python interpreter that every user can run: the first of the PATH may be in root's home.
+pub fn shared_python() -> Result<&'static str, String> {
+    let paths = ["/usr/bin/python3", "/usr/local/bin/python3"];
+    let found = paths.into_iter().find(|path| Path::new(path).exists());
+    found.ok_or_else(|| "there is no python3 in /usr/bin or /usr/local/bin".to_owned())
+}
+
 pub fn is_mounted(mnt: &Path) -> bool {
     mounts::find(mnt).expect("the table of mounts is read").is_some()
 }

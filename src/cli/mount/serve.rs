@@ -205,6 +205,7 @@ fn options(choices: &Choices, place: &Place) -> MountOptions {
         threads: choices.threads.map_or(0, NonZeroUsize::get),
         compression: choices.compression,
         decoded: choices.decoded,
+        shown: choices.shown,
         kernel: choices.kernel.iter().map(|&option| option.to_owned()).collect(),
         source_name: place.store.to_string_lossy().into_owned(),
     }

@@ -256,10 +256,10 @@ impl Fs {
             atime: stat.atime,
             mtime,
             ctime: stat.ctime.max(mtime),
-            perm: self.perm(stat.mode, FILE_PERM.into()),
+            perm: self.perm(stat.mode, FILE_PERM),
             nlink: u32::from(state.named),
-            uid: stat.uid,
-            gid: stat.gid,
+            uid: self.shown.uid.unwrap_or(stat.uid),
+            gid: self.shown.gid.unwrap_or(stat.gid),
         })
     }
 

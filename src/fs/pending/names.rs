@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use super::{Body, PendingFile, Spot};
 use crate::fs::attr::NAME_MAX;
 use crate::fs::dir::{Child, Tree};
-use crate::fs::{Attr, FileKind, Fs, FsError, Ino, Rename, names, read, write};
+use crate::fs::{Attr, FileKind, Fs, FsError, Ino, Rename, SetAttr, names, read, write};
 
 impl Fs {
     /// The text of a name for something new.
@@ -30,11 +30,11 @@ impl Fs {
         Ok((spot, array))
     }
 
-    /// Makes a folder. It is there until it is removed, or the mount ends.
+    /// Makes a folder, and sets its owner and permissions. It is there until it is removed, or the mount ends.
     ///
     /// # Errors
     /// `ReadOnly`; `Exists`; `NameTooLong`; `BadName` for names that no group is shown under; `Stale`; `Store`.
-    pub fn mkdir(&self, parent: Ino, name: &OsStr) -> Result<Attr, FsError> {
+    pub fn mkdir(&self, parent: Ino, name: &OsStr, set: SetAttr) -> Result<Attr, FsError> {
         Self::refuse_views(parent, name)?;
         self.sync()?;
         match self.child(parent, name) {
@@ -52,6 +52,9 @@ impl Fs {
             return Err(FsError::Exists);
         }
         let made = tree.make_directory(parent, &component, SystemTime::now());
+        if let Some(ino) = made {
+            tree.set_attr(ino, set);
+        }
         drop(tree);
         self.directory_attr(made.ok_or(FsError::Stale { ino: parent })?)
     }
@@ -124,6 +127,16 @@ impl Fs {
             && file.is_array()
         {
             self.unveil(&file);
+        }
+    }
+
+    /// Lets the files in these folders become arrays of the names that the folders have now.
+    pub(in crate::fs) fn follow_folders(&self, tree: &Tree, folders: &[Ino]) {
+        for file in self.pending.all() {
+            let mut state = file.state();
+            if state.array.is_some() && folders.contains(&state.spot.parent) {
+                state.array = array_for(tree, &state.spot).ok().flatten();
+            }
         }
     }
 

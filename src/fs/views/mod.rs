@@ -37,6 +37,9 @@ const RAW: &str = ".raw";
 /// How the names of views end. Folders whose names do have the dot escaped.
 const ENDS: [&str; 3] = ["raw", "npz", "safetensors"];
 
+/// The permissions that a view can have.
+const VIEW_PERM: u16 = 0o444;
+
 /// A request that takes a checksum of more bytes than this is not answered at once.
 const QUICK_LEN: u64 = 4 << 20;
 
@@ -107,7 +110,7 @@ impl Fs {
                     Ok(held) | Err(held) => *lock(&view.reserved) = Some(held),
                 }
             }
-            return Ok(view.attr());
+            return Ok(self.shown_attr(&view));
         }
     }
 
@@ -162,7 +165,13 @@ impl Fs {
             }
             self.sync()?;
         };
-        Ok(self.views.follow(self.snapshot(arrays)?))
+        let mut all = self.snapshot(arrays)?;
+        let folder = self.store.stat()?;
+        read(&self.tree).own_attrs().for_each(|own| {
+            let mode = own.perm.map_or(folder.mode, u32::from);
+            all.rights.narrow_folder(mode, own.uid.unwrap_or(folder.uid), own.gid.unwrap_or(folder.gid));
+        });
+        Ok(self.views.follow(all))
     }
 
     fn snapshot(&self, arrays: impl IntoIterator<Item = (Array, String)>) -> Result<Snapshot, FsError> {
@@ -185,7 +194,13 @@ impl Fs {
 
     /// The attributes of a view.
     pub(super) fn view_attr(&self, ino: Ino) -> Result<Attr, FsError> {
-        Ok(self.views.get(ino).ok_or(FsError::Stale { ino })?.attr())
+        Ok(self.shown_attr(&*self.views.get(ino).ok_or(FsError::Stale { ino })?))
+    }
+
+    fn shown_attr(&self, view: &View) -> Attr {
+        let own = view.attr();
+        let (uid, gid) = (self.shown.uid.unwrap_or(own.uid), self.shown.gid.unwrap_or(own.gid));
+        Attr { perm: self.perm(own.perm.into(), VIEW_PERM), uid, gid, ..own }
     }
 
     /// The array whose elements a view shows, if it shows one only.

@@ -136,8 +136,11 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Whether the other one shows the same.
+    /// Whether the other one shows the same, to the same users.
     pub(super) fn is_same(&self, other: &Self) -> bool {
+        if (self.mtime, self.rights) != (other.mtime, other.rights) {
+            return false;
+        }
         let pairs = self.members.iter().zip(&other.members);
         self.members.len() == other.members.len() && pairs.into_iter().all(|(own, other)| own.is_same(other))
     }
@@ -159,11 +162,20 @@ impl Rights {
 
     /// Takes away what a data file does not let its users do.
     pub(super) fn narrow(&mut self, file: &FileStat) {
-        let mode = file.mode as u16;
-        let others = mode & 0o4;
-        let owner = if file.uid == self.uid { mode >> 6 & 0o4 } else { others };
-        let group = if file.gid == self.gid { mode >> 3 & 0o4 } else { others };
-        self.perm &= owner << 6 | group << 3 | others;
+        self.narrow_by(file.mode, file.uid, file.gid, 0o4);
+    }
+
+    /// Takes away what the permissions of a folder do not let its users do: reach what is in it.
+    pub(super) fn narrow_folder(&mut self, mode: u32, uid: u32, gid: u32) {
+        self.narrow_by(mode, uid, gid, 0o1);
+    }
+
+    /// Lets those read who have the permission `bit`.
+    fn narrow_by(&mut self, mode: u32, uid: u32, gid: u32, bit: u32) {
+        let read = |class: u32| if mode >> (3 * class) & bit != 0 { 0o4 } else { 0 };
+        let owner = if uid == self.uid { read(2) } else { read(0) };
+        let group = if gid == self.gid { read(1) } else { read(0) };
+        self.perm &= owner << 6 | group << 3 | read(0);
     }
 }
 
@@ -198,5 +210,12 @@ mod tests {
         assert_eq!(perm(&[(0o640, 1, 2)]), 0o400);
         assert_eq!(perm(&[(0o600, 2, 1)]), 0);
         assert_eq!(perm(&[(0o604, 2, 2)]), 0o444);
+        let mut rights = Rights::new(&stat(0o755, 1, 1));
+        rights.narrow_folder(0o751, 1, 1);
+        assert_eq!(rights.perm, 0o444);
+        rights.narrow_folder(0o750, 1, 1);
+        assert_eq!(rights.perm, 0o440);
+        rights.narrow_folder(0o700, 2, 1);
+        assert_eq!(rights.perm, 0);
     }
 }

@@ -204,6 +204,7 @@ impl View {
         if is_whole { Ok(held) } else { Err(held) }
     }
 
+    /// Its attributes, as the store has them.
     pub(super) fn attr(&self) -> Attr {
         let Snapshot { rights: Rights { uid, gid, perm }, mtime, .. } = *self.snapshot;
         Attr {

@@ -6,6 +6,7 @@ in the same critical section.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import secrets
@@ -269,6 +270,9 @@ def write_snapshot(directory: Directory, store_id: bytes, table: Table) -> File:
     action = "create"
     try:
         file = directory.create_unnamed()
+        # Who may not read the one before may not read this one either.
+        with contextlib.suppress(FileNotFoundError):
+            file.resemble(directory.stat(names.MANIFEST))
         action = "write"
         file.write(data, 0)
         action = "sync"

@@ -127,6 +127,9 @@ def _commit(store: Store, change: Commit) -> None:
     staged, ops = change.staged, list(change.ops)
     if not staged and not ops:
         return
+    if change.moves_rows:
+        for new in staged:
+            _hand_on_permissions(store, new)
     durable = change.moves_rows or store.durable
     if durable:
         for new in staged:
@@ -254,6 +257,14 @@ def _link(store: Store, file: File, name: str) -> None:
             store.directory.link(file, name)
     except OSError as error:
         raise errors.io_error("create", os.path.join(store.path, name), error) from error
+
+
+def _hand_on_permissions(store: Store, new: Staged) -> None:
+    """Let the file of a new version have the permissions and the owner of the present one: who moves rows shows them to
+    nobody else."""
+    old = store.manifest.table.get(new.name)
+    if old is not None:
+        new.file.resemble(store.files.get(old).file.stat())
 
 
 def _keep_last_state(store: Store, record: Record) -> None:

@@ -88,6 +88,21 @@ class File:
         """Set the length of the file."""
         os.ftruncate(self.fd, length)
 
+    def resemble(self, other: os.stat_result) -> None:
+        """Have the permissions of another file, and its owner and group, as far as this process may."""
+        own = self.stat()
+        # Only root gives files away; and some file systems know neither owners nor permissions.
+        if own.st_uid != other.st_uid:
+            with contextlib.suppress(OSError):
+                os.fchown(self.fd, other.st_uid, -1)
+        if own.st_gid != other.st_gid:
+            with contextlib.suppress(OSError):
+                os.fchown(self.fd, -1, other.st_gid)
+        mode = stat_module.S_IMODE(other.st_mode)
+        if mode != stat_module.S_IMODE(own.st_mode):
+            with contextlib.suppress(PermissionError):
+                os.fchmod(self.fd, mode)
+
     def punch(self, offset: int, length: int) -> bool:
         """Give the space of a range back, which then reads as zeros. Returns whether the file system can."""
         if _FALLOCATE is None:
