@@ -16,4 +16,5 @@ mod mounting;
 mod refusals;
 mod rights;
 mod upgrading;
+mod views;
 mod ways;
