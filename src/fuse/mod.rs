@@ -356,6 +356,7 @@ impl Drop for Helpers {
         if let Some(watcher) = self.watcher.take() {
             watcher.stop();
         }
+        self.fs.end_views();
         let _ = self.jobs.send(Job::Stop);
         if let Some(notifier) = self.notifier.take() {
             let _ = notifier.join();

@@ -41,6 +41,9 @@ pub(super) trait Source {
 
     /// The member's array, opened if it can be.
     fn array(&self, member: u32) -> Array;
+
+    /// The CRC-32 of its elements; `None` if they cannot be read.
+    fn checksum(&self, member: u32, array: &Array) -> Option<u32>;
 }
 
 impl Image {
@@ -128,7 +131,7 @@ fn zip_header(source: &impl Source, header: &zip::Header, is_checked: bool) -> R
     let array = source.array(header.member);
     let mut npy = npy_header(&array)?;
     // Where the elements cannot be read, that is what tells so. The header is not to take its neighbours with it.
-    if is_checked && let Some(checksum) = member.checksum(&array) {
+    if is_checked && let Some(checksum) = source.checksum(header.member, &array) {
         fulfil(&mut npy, checksum, array.nbytes());
     }
     let mut bytes = header.local(&member.path);

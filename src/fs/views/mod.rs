@@ -5,10 +5,12 @@
 //! ever gets old. A view's bytes are an [`Image`], a list of pieces; [`Held`](view::Held) keeps the data files open that it needs,
 //! while the view is open.
 //!
-//! Lock order: `Views::table`, then that of a [`View`], then those of checksums; none of them while the store is asked.
+//! Lock order: the tree, `Views::table`, and, each by itself, that of a [`View`], held while its data files are opened, and
+//! that of a member's checksum, held while the elements are read.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::dir::Child;
 use super::file::with_reply;
@@ -254,7 +256,7 @@ impl Fs {
             Err(_) => return Err(self.look_again(ino, caller)),
         };
         drop(reserved);
-        Ok(self.viewing.insert(OpenView { view, held }))
+        Ok(self.viewing.insert(OpenView::new(view, held, &self.views)))
     }
 
     /// The answer to an `open` of an inode whose name is to be looked up again.
@@ -284,7 +286,7 @@ impl Fs {
             return Err(FsError::Unread { fh, len });
         }
         with_reply((end - offset) as usize, |out| {
-            image.read(&*open, offset, out)?;
+            image.read(&*open, offset, out).inspect_err(|error| open.log(error))?;
             Ok(reply(out))
         })
     }
@@ -296,8 +298,13 @@ impl Fs {
     pub fn prepare_view(&self, fh: Fh, offset: u64, size: u32) -> Result<(), FsError> {
         let open = self.viewing.get(fh)?;
         for member in open.view.image.checked(offset..offset.saturating_add(u64::from(size))) {
-            open.member(member).checksum(&open.array(member));
+            open.member(member).checksum(&open.array(member), &self.views.is_ended);
         }
         Ok(())
+    }
+
+    /// Lets no checksum keep the mount from ending.
+    pub fn end_views(&self) {
+        self.views.is_ended.store(true, Ordering::Relaxed);
     }
 }

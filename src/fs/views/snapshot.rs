@@ -4,6 +4,7 @@
 //! snapshot does not follow. What is written in place shows in it: whether that happened is found by comparing a snapshot
 //! with a later one.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -88,17 +89,17 @@ impl Member {
     }
 
     /// The CRC-32 of the elements; `None` if they cannot be read. Reads all of them the first time, on all cores; `array`
-    /// is the member's, opened.
-    pub(super) fn checksum(&self, array: &Array) -> Option<u32> {
+    /// is the member's, opened. Gives up if `is_ended`.
+    pub(super) fn checksum(&self, array: &Array, is_ended: &AtomicBool) -> Option<u32> {
         let mut checksum = lock(&self.checksum);
         if *checksum == Checksum::Unread {
-            *checksum = compute(array).map_or_else(
-                |error| {
-                    debug!("array {:?} has no checksum: {error}", array.name());
+            *checksum = match compute(array, is_ended) {
+                Ok(checksum) => Checksum::Known(checksum),
+                Err(error) => {
+                    debug!("array {:?} has no checksum: {error:?}", array.name());
                     Checksum::Unreadable
-                },
-                Checksum::Known,
-            );
+                }
+            };
         }
         match *checksum {
             Checksum::Known(checksum) => Some(checksum),
@@ -107,7 +108,8 @@ impl Member {
     }
 }
 
-fn compute(array: &Array) -> Result<u32, StoreError> {
+/// The CRC-32 of all elements. No error at all is that it `is_ended`.
+fn compute(array: &Array, is_ended: &AtomicBool) -> Result<u32, Option<StoreError>> {
     let block_len = array.codec().map_or(1, |codec| u64::from(codec.block_len));
     let chunk_len = CHUNK_LEN.next_multiple_of(block_len);
     let nbytes = array.nbytes();
@@ -115,10 +117,13 @@ fn compute(array: &Array) -> Result<u32, StoreError> {
     let chunks = (0..nbytes).step_by(usize::try_from(chunk_len).unwrap_or(usize::MAX));
     let n_threads = n_cores().min(MAX_THREADS).min(checksums.len());
     share_out(n_threads, chunks.zip(&mut checksums), Vec::new, |bytes: &mut Vec<u8>, (start, checksum)| {
+        if is_ended.load(Ordering::Relaxed) {
+            return Err(None);
+        }
         bytes.resize(chunk_len.min(nbytes - start) as usize, 0);
-        array.read_elements_at(start, bytes)?;
+        array.read_elements_at(start, bytes).map_err(Some)?;
         *checksum = crc32fast::hash(bytes);
-        Ok::<_, StoreError>(())
+        Ok(())
     })?;
     let lens = (0..nbytes).step_by(usize::try_from(chunk_len).unwrap_or(usize::MAX));
     let lens = lens.map(|start| chunk_len.min(nbytes - start));

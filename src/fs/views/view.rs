@@ -1,14 +1,15 @@
 //! The views that the kernel knows, and what is kept of each.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-use log::debug;
+use log::{debug, warn};
 
 use super::image::{Content, Image, Source};
 use super::snapshot::{Member, Rights, Snapshot};
-use super::{safetensors, zip};
+use super::{NPZ, SAFETENSORS, safetensors, zip};
 use crate::fs::{Attr, FileKind, Ino, lock};
 use crate::store::{Array, StoreError};
 use crate::sys::process::max_descriptors;
@@ -23,6 +24,16 @@ pub(super) enum Subject {
     Safetensors,
     /// The elements of this array.
     Raw(Arc<str>),
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Npz => f.write_str(NPZ),
+            Self::Safetensors => f.write_str(SAFETENSORS),
+            Self::Raw(array) => write!(f, "the elements of array {array:?}"),
+        }
+    }
 }
 
 impl Subject {
@@ -73,7 +84,22 @@ impl Drop for Held {
 #[derive(Debug)]
 pub(in crate::fs) struct OpenView {
     pub(super) view: Arc<View>,
-    pub(super) held: Arc<Held>,
+    held: Arc<Held>,
+    is_ended: Arc<AtomicBool>,
+    /// Whether a failure was logged: a program may try again for ever.
+    is_logged: AtomicBool,
+}
+
+impl OpenView {
+    pub(super) fn new(view: Arc<View>, held: Arc<Held>, views: &Views) -> Self {
+        Self { view, held, is_ended: Arc::clone(&views.is_ended), is_logged: AtomicBool::new(false) }
+    }
+
+    pub(super) fn log(&self, error: &StoreError) {
+        if !self.is_logged.swap(true, Ordering::Relaxed) {
+            warn!("cannot read {}: {error}", self.view.subject);
+        }
+    }
 }
 
 impl Source for OpenView {
@@ -85,6 +111,10 @@ impl Source for OpenView {
         // One that was not opened with the view is open for as long as the clone lives.
         self.held.arrays[member as usize].clone()
     }
+
+    fn checksum(&self, member: u32, array: &Array) -> Option<u32> {
+        self.member(member).checksum(array, &self.is_ended)
+    }
 }
 
 /// The views that the kernel knows.
@@ -94,6 +124,8 @@ pub(in crate::fs) struct Views {
     table: Mutex<Table>,
     /// Arrays that are open because views are.
     n_open: Arc<AtomicUsize>,
+    /// Whether nobody waits for checksums any more.
+    pub(super) is_ended: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Default)]
