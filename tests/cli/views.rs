@@ -91,6 +91,8 @@ fn kept_with(way: &Way, limits: &str) -> (bool, bool) {
     let mounted =
         command.args(["mount", "-q", "-o", way.options]).arg(&way.place.store).arg(&way.mnt).output();
     assert!(mounted.as_ref().is_ok_and(|output| output.status.success()), "{mounted:?}");
+    let zip = File::open(way.mnt.join(".views/all.npz")).expect("view is opened");
+    // Both have the same descriptors.
     let tensors = File::open(way.mnt.join(".views/all.safetensors")).expect("view is opened");
     let len = tensors.metadata().expect("view has a length").len();
     save(&store, &names, 5);
@@ -107,7 +109,7 @@ fn kept_with(way: &Way, limits: &str) -> (bool, bool) {
     // Who opens it now has all of them.
     let zipped = std::fs::read(way.mnt.join(".views/all.npz")).expect("view is read");
     assert_eq!(zipped.windows(4).filter(|bytes| bytes == b"PK\x01\x02").count(), 400);
-    drop(tensors);
+    drop((zip, tensors));
     way.umount().ok();
     drop(unmount);
     kept

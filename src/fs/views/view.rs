@@ -1,8 +1,9 @@
 //! The views that the kernel knows, and what is kept of each.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use log::{debug, warn};
@@ -11,7 +12,7 @@ use super::image::{Content, Image, Source};
 use super::snapshot::{Member, Rights, Snapshot};
 use super::{NPZ, SAFETENSORS, safetensors, zip};
 use crate::fs::{Attr, FileKind, Ino, lock};
-use crate::store::{Array, StoreError};
+use crate::store::{Array, ArrayId, StoreError};
 use crate::sys::process::max_descriptors;
 
 /// Views have this part of the descriptors that this process may have.
@@ -69,16 +70,27 @@ pub(super) struct View {
 #[derive(Debug)]
 pub(super) struct Held {
     arrays: Vec<Array>,
-    /// So many of them, from the first on, are open.
-    n_open: usize,
-    of_all: Arc<AtomicUsize>,
+    /// The numbers of those that are open.
+    open: Vec<usize>,
+    of_all: Arc<OpenArrays>,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.of_all.fetch_sub(self.n_open, Ordering::Relaxed);
+        let mut of_all = lock(&self.of_all);
+        for id in self.open.iter().map(|member| self.arrays[*member].id()) {
+            if let Entry::Occupied(mut n_views) = of_all.entry(id) {
+                *n_views.get_mut() -= 1;
+                if *n_views.get() == 0 {
+                    n_views.remove();
+                }
+            }
+        }
     }
 }
+
+/// Array versions that are open because views are, and in how many. Views share the descriptors.
+type OpenArrays = Mutex<HashMap<ArrayId, usize>>;
 
 /// A view that is open.
 #[derive(Debug)]
@@ -122,8 +134,7 @@ impl Source for OpenView {
 pub(in crate::fs) struct Views {
     next: AtomicU64,
     table: Mutex<Table>,
-    /// Arrays that are open because views are.
-    n_open: Arc<AtomicUsize>,
+    open: Arc<OpenArrays>,
     /// Whether nobody waits for checksums any more.
     pub(super) is_ended: Arc<AtomicBool>,
 }
@@ -189,7 +200,7 @@ impl Views {
 
     /// Opens the data files of a view; see [`View::hold`].
     pub(super) fn hold(&self, view: &View) -> Result<Arc<Held>, Arc<Held>> {
-        view.hold(&self.n_open)
+        view.hold(&self.open)
     }
 
     /// Uncounts lookups. The last one drops the view, unless it is open.
@@ -211,21 +222,26 @@ impl Views {
 
 impl View {
     /// Opens the data files, if they are not open yet. `Err` if some could not be opened.
-    fn hold(&self, n_open: &Arc<AtomicUsize>) -> Result<Arc<Held>, Arc<Held>> {
+    fn hold(&self, of_all: &Arc<OpenArrays>) -> Result<Arc<Held>, Arc<Held>> {
         let mut shared = lock(&self.held);
         if let Some(held) = shared.upgrade() {
             return Ok(held);
         }
         let arrays: Vec<Array> = self.snapshot.members.iter().map(|member| member.array.clone()).collect();
-        // Who takes too many gives them back.
+        let mut held = Held { arrays, open: Vec::new(), of_all: Arc::clone(of_all) };
         let limit = max_descriptors() / PART_OF_DESCRIPTORS;
-        let before = n_open.fetch_add(arrays.len(), Ordering::Relaxed);
-        let n_own = arrays.len().min(limit.saturating_sub(before));
-        n_open.fetch_sub(arrays.len() - n_own, Ordering::Relaxed);
-        let held = Held { arrays, n_open: n_own, of_all: Arc::clone(n_open) };
+        {
+            let mut of_all = lock(of_all);
+            for (member, array) in held.arrays.iter().enumerate() {
+                if of_all.len() < limit || of_all.contains_key(&array.id()) {
+                    *of_all.entry(array.id()).or_default() += 1;
+                    held.open.push(member);
+                }
+            }
+        }
         self.snapshot.members.iter().for_each(Member::read_again);
         let mut is_whole = true;
-        for array in &held.arrays[..n_own] {
+        for array in held.open.iter().map(|member| &held.arrays[*member]) {
             if let Err(error) = array.pin() {
                 debug!("array {:?} is not open for its view: {error}", array.name());
                 is_whole = false;

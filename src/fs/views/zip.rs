@@ -146,7 +146,7 @@ impl Header {
         for field in [PROMISED, short(self.content_len), short(self.content_len)] {
             out.extend_from_slice(&field.to_le_bytes());
         }
-        // Names have at most 64 KiB, as do names in a store.
+        // Names of arrays have at most 4096 bytes, their paths not much more than three times that.
         for field in [name.len() as u16, extra_len as u16] {
             out.extend_from_slice(&field.to_le_bytes());
         }
