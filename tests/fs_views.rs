@@ -481,7 +481,7 @@ fn all_npz_uses_zip64_where_it_needs_it() {
 }
 
 #[test]
-fn all_npz_has_as_many_members_as_there_are_arrays() {
+fn all_npz_is_a_zip_file_of_arrays_as_numpy_saves_them() {
     let f = Fixture::with(
         |store| {
             let names: Vec<String> = (0..700).map(|i| format!("g{}/a{i}", i % 7)).collect();

@@ -306,6 +306,10 @@ impl Inode {
         read(&self.state).n_open > 0
     }
 
+    pub(super) fn is_open_for_writing(&self) -> bool {
+        read(&self.state).n_writers > 0
+    }
+
     pub(super) fn is_named(&self) -> bool {
         read(&self.state).named
     }

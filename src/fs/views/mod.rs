@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering;
 use super::dir::Child;
 use super::file::with_reply;
 use super::handle::{DirEntry, OpenDirectory};
+use super::inode::ino_of;
 use super::{
     Attr, Caller, Fh, FileKind, Fs, FsError, Ino, MAX_ATTEMPTS, NAME_MAX, OpenFlags, lock, names, read,
 };
@@ -189,7 +190,8 @@ impl Fs {
             if let Some(stat) = &stat {
                 rights.narrow(stat);
             }
-            members.push(Member::new(array, &path, stat.as_ref()));
+            let is_quiet = !self.inodes.with_other(ino_of(&array)).any(|inode| inode.is_open_for_writing());
+            members.push(Member::new(array, &path, stat.as_ref(), is_quiet));
         }
         Ok(Snapshot { members, mtime: mtime.unwrap_or(folder.mtime), rights })
     }

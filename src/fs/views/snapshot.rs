@@ -46,12 +46,14 @@ enum Checksum {
 }
 
 impl Member {
-    /// An array and what is known about its data file.
-    pub(super) fn new(array: Array, path: &str, stat: Option<&FileStat>) -> Self {
+    /// An array and what is known about its data file. `is_quiet`: no program has the array open for writing here.
+    pub(super) fn new(array: Array, path: &str, stat: Option<&FileStat>, is_quiet: bool) -> Self {
         let written = match stat {
             // Each change is another record.
             _ if array.codec().is_some() => Some(array.committed()),
             None => Some(SystemTime::UNIX_EPOCH),
+            // The file's time says when a page was first written through a mapping, not when it was last.
+            Some(_) if !is_quiet => None,
             Some(stat) => {
                 let age =
                     SystemTime::now().duration_since(stat.mtime).unwrap_or_else(|ahead| ahead.duration());
