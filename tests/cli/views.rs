@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
-use numpack::store::{Dtype, NewArray, Store};
+use numpack::store::{Compression, Dtype, NewArray, Store};
 use rustix::process::Signal;
 
 use crate::common::numbers;
@@ -135,5 +135,31 @@ fn a_view_that_is_open_can_be_read_when_the_mount_was_ended() {
         assert!(bytes.len() > 40_000 && bytes.starts_with(b"PK\x03\x04"));
         let output = child.wait_with_output().expect("npkfs ends");
         assert!(output.status.success(), "{output:?}");
+    });
+}
+
+#[test]
+fn no_array_is_in_memory_whole_for_a_view() {
+    as_root(|way| {
+        let store = Store::open_or_create(&way.place.store).expect("store is made");
+        let dtype = Dtype::parse_python("'>f8'").expect("a dtype");
+        // Holes, and blocks that are not there: they take no disk, and are as long as others when they are read.
+        store.create_zeros("plain", &dtype, &[10 << 20], None).expect("array is made");
+        store
+            .create_zeros("packed", &dtype, &[10 << 20], Some(&Compression::default()))
+            .expect("array is made");
+        let (child, _unmount) = way.mount_in_foreground();
+        for (name, len) in [("all.npz", 160 << 20), ("all.safetensors", 160 << 20), ("packed.raw", 80 << 20)]
+        {
+            let mut file = File::open(way.mnt.join(".views").join(name)).expect("view is opened");
+            let read = std::io::copy(&mut file, &mut std::io::sink()).expect("view is read");
+            assert!(read >= len, "{name}: {read}");
+        }
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).expect("it serves");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+        let peak: u64 = peak.trim().strip_suffix(" kB").and_then(|kib| kib.parse().ok()).expect("a number");
+        assert!(peak < 60 << 10, "{peak} KiB");
+        way.umount().ok();
+        assert!(child.wait_with_output().expect("npkfs ends").status.success());
     });
 }
