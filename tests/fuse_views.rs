@@ -106,6 +106,10 @@ fn the_folder_is_found_by_its_name_and_not_listed_in_the_root() {
         let found = run("find", &[&root]);
         assert_eq!(found.lines().count(), 4, "{found}");
         assert!(!run("ls", &[Path::new("-a"), &root]).contains(".views"));
+        assert_eq!(run("du", &[Path::new("-a"), &root]).lines().count(), 4);
+        let archive = mount.dir.path().join("archive.tar");
+        run("tar", &[Path::new("-cf"), &archive, Path::new("-C"), &root, Path::new(".")]);
+        assert_eq!(run("tar", &[Path::new("-tf"), &archive]).lines().count(), 4);
         let copy = mount.dir.path().join("copy");
         run("cp", &[Path::new("-a"), &root, &copy]);
         assert_eq!(contents(&copy), contents(&root));
