@@ -112,6 +112,9 @@ impl Fs {
         if ino.is_pending() {
             return self.set_pending_attr(ino, set);
         }
+        if ino.is_view() || ino.viewed().is_some() {
+            return Err(FsError::ReadOnly);
+        }
         let attr = self.getattr(ino)?;
         if self.read_only {
             return Err(FsError::ReadOnly);
@@ -175,9 +178,10 @@ impl Fs {
     pub(super) fn directory_attr(&self, ino: Ino) -> Result<Attr, FsError> {
         let (mtime, n_subdirectories, own) = {
             let tree = read(&self.tree);
-            let directory = tree.directory(ino).ok_or(FsError::Stale { ino })?;
+            let directory = tree.directory(ino.viewed().unwrap_or(ino)).ok_or(FsError::Stale { ino })?;
             (directory.mtime, directory.n_subdirectories, directory.own)
         };
+        let there_are = if ino.viewed().is_some() { DIRECTORY_PERM & !0o222 } else { DIRECTORY_PERM };
         let stat = self.store.stat()?;
         Ok(Attr {
             ino,
@@ -187,7 +191,7 @@ impl Fs {
             atime: own.atime.unwrap_or(mtime),
             mtime,
             ctime: own.ctime.map_or(mtime, |ctime| ctime.max(mtime)),
-            perm: self.perm(own.perm.map_or(stat.mode, u32::from), DIRECTORY_PERM),
+            perm: self.perm(own.perm.map_or(stat.mode, u32::from), there_are),
             nlink: n_subdirectories.saturating_add(2),
             uid: self.shown.uid.or(own.uid).unwrap_or(stat.uid),
             gid: self.shown.gid.or(own.gid).unwrap_or(stat.gid),

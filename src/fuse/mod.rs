@@ -25,6 +25,7 @@ mod device;
 mod notify;
 mod passthrough;
 mod readahead;
+mod views;
 mod worker;
 
 use adapter::Adapter;
@@ -355,6 +356,7 @@ impl Drop for Helpers {
         if let Some(watcher) = self.watcher.take() {
             watcher.stop();
         }
+        self.fs.end_views();
         let _ = self.jobs.send(Job::Stop);
         if let Some(notifier) = self.notifier.take() {
             let _ = notifier.join();

@@ -74,6 +74,12 @@ impl Array {
         &self.shared
     }
 
+    /// Whether the other is the same version with the same rows, name and attributes. What is written in place changes
+    /// the state of a compressed array, and of no other.
+    pub fn is_same_state(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.record, &other.record) || self.record == other.record
+    }
+
     /// The name.
     pub fn name(&self) -> &Arc<str> {
         &self.record.name
@@ -353,6 +359,16 @@ impl Array {
         let layout = Layout::new(&record.dtype, self.shape(), self.fortran_order())?;
         npy::encode_within(&record.dtype, &layout, record.offset)
             .ok_or_else(|| fault(&*self.shared.storage, record, DataFileFault::Header(None)))
+    }
+
+    /// A header of this state of the array that is as short as those that NumPy writes, with at least `n_spaces` spaces
+    /// before its newline.
+    ///
+    /// # Errors
+    /// `Format` if it would be too long.
+    pub fn short_npy_header(&self, n_spaces: usize) -> Result<Vec<u8>, StoreError> {
+        let layout = Layout::new(self.dtype(), self.shape(), self.fortran_order())?;
+        Ok(npy::encode_short(self.dtype(), &layout, n_spaces)?)
     }
 
     /// Writes into the virtual `.npy` file, in place. Visible to every reader at once.

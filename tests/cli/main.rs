@@ -17,4 +17,5 @@ mod mounting;
 mod refusals;
 mod rights;
 mod upgrading;
+mod views;
 mod ways;
