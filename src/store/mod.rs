@@ -46,10 +46,13 @@ pub use draft::Draft;
 pub use error::{BlockFault, DataFileFault, NotAStore, StoreError};
 pub use stage::NewArray;
 pub use upstream::{Upgrade, Upgraded};
+pub use writer::Changes;
 
 pub use crate::format::manifest::{Change, ChangeKind};
 pub use crate::format::upstream::TableLayout;
-pub use crate::format::{ArrayId, Attrs, Codec, Compression, Dtype, Filter, Generation};
+pub use crate::format::{
+    ArrayId, Attrs, Codec, Compression, Descr, Dtype, Field, Filter, Generation, Subarray,
+};
 
 use crate::format::{FormatError, names};
 pub use crate::sys::MapMut;

@@ -45,12 +45,29 @@ impl WriteGuard<'_> {
     }
 }
 
+/// Changes of several kinds that [`Store::change`] makes in one commit.
+#[derive(Default)]
+pub struct Changes<'a> {
+    /// Arrays that are saved, with the attributes of those that have their names.
+    pub save: &'a [(&'a str, NewArray<'a>)],
+    /// Arrays that are removed, unless they are saved. Missing ones are ignored.
+    pub remove: &'a [&'a str],
+    /// How arrays are compressed whose names no array has.
+    pub compression: Option<Compression>,
+    /// How these are compressed; others are like those that have their names.
+    pub compressions: HashMap<&'a str, Option<Compression>>,
+    /// Attributes of arrays, or of the store, that are set, and names of those that are removed before.
+    pub attrs: Vec<(Option<&'a str>, Attrs, Vec<String>)>,
+}
+
 /// One commit in the making.
 #[derive(Default)]
 pub(super) struct Commit {
     pub(super) staged: Vec<Staged>,
     /// Operations that come before the new versions.
     pub(super) ops: Vec<Op>,
+    /// Operations that come after them.
+    pub(super) last_ops: Vec<Op>,
     /// Arrays whose headers are to be written after the commit.
     pub(super) headers: Vec<(Arc<str>, Arc<DataFile>)>,
     /// Where there is room in the files of compressed arrays, once the commit is made.
@@ -103,16 +120,39 @@ impl Store {
         remove: &[&str],
         compression: Option<&Compression>,
     ) -> Result<(), StoreError> {
+        let compression = compression.copied();
+        self.change(Changes { save, remove, compression, ..Changes::default() })
+    }
+
+    /// Makes changes of several kinds in one commit.
+    ///
+    /// # Errors
+    /// As [`Store::save_as`]; `NotFound` for attributes of an array that is not there then; `Refused` for those that
+    /// cannot be.
+    pub fn change(&self, changes: Changes<'_>) -> Result<(), StoreError> {
         self.shared.check_writable()?;
+        let Changes { save, remove, compression, compressions, attrs } = changes;
+        for (_, set, _) in &attrs {
+            check_attrs(set)?;
+        }
         self.refresh_quietly()?;
-        let staged = self.shared.stage_all(save, |name| match self.record(name) {
-            Ok(old) => old.compression(),
-            Err(_) => compression.copied(),
-        })?;
+        let staged =
+            self.shared.stage_all(save, |name| match (compressions.get(name), self.record(name)) {
+                (Some(wanted), _) => *wanted,
+                (None, Ok(old)) => old.compression(),
+                (None, Err(_)) => compression,
+            })?;
         let saved: HashSet<&str> = save.iter().map(|(name, _)| *name).collect();
         let _guard = self.shared.lock_writers()?;
         let ops = self.shared.deletions(remove.iter().copied().filter(|name| !saved.contains(name)));
-        self.shared.commit(Commit { staged, ops, ..Commit::default() })
+        let last_ops = attrs.into_iter().map(|(name, set, remove)| {
+            if let Some(name) = name.filter(|name| !saved.contains(name)) {
+                self.record(name)?;
+            }
+            Ok(Op::Attrs(name.map(Arc::from), set, remove))
+        });
+        let last_ops = last_ops.collect::<Result<_, StoreError>>()?;
+        self.shared.commit(Commit { staged, ops, last_ops, ..Commit::default() })
     }
 
     /// Stores a `.npy` file under `name`, compressed as `compression` says: it reads byte for byte as it was, header
@@ -357,8 +397,8 @@ impl Shared {
     /// Commits, with the writers' lock held.
     pub(super) fn commit(&self, commit: Commit) -> Result<(), StoreError> {
         // The locks on data files, of those that are moved, end with the commit.
-        let Commit { staged, mut ops, headers, spaces, time, moves_rows, locked: _locked } = commit;
-        if staged.is_empty() && ops.is_empty() {
+        let Commit { staged, mut ops, last_ops, headers, spaces, time, moves_rows, locked: _locked } = commit;
+        if staged.is_empty() && ops.is_empty() && last_ops.is_empty() {
             return Ok(());
         }
         if moves_rows {
@@ -399,7 +439,7 @@ impl Shared {
         }
         let placed: Vec<(ArrayId, Arc<str>)> =
             records.iter().map(|record| (record.id, Arc::clone(&record.file))).collect();
-        ops.extend(records.into_iter().map(Op::Put));
+        ops.extend(records.into_iter().map(Op::Put).chain(last_ops));
         let mut manifest = self.manifest_mut();
         let appended = manifest.append(&*self.storage, time, ops, durable, &mut |change| {
             self.note_change(Change { is_own: true, ..change });

@@ -65,6 +65,8 @@ class Commit:
     staged: list[Staged] = field(default_factory=list)
     # Operations that come before the new versions.
     ops: list[Op] = field(default_factory=list)
+    # Operations that come after them.
+    last_ops: list[Op] = field(default_factory=list)
     # Arrays whose headers are to be written after the commit.
     headers: list[tuple[str, DataFile]] = field(default_factory=list)
     # Where there is room in the files of compressed arrays, once the commit is made.
@@ -125,7 +127,7 @@ def commit(store: Store, change: Commit) -> None:
 
 def _commit(store: Store, change: Commit) -> None:
     staged, ops = change.staged, list(change.ops)
-    if not staged and not ops:
+    if not staged and not ops and not change.last_ops:
         return
     if change.moves_rows:
         for new in staged:
@@ -154,6 +156,7 @@ def _commit(store: Store, change: Commit) -> None:
     else:
         store.dirty.update(record.file for record in records)
     ops.extend({"put": record} for record in records)
+    ops.extend(change.last_ops)
     try:
         store.manifest.append(now, ops, store.note_change_of_ours, durable=durable)
     except OSError as error:
