@@ -14,5 +14,6 @@ mod living;
 mod making;
 mod mounting;
 mod refusals;
+mod repairing;
 mod upgrading;
 mod ways;
