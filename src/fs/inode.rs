@@ -14,6 +14,7 @@ use std::time::{Instant, SystemTime};
 use log::debug;
 
 use super::handle::AGAIN_WITHIN;
+use super::resize::Tail;
 use super::write_back::Uncommitted;
 use super::{lock, names, read, write};
 use crate::store::{Array, ArrayId, ArrayMap, StoreError};
@@ -160,6 +161,8 @@ pub(super) struct Inode {
     untold: AtomicBool,
     /// What was written, if the array is compressed, and is not committed.
     pub(super) uncommitted: Uncommitted,
+    /// What was written behind the last row and is none yet.
+    pub(super) tail: Tail,
     /// How often something was lost that had been written.
     pub(super) n_lost: AtomicU64,
 }
@@ -264,6 +267,7 @@ impl Inode {
             seen: Mutex::new(None),
             untold: AtomicBool::new(false),
             uncommitted: Uncommitted::default(),
+            tail: Tail::default(),
             n_lost: AtomicU64::new(0),
         }
     }
@@ -306,8 +310,20 @@ impl Inode {
         read(&self.state).n_open > 0
     }
 
-    pub(super) fn is_open_for_writing(&self) -> bool {
+    /// Whether a file is open for writing.
+    pub(super) fn is_written(&self) -> bool {
         read(&self.state).n_writers > 0
+    }
+
+    /// Where a part of a row begins that was written behind the last one, if any was.
+    pub(super) fn tail_start(&self) -> Option<u64> {
+        (self.tail.len() > 0).then(|| read(&self.state).shown_len)
+    }
+
+    /// Shows a length that the kernel knows already.
+    pub(super) fn show_at_once(&self, len: u64) {
+        let mut state = write(&self.state);
+        state.shown_len = state.shown_len.max(len);
     }
 
     pub(super) fn is_named(&self) -> bool {

@@ -34,6 +34,7 @@ mod handle;
 mod inode;
 pub mod names;
 mod pending;
+mod resize;
 mod views;
 mod write_back;
 mod xattr;

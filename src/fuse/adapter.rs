@@ -20,7 +20,7 @@ use super::decoded::{Opener, Opening};
 use super::notify::Job;
 use super::passthrough::Passthrough;
 use super::views;
-use super::worker::{Tasks, WaitingWrite, must_wait, waiting};
+use super::worker::{Tasks, WaitingWrite, WriteAt, must_wait, waiting};
 use crate::fs::{
     Attr, BLKSIZE, Caller, Fs, FsError, Ino, NAME_MAX, NewFile, OpenFlags, Rename, SetAttr, SetMode, Written,
 };
@@ -66,6 +66,25 @@ impl Adapter {
             Ok(attr) => reply.attr(&self.attr_ttl(attr.ino), &file_attr(&attr)),
             Err(error) => reply.error(errno(&error)),
         }
+    }
+
+    /// Sets the length of an array. Whoever looks the name up next finds that length: the kernel is told before it is
+    /// answered. What else it is told may have to wait for the answer, because it writes no pages back until then.
+    fn set_len(&self, ino: Ino, set: SetAttr, reply: ReplyAttr) {
+        let opener = Arc::clone(&self.opener);
+        self.tasks.hand_over(move || match waiting(&opener.fs, ino, || opener.fs.setattr(ino, set)) {
+            Ok(attr) => {
+                if Some(attr.size) != set.size
+                    && let (Some(kernel), Some((parent, name))) =
+                        (opener.kernel.get(), opener.fs.place_of(ino))
+                    && let Err(error) = kernel.inval_entry(INodeNo(parent.0), OsStr::new(&*name))
+                {
+                    debug!("{name:?} is not dropped: {error}");
+                }
+                reply.attr(&Duration::ZERO, &file_attr(&attr));
+            }
+            Err(error) => reply.error(errno(&error)),
+        });
     }
 
     /// What a refused attempt to make something is answered with.
@@ -152,6 +171,9 @@ impl Filesystem for Adapter {
         };
         let set =
             SetAttr { perm: mode.map(perm), uid, gid, size, atime: atime.map(time), mtime: mtime.map(time) };
+        if set.size.is_some() && !ino(node).is_pending() {
+            return self.set_len(ino(node), set, reply);
+        }
         match self.fs.setattr(ino(node), set) {
             Err(error) if must_wait(&error) => {
                 let (fs, ino) = (Arc::clone(&self.fs), ino(node));
@@ -319,13 +341,16 @@ impl Filesystem for Adapter {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: fuser::OpenFlags,
+        flags: fuser::OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        match self.opener.write(ino(node), fh(handle), offset, data, from_cache) {
+        // The kernel may know a length that is not the last one any more.
+        let appends = flags.0 & libc::O_APPEND != 0 && !from_cache && !ino(node).is_pending();
+        let at = if appends { WriteAt::End } else { WriteAt::Offset { offset, from_cache } };
+        match self.opener.write(ino(node), fh(handle), at, data) {
             Ok(written) => {
                 match written {
                     Written::Done => {}
@@ -339,7 +364,7 @@ impl Filesystem for Adapter {
             }
             Err(error) if must_wait(&error) => {
                 let (opener, fh, data) = (Arc::clone(&self.opener), fh(handle), data.to_vec());
-                let write = WaitingWrite { opener, ino: ino(node), fh, offset, data, from_cache, reply };
+                let write = WaitingWrite { opener, ino: ino(node), fh, at, data, reply };
                 self.tasks.hand_over(move || write.finish(len));
             }
             Err(error) => reply.error(errno(&error)),

@@ -221,7 +221,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
             None
         }
     };
-    let poll = watcher.is_none() || fs.store().stat_fs().is_ok_and(|stat| stat.is_shared);
+    let poll = watcher.is_none() || fs.store().stat_fs().is_ok_and(|stat| stat.place.kind.is_shared());
     let mut threads = Helpers {
         fs: Arc::clone(&fs),
         jobs,

@@ -393,6 +393,12 @@ impl Array {
         self.write_locked(offset, data, wait).map(|_| ())
     }
 
+    /// Whether bytes begin with a whole `.npy` header that says of the array what its own does, in whatever words.
+    pub fn has_header_like(&self, bytes: &[u8]) -> bool {
+        let header = usize::try_from(self.header_len()).ok().and_then(|len| bytes.get(..len));
+        header.is_some_and(|header| npy::parse(header).is_ok_and(|header| self.is_described_by(&header)))
+    }
+
     /// Tells those who asked by [`Store::watch`](super::Store::watch) that elements were written in place.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ mod commands;
 mod common;
 mod compression;
 mod edits;
+mod enduring;
 #[path = "../upstream/fixtures.rs"]
 mod fixtures;
 mod living;

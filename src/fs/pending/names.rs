@@ -51,9 +51,10 @@ impl Fs {
         if tree.child(parent, &name).is_some() {
             return Err(FsError::Exists);
         }
-        let made = tree.make_directory(parent, &component, SystemTime::now());
+        let now = SystemTime::now();
+        let made = tree.make_directory(parent, &component, now);
         if let Some(ino) = made {
-            tree.set_attr(ino, set);
+            tree.set_attr(ino, set, now);
         }
         drop(tree);
         self.directory_attr(made.ok_or(FsError::Stale { ino: parent })?)
@@ -142,11 +143,8 @@ impl Fs {
 
     /// Lets all files that have or had a name give it up, because it is removed or given to something else.
     fn abandon(&self, spot: &Spot) {
-        for file in self.pending.all() {
-            let mut state = file.state();
-            if state.spot == *spot {
-                state.remove();
-            }
+        for file in self.pending.at(spot) {
+            file.state().remove();
         }
     }
 
@@ -204,7 +202,10 @@ impl Fs {
             } else {
                 state.named = tree.add_pending(to.parent, &to.name, ino, now).is_ok();
             }
-            (state.spot, state.array) = (to.clone(), array);
+            state.array = array;
+            let before = std::mem::replace(&mut state.spot, to.clone());
+            drop(state);
+            self.pending.moved(ino, &before, to.clone());
         }
         self.tell_names(&tree, &[(parent, from.name), (to.parent, to.name)], gone);
         drop(tree);

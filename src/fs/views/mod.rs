@@ -190,7 +190,7 @@ impl Fs {
             if let Some(stat) = &stat {
                 rights.narrow(stat);
             }
-            let is_quiet = !self.inodes.with_other(ino_of(&array)).any(|inode| inode.is_open_for_writing());
+            let is_quiet = !self.inodes.with_other(ino_of(&array)).any(|inode| inode.is_written());
             members.push(Member::new(array, &path, stat.as_ref(), is_quiet));
         }
         Ok(Snapshot { members, mtime: mtime.unwrap_or(folder.mtime), rights })
