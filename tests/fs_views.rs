@@ -372,14 +372,20 @@ fn what_is_written_in_place_shows_in_parts_that_are_read_later() {
 fn what_was_written_through_the_mount_is_committed_before_a_view_opens() {
     let data = numbers(0..50_000);
     let f = Fixture::with(
-        |store| store.save_as(&[("a", array(&[50_000], &data))], Some(&small_blocks())).unwrap(),
+        |store| {
+            store.save_as(&[("a", array(&[50_000], &data))], Some(&small_blocks())).unwrap();
+            save(store, "other", 1, 0);
+        },
         false,
     );
     let writer = f.open("a.npy", WRITE).unwrap();
     f.fs.write(writer.fh, 4096, &numbers(7..8), false).unwrap();
     let ino = f.lookup(".views/a.raw").unwrap().ino;
     assert!(matches!(f.fs.open_view(ino, READ, CALLER), Err(FsError::Uncommitted { .. })));
-    f.fs.commit_all().unwrap();
+    let all = f.lookup(ALL[1]).unwrap().ino;
+    assert!(matches!(f.fs.open_view(all, READ, CALLER), Err(FsError::Uncommitted { .. })));
+    assert_eq!(values_of_raw(&whole(&f, ".views/other.raw")), [0, 1], "nobody writes to that");
+    f.fs.commit_view(ino).unwrap();
     assert_eq!(f.fs.look_again(ino, CALLER).errno(), libc::ESTALE);
     let again = f.lookup(".views/a.raw").unwrap().ino;
     assert_ne!(again, ino);

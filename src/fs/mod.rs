@@ -4,9 +4,9 @@
 //! What a change of the store means for a kernel that caches goes out as [`Invalidation`]s. The rules are written
 //! down in spec/npkfs-semantics.md, and tested paragraph by paragraph in tests/fs_ops.rs.
 //!
-//! Lock order: `Fs::syncing`, `Fs::tree`, the inode table or that of pending files, the state of one inode or of one
-//! pending file, the store's own locks; and none is held while an invalidation is carried out, because the kernel may
-//! need an answer from us before it can do that. The locks of open handles are leaves.
+//! Lock order: `Fs::syncing`, `Fs::tree`, the inode table or that of pending files or of views, the state of one inode or
+//! of one pending file or view, the store's own locks; and none is held while an invalidation is carried out, because the
+//! kernel may need an answer from us before it can do that. The locks of open handles are leaves.
 
 use std::ffi::OsStr;
 use std::fmt;

@@ -21,7 +21,7 @@ pub(super) fn open(adapter: &Adapter, ino: Ino, how: OpenFlags, caller: Caller, 
         Ok(fh) => reply.opened(FileHandle(fh.0), flags()),
         Err(FsError::Uncommitted { .. }) => tasks.hand_over(move || {
             // What cannot be committed is not shown, and is logged.
-            let _ = fs.commit_all();
+            let _ = fs.commit_view(ino);
             reply.error(errno(&fs.look_again(ino, caller)));
         }),
         Err(error) => reply.error(errno(&error)),

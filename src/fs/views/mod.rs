@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use super::dir::Child;
 use super::file::with_reply;
 use super::handle::{DirEntry, OpenDirectory};
-use super::inode::ino_of;
+use super::inode::{Inode, ino_of};
 use super::{
     Attr, Caller, Fh, FileKind, Fs, FsError, Ino, MAX_ATTEMPTS, NAME_MAX, OpenFlags, lock, names, read,
 };
@@ -210,8 +210,7 @@ impl Fs {
     /// The array whose elements a view shows, if it shows one only.
     pub(super) fn viewed_array(&self, ino: Ino) -> Result<Option<Array>, FsError> {
         let view = self.views.get(ino).ok_or(FsError::Stale { ino })?;
-        let is_raw = matches!(view.subject, Subject::Raw(_));
-        Ok(view.snapshot.members.first().filter(|_| is_raw).map(|member| member.array.clone()))
+        Ok(view.array().cloned())
     }
 
     /// What is in the folder of the views of `folder`.
@@ -240,16 +239,16 @@ impl Fs {
     ///
     /// # Errors
     /// `ReadOnly` for writing; `Stale` if the name must be looked up again, because an array was overwritten since;
-    /// `Uncommitted` if [`Fs::commit_all`] comes first, and [`Fs::look_again`] then.
+    /// `Uncommitted` if [`Fs::commit_view`] comes first, and [`Fs::look_again`] then.
     pub fn open_view(&self, ino: Ino, flags: OpenFlags, caller: Caller) -> Result<Fh, FsError> {
         if flags.write || flags.truncate {
             return Err(FsError::ReadOnly);
         }
         let is_second = self.again.came(caller);
-        if !is_second && self.has_uncommitted() {
+        let view = self.views.get(ino).ok_or_else(|| self.look_again(ino, caller))?;
+        if !is_second && self.has_uncommitted() && self.shows_uncommitted(&view) {
             return Err(FsError::Uncommitted { ino });
         }
-        let view = self.views.get(ino).ok_or_else(|| self.look_again(ino, caller))?;
         let reserved = lock(&view.reserved).take();
         let held = match self.views.hold(&view) {
             Ok(held) => held,
@@ -259,6 +258,26 @@ impl Fs {
         };
         drop(reserved);
         Ok(self.viewing.insert(OpenView::new(view, held, &self.views)))
+    }
+
+    /// Whether something was written to what a view shows that is not committed.
+    fn shows_uncommitted(&self, view: &View) -> bool {
+        let is_uncommitted = |inode: &Arc<Inode>| !inode.uncommitted.is_empty();
+        view.array().is_none_or(|array| self.inodes.views_of(array.id()).iter().any(is_uncommitted))
+    }
+
+    /// Commits what was written to what a view shows. May wait for other writers.
+    ///
+    /// # Errors
+    /// As [`Fs::commit`].
+    pub fn commit_view(&self, ino: Ino) -> Result<(), FsError> {
+        match self.views.get(ino).as_ref().and_then(|view| view.array()) {
+            Some(array) => {
+                let inodes = self.inodes.views_of(array.id());
+                inodes.iter().map(|inode| self.commit_inode(inode)).fold(Ok(()), Result::and)
+            }
+            None => self.commit_all(),
+        }
     }
 
     /// The answer to an `open` of an inode whose name is to be looked up again.

@@ -252,6 +252,12 @@ impl View {
         if is_whole { Ok(held) } else { Err(held) }
     }
 
+    /// The array that it shows, if it shows one only.
+    pub(super) fn array(&self) -> Option<&Array> {
+        let is_raw = matches!(self.subject, Subject::Raw(_));
+        self.snapshot.members.first().filter(|_| is_raw).map(|member| &member.array)
+    }
+
     /// Its attributes, as the store has them.
     pub(super) fn attr(&self) -> Attr {
         let Snapshot { rights: Rights { uid, gid, perm }, mtime, .. } = *self.snapshot;
