@@ -220,6 +220,11 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        match self.fs.unlink_other(ino(parent), name) {
+            Ok(false) => {}
+            Ok(true) => return reply.ok(),
+            Err(error) => return reply.error(errno(&error)),
+        }
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
         self.tasks.hand_over_names(move || empty(reply, fs.unlink(ino(parent), &name)));
     }

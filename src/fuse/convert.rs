@@ -1,7 +1,8 @@
 //! Between fuser's types and those of [`fs`](crate::fs).
 
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, FopenFlags, INodeNo, OpenAccMode, ReplyEmpty, ReplyOpen, ReplyXattr,
+    Errno, FileAttr, FileHandle, FileType, FopenFlags, INodeNo, OpenAccMode, ReplyEmpty, ReplyOpen,
+    ReplyXattr,
 };
 use log::debug;
 
