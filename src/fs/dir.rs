@@ -138,6 +138,24 @@ impl Tree {
         Some(directory.pending.iter().chain(shown))
     }
 
+    /// What the store has in a folder, be it shown or hidden by pending files, in no order.
+    pub(super) fn stored(&self, ino: Ino) -> Option<impl Iterator<Item = (&Arc<str>, &Child)>> {
+        Some(self.directories.get(&ino)?.children.iter())
+    }
+
+    /// The path under which an array is shown; `None` if it is not.
+    pub(super) fn path_of(&self, array: &str) -> Option<String> {
+        let (mut ino, name) = self.find(array)?;
+        let mut parts = vec![name];
+        while ino != Ino::ROOT {
+            let directory = self.directories.get(&ino)?;
+            parts.push(Arc::clone(&directory.name));
+            ino = directory.parent;
+        }
+        parts.reverse();
+        Some(parts.join("/"))
+    }
+
     /// The array that the store has under a name, be it shown or hidden by a pending file.
     pub(super) fn array_at(&self, parent: Ino, name: &str) -> Option<(&Arc<str>, Ino)> {
         match self.directories.get(&parent)?.children.get(name)? {
@@ -304,6 +322,12 @@ impl Tree {
                 }
             }
         }
+    }
+
+    /// What was set of folders, for each where anything was.
+    pub(super) fn own_attrs(&self) -> impl Iterator<Item = OwnAttr> {
+        let all = self.directories.values().map(|directory| directory.own);
+        all.filter(|own| own.perm.is_some() || own.uid.is_some() || own.gid.is_some())
     }
 
     /// Sets the owner, the permissions and the times that a folder shows, as far as they are given.
@@ -501,6 +525,8 @@ mod tests {
         assert_eq!(place(&mut tree, "g/a", 7).before, Some(Ino(3)));
         assert_eq!(tree.ino_of_array("g/a"), Some(Ino(7)));
         assert_eq!(tree.ino_of_array("g"), None);
+        assert_eq!(tree.path_of("g/a").unwrap(), "g/a.npy");
+        assert_eq!(tree.path_of("g/b"), None);
         assert_eq!(tree.ino_of_array("g/a/b"), None);
     }
 

@@ -79,8 +79,9 @@ pub(super) fn answer_open(reply: ReplyOpen, opened: &Opened, write: bool, open_a
             // Through such a handle write() could reach past the array's end, and change its header, unseen. With
             // DIRECT_IO it comes to us, and only mappings go to the file.
             let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-            let flags = if write { direct } else { FopenFlags::empty() };
-            reply.opened_passthrough(fh, flags | FopenFlags::FOPEN_NOFLUSH, id);
+            // Closing one that was written to is when a part of a row is refused.
+            let flags = if write { direct } else { FopenFlags::FOPEN_NOFLUSH };
+            reply.opened_passthrough(fh, flags, id);
         }
         OpenAs::Cached { keep, .. } => {
             let mut flags = FopenFlags::empty();

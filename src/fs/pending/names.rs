@@ -35,6 +35,7 @@ impl Fs {
     /// # Errors
     /// `ReadOnly`; `Exists`; `NameTooLong`; `BadName` for names that no group is shown under; `Stale`; `Store`.
     pub fn mkdir(&self, parent: Ino, name: &OsStr, set: SetAttr) -> Result<Attr, FsError> {
+        Self::refuse_views(parent, name)?;
         self.sync()?;
         match self.child(parent, name) {
             Ok(_) => return Err(FsError::Exists),
@@ -64,6 +65,7 @@ impl Fs {
     /// # Errors
     /// `NoEntry`; `NotADirectory`; `ReadOnly`; `NotEmpty`.
     pub fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<(), FsError> {
+        Self::refuse_views(parent, name)?;
         self.sync()?;
         let ino = match self.child(parent, name)? {
             Child::File { .. } | Child::Pending(_) => return Err(FsError::NotADirectory),
