@@ -1,4 +1,5 @@
-"""The Python API against NumPy doing the same by hand, and against NumPack 0.3.0 with both of its backends.
+"""The Python API against NumPy doing the same by hand, and against NumPack 0.3.0 with both of its backends; and our
+Python backend against that of 0.3.0.
 
 Each contender is a process of its own (`api_worker.py`), asked in turn. NumPack 0.3.0 is installed for this alone, into
 ``target/bench/numpack-0.3.0``, and never beside ours.
@@ -77,7 +78,11 @@ class Process:
 
 
 class Field:
-    """All contenders of one row."""
+    """All contenders of one row: our Rust backend, and everybody."""
+
+    backend = "rust"
+    rivals = (NUMPY, OLD_RUST, OLD_PYTHON)
+    has_limits = True
 
     def __init__(self, world):
         self.world = world
@@ -87,19 +92,20 @@ class Field:
     def __enter__(self):
         root = self.world.root / "api"
         root.mkdir()
+        self.processes[OURS] = Process("numpack", root / "ours", NUMPACK_BACKEND=self.backend)
         start = {
-            OURS: lambda: Process("numpack", root / "ours"),
             NUMPY: lambda: Process("by-hand", root / "by-hand"),
+            OLD_RUST: lambda: Process("numpack", root / "old-rust", **old),
+            OLD_PYTHON: lambda: Process("numpack", root / "old-python", NUMPACK_FORCE_PYTHON_BACKEND="1", **old),
         }
+        old = {"PYTHONPATH": os.fspath(OLD)}
         try:
             install_old()
-            old = {"PYTHONPATH": os.fspath(OLD)}
-            start[OLD_RUST] = lambda: Process("numpack", root / "old-rust", **old)
-            start[OLD_PYTHON] = lambda: Process("numpack", root / "old-python", NUMPACK_FORCE_PYTHON_BACKEND="1", **old)
         except CannotMeasure as error:
-            self.absent = dict.fromkeys((OLD_RUST, OLD_PYTHON), str(error))
-        for name, process in start.items():
-            self.processes[name] = process()
+            self.absent = dict.fromkeys({OLD_RUST, OLD_PYTHON}.intersection(self.rivals), str(error))
+        for name in self.rivals:
+            if name not in self.absent:
+                self.processes[name] = start[name]()
         return self
 
     def __exit__(self, *exception):
@@ -125,6 +131,7 @@ class Field:
 
     def contest(self, row, what, goals, method, *arguments, only=None, limit=None):
         """One thing done by all who can."""
+        limit = limit if self.has_limits else None
         contest = Contest(row.name, what, OURS, list(goals), limit=limit, absent=dict(self.absent))
         contenders = {}
         for name, process in self.processes.items():
@@ -140,10 +147,18 @@ class Field:
         return contest.play(self.world.rounds, contenders)
 
 
-def whole(n_rows):
+class PythonField(Field):
+    """Our Python backend, and that of 0.3.0. What it is measured against is that alone: NumPy is the limit of Rust's."""
+
+    backend = "python"
+    rivals = (OLD_PYTHON,)
+    has_limits = False
+
+
+def whole(field_of, n_rows):
     def measure(world, row):
         size = million(n_rows)
-        with Field(world) as field:
+        with field_of(world) as field:
             yield field.contest(row, f"`save`, {size}", (LEVEL, AHEAD), "save", n_rows, "float32")
             yield field.contest(row, f"`load`, {size}", ((Goal(least_ratio=1.0), (NUMPY,)), AHEAD), "load", n_rows, "float32")
 
@@ -170,11 +185,11 @@ def per_byte(world, row):
     return results
 
 
-def reads(n_rows):
+def reads(field_of, n_rows):
     def measure(world, row):
         size = million(n_rows)
         under = Goal(most=1e-6)
-        with Field(world) as field, field.stores(n_rows):
+        with field_of(world) as field, field.stores(n_rows):
             yield field.contest(row, f"`load(lazy=True)`, {size}", (AHEAD,), "lazy", 200, limit=under)
             yield field.contest(row, f"one row of it, {size}", (LEVEL, AHEAD), "row", 1000, limit=under)
             yield field.contest(row, f"lazy slice of 1,000 rows, {size}", (LEVEL, AHEAD), "slice", 200, 1000)
@@ -189,12 +204,12 @@ def reads(n_rows):
     return listed(measure)
 
 
-def changes(what, n_rows, n_others=9, has_big=False):
+def changes(field_of, what, n_rows, n_others=9, has_big=False):
     """Rows that are written, against one `os.pwrite` of the same bytes."""
 
     def measure(world, row):
         goals = ((Goal(least_ratio=0.67), (NUMPY,)), AHEAD)
-        with Field(world) as field, field.stores(n_rows, others(world, n_others), has_big):
+        with field_of(world) as field, field.stores(n_rows, others(world, n_others), has_big):
             yield field.contest(row, f"`replace` of 100 rows, {what}", goals, "replace", 100)
             yield field.contest(row, f"`append` of 100 rows, {what}", goals, "append", 100)
 
@@ -205,52 +220,59 @@ def others(world, n_others):
     return min(n_others, world.many_arrays)
 
 
-def drop(world, row):
+def drop(field_of):
     """Rows of an array before any were dropped and after, and what a drop takes."""
-    n_rows = 10_000_000
-    reading = Result(
-        row.name,
-        "`getitem` of 100 random rows after `drop` of 100, 10M x 10",
-        reference_name="before",
-        goal=Goal(least_ratio=0.67),
-    )
-    with Field(world) as field:
-        ours = field.processes[OURS].ask
-        dropping = None
-        with field.stores(n_rows):
-            reading.reference = [ours("read_rows", 200, 100) for _ in range(world.rounds)]
-            dropping = field.contest(
-                row,
-                "`drop` of 100 of 10M rows",
-                (AHEAD,),
-                "drop_rows",
-                only=(OURS, OLD_RUST, OLD_PYTHON),
-                limit=Goal(most=1e-3),
-            )
-            reading.ours = [ours("read_rows", 200, 100) for _ in range(world.rounds)]
-    return [dropping, reading]
+
+    def measure(world, row):
+        n_rows = 10_000_000
+        reading = Result(
+            row.name,
+            "`getitem` of 100 random rows after `drop` of 100, 10M x 10",
+            reference_name="before",
+            goal=Goal(least_ratio=0.67),
+        )
+        with field_of(world) as field:
+            ours = field.processes[OURS].ask
+            dropping = None
+            with field.stores(n_rows):
+                reading.reference = [ours("read_rows", 200, 100) for _ in range(world.rounds)]
+                dropping = field.contest(
+                    row,
+                    "`drop` of 100 of 10M rows",
+                    (AHEAD,),
+                    "drop_rows",
+                    only=(OURS, OLD_RUST, OLD_PYTHON),
+                    limit=Goal(most=1e-3),
+                )
+                reading.ours = [ours("read_rows", 200, 100) for _ in range(world.rounds)]
+        return [dropping, reading]
+
+    return measure
 
 
-def opening(world, row):
-    with Field(world) as field:
-        rivals = (OURS, OLD_RUST, OLD_PYTHON)
-        with field.stores(1000, 4):
-            under = Goal(most=12e-6)
-            what = "`open` and `close`, 5 arrays"
-            yield field.contest(row, what, (AHEAD,), "open_close", 200, only=rivals, limit=under)
-        with field.stores(1000, others(world, 9_999)):
-            under = Goal(most=2e-3)
-            what = f"`open`, find one array, `close`, {world.many_arrays:,} arrays"
-            yield field.contest(row, what, (AHEAD,), "open_close", 5, True, only=rivals, limit=under)
+def opening(field_of):
+    def measure(world, row):
+        with field_of(world) as field:
+            rivals = (OURS, OLD_RUST, OLD_PYTHON)
+            with field.stores(1000, 4):
+                under = Goal(most=12e-6)
+                what = "`open` and `close`, 5 arrays"
+                yield field.contest(row, what, (AHEAD,), "open_close", 200, only=rivals, limit=under)
+            with field.stores(1000, others(world, 9_999)):
+                under = Goal(most=2e-3)
+                what = f"`open`, find one array, `close`, {world.many_arrays:,} arrays"
+                yield field.contest(row, what, (AHEAD,), "open_close", 5, True, only=rivals, limit=under)
+
+    return listed(measure)
 
 
-def batch(n_elements, n_changes, most):
+def batch(field_of, n_elements, n_changes, most):
     """The loop ``load``, ``*=``, ``save`` in each mode. NumPy does the same by hand: a cache, or a mapping."""
 
     def measure(world, row):
         size = f"{n_changes} changes of {'80 KB' if n_elements == 10_000 else '8 MB'}"
         titles = {"normal": "no mode", "batch": "`batch_mode`", "writable": "`writable_batch_mode`"}
-        with Field(world) as field:
+        with field_of(world) as field:
             for mode, title in titles.items():
                 # 1.1 times as long is 0.91 of the speed.
                 goal = Goal(least_ratio=1.0 if mode == "normal" else 0.91)
@@ -265,19 +287,26 @@ def listed(measure):
     return lambda world, row: list(measure(world, row))
 
 
+def rows(prefix, field_of):
+    return [
+        Row(f"{prefix}/whole/1M", whole(field_of, 1_000_000)),
+        Row(f"{prefix}/whole/10M", whole(field_of, 10_000_000)),
+        Row(f"{prefix}/read/1M", reads(field_of, 1_000_000)),
+        Row(f"{prefix}/read/10M", reads(field_of, 10_000_000)),
+        Row(f"{prefix}/change/1M", changes(field_of, "1M x 10", 1_000_000)),
+        Row(f"{prefix}/change/10M", changes(field_of, "10M x 10", 10_000_000)),
+        Row(f"{prefix}/change/many", changes(field_of, "10,000 arrays", 100_000, n_others=9_999)),
+        Row(f"{prefix}/change/beside", changes(field_of, "beside an array of 400 MB", 100_000, has_big=True)),
+        Row(f"{prefix}/drop", drop(field_of)),
+        Row(f"{prefix}/open", opening(field_of)),
+        Row(f"{prefix}/batch/80KB", batch(field_of, 10_000, 100, {"batch": 3.8e-3, "writable": 5.1e-3})),
+        Row(f"{prefix}/batch/8MB", batch(field_of, 1_000_000, 50, {"batch": 48e-3, "writable": 27e-3})),
+    ]
+
+
 ROWS = [
-    Row("api/whole/1M", whole(1_000_000)),
-    Row("api/whole/10M", whole(10_000_000)),
+    *rows("api", Field),
     Row("api/int64", per_byte),
-    Row("api/read/1M", reads(1_000_000)),
-    Row("api/read/10M", reads(10_000_000)),
-    Row("api/change/1M", changes("1M x 10", 1_000_000)),
-    Row("api/change/10M", changes("10M x 10", 10_000_000)),
-    Row("api/change/many", changes("10,000 arrays", 100_000, n_others=9_999)),
-    Row("api/change/beside", changes("beside an array of 400 MB", 100_000, has_big=True)),
-    Row("api/drop", drop),
-    Row("api/open", listed(opening)),
     Row("api/open/appended", native_rows.cycles(1000)),
-    Row("api/batch/80KB", batch(10_000, 100, {"batch": 3.8e-3, "writable": 5.1e-3})),
-    Row("api/batch/8MB", batch(1_000_000, 50, {"batch": 48e-3, "writable": 27e-3})),
 ]
+PYTHON_ROWS = rows("python", PythonField)

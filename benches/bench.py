@@ -1,9 +1,10 @@
 """Measures numpack and npkfs against NumPy, the disk file system, and others who compress.
 
-Prints Markdown tables, and writes them and all samples to ``target/bench/``. There are four sets of rows: `plain` is
+Prints Markdown tables, and writes them and all samples to ``target/bench/``. There are five sets of rows: `plain` is
 uncompressed arrays (``make bench``), `compressed` is compressed ones through Python (``make bench-compressed``),
 `mounted` is compressed ones through a mount (``make bench-mounted``), `api` is every call against NumPy by hand and
-against NumPack 0.3.0 (``make bench-api``). To choose rows of a set:
+against NumPack 0.3.0 (``make bench-api``), `python` the Python backend against that of 0.3.0 (``make bench-python``).
+To choose rows of a set:
 ``make bench BENCH="--only 'passthrough|native/load'"``. See ``harness.py`` for how a row is measured.
 """
 
@@ -18,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import api_rows  # noqa: E402
+import folder_rows  # noqa: E402
 import harness  # noqa: E402
 import mount_rows  # noqa: E402
 import mounts  # noqa: E402
@@ -41,11 +43,15 @@ class Set:
     size: str = ""  # of the arrays, where that is not a number of MiB
 
 
+TABLES = "1,000,000 and 10,000,000 rows of 10"
+
 SETS = {
     "plain": Set(mount_rows.ROWS + native_rows.ROWS, "bench", "float32", rounds=15),
     "compressed": Set(peers.ROWS, "bench-compressed", "of each kind of data", rounds=7),
     "mounted": Set(mounts.ROWS, "bench-mounted", "of each kind of data", rounds=7),
-    "api": Set(api_rows.ROWS, "bench-api", "float32", rounds=9, size="1,000,000 and 10,000,000 rows of 10"),
+    "folder": Set(folder_rows.ROWS, "bench-folder", "float32", rounds=9),
+    "api": Set(api_rows.ROWS, "bench-api", "float32", rounds=9, size=TABLES),
+    "python": Set(api_rows.PYTHON_ROWS, "bench-python", "float32, Python backend", rounds=5, size=TABLES),
 }
 
 

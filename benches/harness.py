@@ -7,6 +7,7 @@ changes from round to round, and ratios are taken within the round: what the mac
 from __future__ import annotations
 
 import gc
+import random
 import resource
 import statistics
 import sys
@@ -145,13 +146,13 @@ class Contest:
         """Lets all ``contenders``, by name the function that returns a figure, do it once in every round.
 
         Each does it once before. Who needs more than ``LONG`` for it takes part in ``LONG_ROUNDS`` rounds only, of
-        which that is the first.
+        which that is the first. The order is another one in each round: who comes next pays for what the one before
+        left behind, such as memory that the machine has to be given again.
         """
         self.figures = {name: [] for name in contenders}
         long = {name: figure for name, contender in contenders.items() if (figure := contender()) > LONG}
         for i in range(rounds):
-            names = list(contenders)
-            for name in names[i % len(names) :] + names[: i % len(names)]:
+            for name in random.Random(i).sample(list(contenders), len(contenders)):
                 if name in long:
                     figure = long[name] if i == 0 else contenders[name]() if i < LONG_ROUNDS else None
                 else:

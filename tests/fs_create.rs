@@ -48,10 +48,12 @@ in_both_ways! {
     a_file_of_another_name_waits_to_be_renamed
     emptying_an_array_makes_a_new_version_of_it
     those_who_make_one_name_at_a_time_make_a_version_each
+    a_file_of_another_name_is_one_file_for_everybody_who_has_it_open
     a_file_that_became_an_array_is_a_file_of_its_own_when_it_is_changed
     removing_a_pending_file_removes_what_it_hides
     folders_are_made_and_removed
-    new_files_have_the_attributes_of_data_files
+    new_files_belong_to_who_makes_them
+    pending_files_go_with_their_folder
     fallocate_reserves_space
     fsync_of_a_whole_file_makes_the_array
     what_is_pending_at_the_end_is_put_into_lost_and_found
@@ -120,7 +122,7 @@ impl Fixture {
 
     fn create_new(&self, path: &str) -> Result<Fh, FsError> {
         let (parent, name) = self.split(path);
-        let new = NewFile { write: true, truncate: true, exclusive: true };
+        let new = NewFile { write: true, truncate: true, exclusive: true, ..NewFile::default() };
         self.fs.create(parent, OsStr::new(&name), new, ME).map(|(_, fh)| fh)
     }
 
@@ -220,7 +222,7 @@ impl Fixture {
 
     fn mkdir(&self, path: &str) -> Result<Attr, FsError> {
         let (parent, name) = self.split(path);
-        self.fs.mkdir(parent, OsStr::new(&name))
+        self.fs.mkdir(parent, OsStr::new(&name), SetAttr::default())
     }
 
     fn rmdir(&self, path: &str) -> Result<(), FsError> {
@@ -564,7 +566,7 @@ fn emptying_an_array_makes_a_new_version_of_it() {
 
     // A length that is set is not a new version.
     let ino = f.lookup("g/a.npy").unwrap().ino;
-    assert_errno(f.fs.setattr(ino, SetAttr { size: Some(0), ..SetAttr::default() }), libc::EOPNOTSUPP);
+    assert_errno(f.fs.setattr(ino, SetAttr { size: Some(0), ..SetAttr::default() }), libc::EINVAL);
     // Who does not come again leaves nothing behind.
     for caller in 100..400 {
         assert_errno(f.fs.open(ino, EMPTY, Caller(caller)), libc::ESTALE);
@@ -603,7 +605,7 @@ fn those_who_make_one_name_at_a_time_make_a_version_each() {
     assert_eq!(f.content("a.npy"), two);
 
     // As the kernel asks of who found no such name, while somebody else made it.
-    let new = NewFile { write: true, truncate: true, exclusive: false };
+    let new = NewFile { write: true, truncate: true, ..NewFile::default() };
     let create = |new| f.fs.create(Ino::ROOT, OsStr::new("a.npy"), new, ME).map(|(_, fh)| fh);
     let first = f.open("a.npy", EMPTY).unwrap();
     let second = create(new).unwrap();
@@ -664,6 +666,36 @@ fn those_who_make_one_name_at_a_time_make_a_version_each() {
     assert_eq!((f.stored_bytes("a"), f.content("a.npy")), (two.clone(), two));
     f.fs.end();
     assert_eq!(f.lost(), []);
+}
+
+/// Found by pjdfstest: emptying gave another file, as it does of arrays, and what had the old one open was cut off.
+fn a_file_of_another_name_is_one_file_for_everybody_who_has_it_open() {
+    let f = Fixture::new();
+    let log = f.create_new("log.txt").unwrap();
+    f.write(log, 0, b"many old lines").unwrap();
+    let ino = f.lookup("log.txt").unwrap().ino;
+    let emptied = f.open_by(YOU, "log.txt", EMPTY).unwrap();
+    assert_eq!((f.lookup("log.txt").unwrap().ino, f.read(log)), (ino, Vec::new()));
+    f.write(log, 0, b"new").unwrap();
+    f.write(emptied, 3, b" lines").unwrap();
+    f.close(emptied).unwrap();
+    assert_eq!((f.read(log), f.content("log.txt")), (b"new lines".to_vec(), b"new lines".to_vec()));
+    // As the kernel asks of who found no such name: he looks it up again.
+    let new = NewFile { write: true, truncate: true, ..NewFile::default() };
+    assert_errno(f.fs.create(Ino::ROOT, OsStr::new("log.txt"), new, ME), libc::ESTALE);
+    f.close(log).unwrap();
+
+    // Half of an array under a temporary name as well: what was written is begun anew.
+    let bytes = npy(100, 0);
+    let first = f.create_new("a.tmp").unwrap();
+    f.write(first, 0, &npy(300, 7)[..900]).unwrap();
+    let second = f.open_by(YOU, "a.tmp", EMPTY).unwrap();
+    f.write(second, 0, &bytes[..200]).unwrap();
+    f.write(first, 200, &bytes[200..]).unwrap();
+    f.close(first).unwrap();
+    f.close(second).unwrap();
+    f.rename("a.tmp", "a.npy").unwrap();
+    assert_eq!(f.stored_bytes("a"), bytes);
 }
 
 fn a_file_that_became_an_array_is_a_file_of_its_own_when_it_is_changed() {
@@ -743,9 +775,9 @@ fn folders_are_made_and_removed() {
     assert_errno(f.mkdir("g"), libc::EEXIST);
     assert_errno(f.mkdir("h"), libc::EEXIST);
     for bad in ["x.npy", "%41", ".", ".."] {
-        assert_errno(f.fs.mkdir(Ino::ROOT, OsStr::new(bad)), libc::EINVAL);
+        assert_errno(f.fs.mkdir(Ino::ROOT, OsStr::new(bad), SetAttr::default()), libc::EINVAL);
     }
-    assert_errno(f.fs.mkdir(Ino::ROOT, OsStr::from_bytes(b"\xe9")), libc::EINVAL);
+    assert_errno(f.fs.mkdir(Ino::ROOT, OsStr::from_bytes(b"\xe9"), SetAttr::default()), libc::EINVAL);
     assert_errno(f.mkdir(&"x".repeat(256)), libc::ENAMETOOLONG);
     assert_errno(f.rmdir("g"), libc::ENOTEMPTY);
     assert_errno(f.rmdir("h"), libc::ENOTEMPTY);
@@ -765,7 +797,7 @@ fn folders_are_made_and_removed() {
         f.rmdir(path).unwrap();
         assert_errno(f.lookup(path), libc::ENOENT);
     }
-    assert_errno(f.fs.mkdir(made.ino, OsStr::new("x")), libc::ESTALE);
+    assert_errno(f.fs.mkdir(made.ino, OsStr::new("x"), SetAttr::default()), libc::ESTALE);
     assert_errno(f.fs.create(made.ino, OsStr::new("x"), NewFile::default(), ME), libc::ESTALE);
     // Arrays of others come into a folder that was made.
     f.mkdir("g").unwrap();
@@ -784,7 +816,27 @@ fn folders_are_made_and_removed() {
     assert_errno(f.lookup("p"), libc::ENOENT);
 }
 
-fn new_files_have_the_attributes_of_data_files() {
+fn pending_files_go_with_their_folder() {
+    let f = Fixture::with(|store| save(store, "g/old", 1, 0));
+    let open = f.create_new("g/a.npy").unwrap();
+    f.write(open, 0, &npy(10, 0)[..100]).unwrap();
+    let notes = f.create_new("g/notes").unwrap();
+    f.write(notes, 0, b"text").unwrap();
+    f.close(notes).unwrap();
+    f.rename("g", "h").unwrap();
+    assert_eq!(f.list("h"), names(["a.npy", "notes", "old.npy"]));
+    f.write(open, 100, &npy(10, 0)[100..]).unwrap();
+    f.close(open).unwrap();
+    f.other.refresh().unwrap();
+    assert!(f.other.contains("h/a") && !f.other.contains("g/a"));
+    assert_errno(f.lookup("g"), libc::ENOENT);
+    // With nothing in it that the store knows.
+    f.mkdir("new").unwrap();
+    f.rename("new", "h/newer").unwrap();
+    assert_eq!(f.list("h"), names(["a.npy", "newer", "notes", "old.npy"]));
+}
+
+fn new_files_belong_to_who_makes_them() {
     let f = Fixture::with(|store| save(store, "old", 1, 0));
     let old = f.lookup("old.npy").unwrap();
     let fh = f.create_new("a.npy").unwrap();
@@ -794,7 +846,13 @@ fn new_files_have_the_attributes_of_data_files() {
     let none = SetAttr::default();
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
     let set = |set| f.fs.setattr(attr.ino, set);
-    assert_errno(set(SetAttr { uid: Some(attr.uid + 1), ..none }), libc::EPERM);
+    if attr.uid == 0 {
+        let given = set(SetAttr { uid: Some(1), gid: Some(2), ..none }).unwrap();
+        assert_eq!((given.uid, given.gid), (1, 2));
+        set(SetAttr { uid: Some(0), gid: Some(attr.gid), ..none }).unwrap();
+    } else {
+        assert_errno(set(SetAttr { uid: Some(attr.uid + 1), ..none }), libc::EPERM);
+    }
     assert_errno(set(SetAttr { perm: Some(0o4600), ..none }), libc::EPERM);
     // Execute bits come from elsewhere, and mean nothing here.
     assert_eq!(set(SetAttr { perm: Some(0o700), ..none }).unwrap().perm, 0o600);
@@ -960,7 +1018,7 @@ fn a_read_only_mount_makes_nothing() {
     let a = fs.lookup(Ino::ROOT, OsStr::new("a.npy"), ME).unwrap();
     let new = NewFile { write: true, ..NewFile::default() };
     assert_errno(fs.create(Ino::ROOT, OsStr::new("b.npy"), new, ME), libc::EROFS);
-    assert_errno(fs.mkdir(Ino::ROOT, OsStr::new("g")), libc::EROFS);
+    assert_errno(fs.mkdir(Ino::ROOT, OsStr::new("g"), SetAttr::default()), libc::EROFS);
     assert_errno(fs.open(a.ino, EMPTY, ME), libc::EROFS);
     assert_errno(fs.open(a.ino, OpenFlags { write: false, truncate: true }, ME), libc::EROFS);
     let perm = SetAttr { perm: Some(0o600), ..SetAttr::default() };
@@ -973,7 +1031,7 @@ fn a_store_that_is_taken_away_leaves_errors() {
     f.write(fh, 0, &npy(10, 0)).unwrap();
     std::fs::remove_dir_all(&f.path).unwrap();
     assert_errno(f.fs.create(Ino::ROOT, OsStr::new("b"), NewFile::default(), ME), libc::EIO);
-    assert_errno(f.fs.mkdir(Ino::ROOT, OsStr::new("g")), libc::EIO);
+    assert_errno(f.fs.mkdir(Ino::ROOT, OsStr::new("g"), SetAttr::default()), libc::EIO);
     assert_eq!(f.read(fh), npy(10, 0));
     f.write(fh, 128, &[1; 4]).unwrap();
     f.close(fh).unwrap_err();

@@ -499,6 +499,45 @@ fn many_who_make_one_name_leave_whole_arrays() {
     }
 }
 
+/// Found by stress-ng: a folder that was removed and made anew had the number of the old one, and so the kernel, which had
+/// that for gone, let nothing be made in it (`ENOENT`): as long as somebody had the old one open, or if the message that
+/// it was removed came after it was made.
+#[test]
+fn a_folder_that_is_made_anew_is_another_one() {
+    for way in WAYS {
+        let Some(m) = mounted(way, |_| {}) else { return };
+        for path in [m.path("g"), m.path("g/h")] {
+            fs::create_dir(&path).unwrap();
+            let old = File::open(&path).unwrap();
+            let ino = old.metadata().unwrap().ino();
+            fs::remove_dir(&path).unwrap();
+            fs::create_dir(&path).unwrap();
+            assert_ne!(fs::metadata(&path).unwrap().ino(), ino);
+            fs::write(path.join("f"), b"text").unwrap();
+            assert_eq!(fs::read(path.join("f")).unwrap(), b"text");
+            // Nor has it the number of one that was made under its path and renamed since.
+            fs::rename(&path, m.path("h")).unwrap();
+            for _ in 0..3 {
+                fs::create_dir(&path).unwrap();
+                assert_ne!(fs::metadata(&path).unwrap().ino(), ino);
+                fs::remove_dir(&path).unwrap();
+            }
+            let renamed = File::open(m.path("h")).unwrap();
+            fs::remove_dir_all(m.path("h")).unwrap();
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("f"), b"text").unwrap();
+            drop((old, renamed));
+        }
+        fs::remove_dir_all(m.path("g")).unwrap();
+        for _ in 0..300 {
+            fs::create_dir(m.path("g")).unwrap();
+            fs::write(m.path("g/f"), b"text").unwrap();
+            fs::remove_file(m.path("g/f")).unwrap();
+            fs::remove_dir(m.path("g")).unwrap();
+        }
+    }
+}
+
 #[test]
 fn files_of_many_names_are_made_at_a_time() {
     for way in WAYS {

@@ -68,7 +68,7 @@ fn run(mnt: &Path, act: &Act) -> io::Result<()> {
         Act::Remove { name } => fs::remove_file(mnt.join(file_name(*name)))?,
     }
     // What closing a file had to say is lost. If nobody serves the mount any more, it may have failed.
-    fs::read_dir(mnt).map(|_| ())
+    mounts::probe(mnt)
 }
 
 /// Whether the first thread of a process has ended. Another one may wait in the kernel for a folder that a program holds
@@ -104,6 +104,7 @@ fn what_was_closed_before_the_process_was_killed_is_in_the_store() {
             let Some(mut serving) = serve(&path, &mnt, is_compressed, round % 3 == 0) else { return };
             let delay = Duration::from_micros(rng.below(250_000));
             let mut before = history.clone();
+            let mut acts = Vec::new();
             std::thread::scope(|scope| {
                 let child = &mut serving.0;
                 let mnt = &mnt;
@@ -124,6 +125,7 @@ fn what_was_closed_before_the_process_was_killed_is_in_the_store() {
                     before = history.clone();
                     let next = act(&mut rng, &history, 60_000);
                     history.note(&next);
+                    acts.push(next.clone());
                     if run(&mnt, &next).is_err() {
                         n_halfway += 1;
                         return;
@@ -135,7 +137,7 @@ fn what_was_closed_before_the_process_was_killed_is_in_the_store() {
             drop(serving);
             n_rounds += 1;
             let store = Store::open(&path, Access::Write).expect("opens");
-            let told = format!("round {round}, compressed {is_compressed}");
+            let told = format!("round {round}, compressed {is_compressed}, {:?}", acts.last());
             history.assert_after_death(&before, &store, is_compressed, &told);
             let report = verify_with(&path, Depth::Elements, &mut |_, _, _| ()).expect("verifies");
             assert!(report.problems.is_empty(), "{told}: {:?}", report.problems);

@@ -245,11 +245,16 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::sys::lock::Holder;
 
     #[test]
     fn exit_codes_tell_damage_from_use_and_refusal() {
         let store = || PathBuf::from("data.npk");
-        let locked = StoreError::Locked { store: store(), waited: Duration::from_secs(30), holder: Some(7) };
+        let locked = StoreError::Locked {
+            store: store(),
+            waited: Duration::from_secs(30),
+            holder: Some(Holder::Process(7)),
+        };
         assert_eq!(store_exit(&locked), Exit::InUse);
         let broken = |source| StoreError::Format { path: "data.npk/metadata.npkm".into(), source };
         let magic = || FormatError::Magic { expected: "manifest", found: b"RIFF".to_vec() };

@@ -73,6 +73,8 @@ pub struct MountOpts {
     /// decoded=SIZE: room for decoded copies of compressed arrays, in bytes or with K, M, G or T, which the kernel, for
     /// root, then reads as if they were not compressed; 0 for none (default: an eighth of the memory, or a quarter of
     /// what is free on the store's disk, if that is less).
+    /// uid=USER, gid=GROUP, umask=OCTAL: show all files and folders as belonging to USER and GROUP, by name or number, and
+    /// with all permissions but those in OCTAL; what is stored stays as it is (default: show what is stored).
     /// nodev, nosuid, noexec, noatime, nodiratime, relatime, sync, dirsync, their opposites, and defaults: as in mount(8)
     /// (default: nodev,nosuid).
     #[arg(short = 'o', value_name = "OPTIONS", verbatim_doc_comment)]

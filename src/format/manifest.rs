@@ -9,11 +9,11 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use roaring::RoaringTreemap;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::block_index::{FILE_HEADER_LEN, Index};
 use super::stored::{
-    Blob, Snapshot, StoredEntry, decode_record, encode_record, from_bytes, record_id, to_bytes,
+    Blob, RowsEdit, Snapshot, StoredEntry, decode_record, decode_rows, encode_record, record_id, to_bytes,
 };
 use super::{Codec, Compression, Dtype, FormatError, Layout, names, upstream};
 
@@ -51,12 +51,12 @@ fn is_shallow(value: &rmpv::Value, depth: usize) -> bool {
 }
 
 /// The identity of one version of an array. Never reused within a store; 0 is nobody's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct ArrayId(pub u64);
 
 /// The number of commits that led to a state of the store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Generation(pub u64);
 
@@ -381,7 +381,7 @@ impl Table {
     ) -> Result<Self, FormatError> {
         let stored = StoredRecords { bytes, payload, offset };
         let payload = stored.payload();
-        let snapshot: Snapshot<'_> = from_bytes(payload, offset)?;
+        let snapshot = Snapshot::decode(payload, offset)?;
         let refused = |what: String| FormatError::Edit { generation: snapshot.generation.0, what };
         if snapshot.generation.0 >= MAX_COUNT || snapshot.next_id.0 >= MAX_COUNT {
             return Err(refused(format!("counts up to 2**63: the next id is {}", snapshot.next_id.0)));
@@ -441,19 +441,45 @@ impl Table {
         }
     }
 
+    /// Reads the payload of an edit's frame, which starts at `offset`, and applies it as [`Table::apply`] does. `grown`
+    /// becomes the names of the arrays that it gave rows or blocks.
+    ///
+    /// # Errors
+    /// As [`Edit::decode`] and [`Table::apply`].
+    pub fn apply_payload(
+        &mut self,
+        payload: &[u8],
+        offset: u64,
+        grown: &mut Vec<Arc<str>>,
+        changed: &mut dyn FnMut(Change),
+    ) -> Result<(), FormatError> {
+        grown.clear();
+        if let Some(RowsEdit { generation, time, name, n_rows }) = decode_rows(payload) {
+            self.check_follows(generation)?;
+            grown.push(self.set_rows(name, n_rows, generation, time, changed)?);
+            self.generation = generation;
+            return Ok(());
+        }
+        let edit = Edit::decode(payload, offset)?;
+        self.apply(&edit, changed)?;
+        grown.extend(edit.ops.into_iter().filter_map(|op| match op {
+            Op::Rows(name, _) | Op::Blocks(name, ..) => Some(name),
+            _ => None,
+        }));
+        Ok(())
+    }
+
     /// Applies a commit, and tells `changed` what it did to each array.
     ///
     /// # Errors
     /// `Edit` if it does not fit this table, which is then of no use any more.
     pub fn apply(&mut self, edit: &Edit, changed: &mut dyn FnMut(Change)) -> Result<(), FormatError> {
-        let refused = |what: String| FormatError::Edit { generation: edit.generation.0, what };
-        if Some(edit.generation.0) != self.generation.0.checked_add(1) {
-            return Err(refused(format!("follows generation {}", self.generation.0)));
-        }
-        let mut tell_of = |name: &Arc<str>, id, kind| {
-            changed(Change { name: Arc::clone(name), id, kind, is_own: false });
-        };
+        let refused = |what| refused(edit.generation, what);
+        self.check_follows(edit.generation)?;
         for op in &edit.ops {
+            let mut tell_of = |name: &Arc<str>, id, kind| {
+                changed(Change { name: Arc::clone(name), id, kind, is_own: false });
+            };
             match op {
                 Op::Put(record) => {
                     if record.id < self.next_id {
@@ -490,36 +516,26 @@ impl Table {
                         return Err(refused(format!("renames to {to:?}, which is there")));
                     }
                     names::check(to)?;
-                    let record = self.change(from, edit, |record| record.name = Arc::clone(to))?;
+                    let record = self.change(from, edit.generation, |record| record.name = Arc::clone(to))?;
                     tell_of(&record.name, record.id, ChangeKind::Renamed { from: Arc::clone(from) });
                     if let Some(place) = self.places.remove(from) {
                         self.places.insert(Arc::clone(to), place);
                     }
                 }
                 Op::Rows(name, n_rows) => {
-                    let record = self.try_change(name, edit, |record| {
-                        let layout = &mut record.layout;
-                        let is_longer = layout.shape().first().is_some_and(|rows| rows <= n_rows);
-                        if !is_longer || layout.fortran_order() || record.blocks.is_some() {
-                            return Err(refused(format!("gives {name:?} {n_rows} rows")));
-                        }
-                        layout.set_n_rows(&record.dtype, *n_rows)?;
-                        record.mtime = edit.time;
-                        Ok(())
-                    })?;
-                    tell_of(&record.name, record.id, ChangeKind::Resized);
+                    self.set_rows(name, *n_rows, edit.generation, edit.time, changed)?;
                 }
                 Op::DropRows(name, rows) => {
-                    let record = self.get(name)?.ok_or_else(|| missing(edit, name))?;
+                    let record = self.get(name)?.ok_or_else(|| missing(edit.generation, name))?;
                     check_deleted(rows, &record.layout).map_err(refused)?;
-                    let record = self.change(name, edit, |record| {
+                    let record = self.change(name, edit.generation, |record| {
                         *Arc::make_mut(&mut record.deleted.0) |= &*rows.0;
                         record.mtime = edit.time;
                     })?;
                     tell_of(&record.name, record.id, ChangeKind::Resized);
                 }
                 Op::Blocks(name, n_rows, index) => {
-                    let record = self.get(name)?.ok_or_else(|| missing(edit, name))?;
+                    let record = self.get(name)?.ok_or_else(|| missing(edit.generation, name))?;
                     let before = record.layout.n_rows();
                     let mut shape = record.layout.shape().to_vec();
                     match shape.first_mut() {
@@ -534,7 +550,7 @@ impl Table {
                     index
                         .check(layout.nbytes(), record.offset, &codec)
                         .map_err(|what| refused(format!("gives {name:?} an index that {what}")))?;
-                    let record = self.change(name, edit, |record| {
+                    let record = self.change(name, edit.generation, |record| {
                         record.layout = layout;
                         record.blocks = Some(Blocks { codec, index: *index });
                         record.mtime = edit.time;
@@ -548,12 +564,12 @@ impl Table {
                 }
                 Op::Codec(compression) => self.compression = *compression,
                 Op::Written(name) => {
-                    let record = self.change(name, edit, |record| record.mtime = edit.time)?;
+                    let record = self.change(name, edit.generation, |record| record.mtime = edit.time)?;
                     tell_of(&record.name, record.id, ChangeKind::Written);
                 }
                 Op::Attrs(None, set, remove) => change_attrs(&mut self.attrs, set, remove),
                 Op::Attrs(Some(name), set, remove) => {
-                    let record = self.change(name, edit, |record| {
+                    let record = self.change(name, edit.generation, |record| {
                         change_attrs(&mut record.attrs, set, remove);
                     })?;
                     tell_of(&record.name, record.id, ChangeKind::Attrs);
@@ -564,13 +580,45 @@ impl Table {
         Ok(())
     }
 
+    /// Checks that `generation` is the one after this table's.
+    fn check_follows(&self, generation: Generation) -> Result<(), FormatError> {
+        if Some(generation.0) == self.generation.0.checked_add(1) {
+            return Ok(());
+        }
+        Err(refused(generation, format!("follows generation {}", self.generation.0)))
+    }
+
+    /// Gives an array as many stored rows, and returns its name.
+    fn set_rows(
+        &mut self,
+        name: &str,
+        n_rows: u64,
+        generation: Generation,
+        time: i64,
+        changed: &mut dyn FnMut(Change),
+    ) -> Result<Arc<str>, FormatError> {
+        let record = self.try_change(name, generation, |record| {
+            let layout = &mut record.layout;
+            let is_longer = layout.shape().first().is_some_and(|rows| *rows <= n_rows);
+            if !is_longer || layout.fortran_order() || record.blocks.is_some() {
+                return Err(refused(generation, format!("gives {name:?} {n_rows} rows")));
+            }
+            layout.set_n_rows(&record.dtype, n_rows)?;
+            record.mtime = time;
+            Ok(())
+        })?;
+        let (name, id) = (Arc::clone(&record.name), record.id);
+        changed(Change { name: Arc::clone(&name), id, kind: ChangeKind::Resized, is_own: false });
+        Ok(name)
+    }
+
     fn change(
         &mut self,
         name: &str,
-        edit: &Edit,
+        generation: Generation,
         f: impl FnOnce(&mut Record),
     ) -> Result<&Arc<Record>, FormatError> {
-        self.try_change(name, edit, |record| {
+        self.try_change(name, generation, |record| {
             f(record);
             Ok(())
         })
@@ -579,13 +627,14 @@ impl Table {
     fn try_change(
         &mut self,
         name: &str,
-        edit: &Edit,
+        generation: Generation,
         f: impl FnOnce(&mut Record) -> Result<(), FormatError>,
     ) -> Result<&Arc<Record>, FormatError> {
         let place = self.places.get(name);
-        let entry = place.and_then(|place| self.entries.get_mut(place)).ok_or_else(|| missing(edit, name))?;
+        let entry =
+            place.and_then(|place| self.entries.get_mut(place)).ok_or_else(|| missing(generation, name))?;
         self.snapshot.decode(entry)?;
-        let record = entry.record.get_mut().ok_or_else(|| missing(edit, name))?;
+        let record = entry.record.get_mut().ok_or_else(|| missing(generation, name))?;
         f(Arc::make_mut(record))?;
         if !Arc::ptr_eq(&entry.name, &record.name) {
             entry.name = Arc::clone(&record.name);
@@ -600,8 +649,12 @@ impl Table {
     }
 }
 
-fn missing(edit: &Edit, name: &str) -> FormatError {
-    FormatError::Edit { generation: edit.generation.0, what: format!("changes {name:?}, which is not there") }
+fn refused(generation: Generation, what: String) -> FormatError {
+    FormatError::Edit { generation: generation.0, what }
+}
+
+fn missing(generation: Generation, name: &str) -> FormatError {
+    refused(generation, format!("changes {name:?}, which is not there"))
 }
 
 fn change_attrs(attrs: &mut Arc<Attrs>, set: &Attrs, remove: &[String]) {

@@ -45,6 +45,8 @@ pub struct Attr {
 
 /// The permissions that a file shows, and that can be set: those of its data file to read and to write.
 pub(super) const FILE_PERM: u16 = 0o666;
+/// Those of a folder.
+pub(super) const DIRECTORY_PERM: u16 = 0o777;
 
 /// `st_blksize`: what programs such as `cp` take for a good size of one read.
 pub const BLKSIZE: u32 = 4096;
@@ -69,25 +71,40 @@ pub struct SetAttr {
     pub mtime: Option<SystemTime>,
 }
 
+/// What a mount shows of all files and folders, whatever the store's have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// Their owner.
+    pub uid: Option<u32>,
+    /// Their group.
+    pub gid: Option<u32>,
+    /// The permissions that they do not have; they have all others that there are here.
+    pub umask: Option<u16>,
+}
+
 impl Attr {
-    /// Refuses to change the owner, and permissions other than those in `settable`.
-    pub(super) fn allows(&self, set: SetAttr, settable: u16) -> Result<(), FsError> {
+    /// Of what is to be set, what is not as asked already. Refuses permissions other than those in `settable`.
+    pub(super) fn changes(&self, set: SetAttr, settable: u16) -> Result<SetAttr, FsError> {
         if set.perm.is_some_and(|perm| (perm ^ self.perm) & 0o7777 & !settable != 0) {
             return Err(FsError::NotPermitted { what: "changing these permissions" });
         }
-        if set.uid.is_some_and(|uid| uid != self.uid) || set.gid.is_some_and(|gid| gid != self.gid) {
-            return Err(FsError::NotPermitted { what: "changing the owner" });
-        }
-        Ok(())
+        Ok(SetAttr {
+            perm: set.perm.filter(|perm| *perm != self.perm),
+            uid: set.uid.filter(|uid| *uid != self.uid),
+            gid: set.gid.filter(|gid| *gid != self.gid),
+            ..set
+        })
     }
 }
 
 impl Fs {
-    /// Changes attributes: what is as asked already may be asked for; of the rest, the length of pending files can be
-    /// set, who may read and write a file, and times. Those of folders are forgotten when the mount ends.
+    /// Changes attributes: what is as asked already may be asked for; of the rest, the length can be set, of an array to
+    /// that of whole rows, the owner, who may read and write a file, and times. Those of folders are forgotten when the
+    /// mount ends.
     ///
     /// # Errors
-    /// `ReadOnly`; `NotPermitted` for the owner, and other permissions; `Unsupported` for the length of an array, and
+    /// `ReadOnly`; `NotPermitted` for other permissions; `Invalid` for another length of an array; `Unsupported` if rows
+    /// would have to move for it, and
     /// for an earlier time of a version that is gone; `Finished` for the length of a pending file that became one:
     /// [`Fs::detach_inode`] comes first; `Uncommitted` for times, if [`Fs::commit`] comes first; `Store` with `Locked` if
     /// another writer is at work, which is not waited for, or if the data file cannot be changed.
@@ -95,31 +112,31 @@ impl Fs {
         if ino.is_pending() {
             return self.set_pending_attr(ino, set);
         }
+        if ino.is_view() || ino.viewed().is_some() {
+            return Err(FsError::ReadOnly);
+        }
         let attr = self.getattr(ino)?;
         if self.read_only {
             return Err(FsError::ReadOnly);
         }
-        if let Some(size) = set.size {
-            if attr.kind == FileKind::Directory {
-                return Err(FsError::IsADirectory);
-            }
-            if size != attr.size {
-                return Err(FsError::Unsupported { what: "changing the length of an array" });
-            }
+        if set.size.is_some() && attr.kind == FileKind::Directory {
+            return Err(FsError::IsADirectory);
         }
         if attr.kind == FileKind::Directory {
-            attr.allows(set, 0)?;
-            if let Some(mtime) = set.mtime {
-                write(&self.tree).set_mtime(ino, mtime);
-            }
+            let set = attr.changes(set, DIRECTORY_PERM)?;
+            write(&self.tree).set_attr(ino, set, SystemTime::now());
             return self.directory_attr(ino);
         }
         let inode = self.inodes.get(ino).ok_or(FsError::Stale { ino })?;
-        attr.allows(set, FILE_PERM)?;
+        let set = attr.changes(set, FILE_PERM)?;
+        if let Some(size) = set.size.filter(|size| *size != attr.size) {
+            self.set_array_len(&inode, size)?;
+        }
         let (array, _) = inode.array();
-        if let Some(perm) = set.perm
-            && perm != attr.perm
-        {
+        if set.uid.is_some() || set.gid.is_some() {
+            array.set_owner(set.uid, set.gid)?;
+        }
+        if let Some(perm) = set.perm {
             array.set_mode(u32::from(perm))?;
         }
         if set.atime.is_some() || set.mtime.is_some() {
@@ -159,24 +176,25 @@ impl Fs {
     }
 
     pub(super) fn directory_attr(&self, ino: Ino) -> Result<Attr, FsError> {
-        let (mtime, n_subdirectories) = {
+        let (mtime, n_subdirectories, own) = {
             let tree = read(&self.tree);
-            let directory = tree.directory(ino).ok_or(FsError::Stale { ino })?;
-            (directory.mtime, directory.n_subdirectories)
+            let directory = tree.directory(ino.viewed().unwrap_or(ino)).ok_or(FsError::Stale { ino })?;
+            (directory.mtime, directory.n_subdirectories, directory.own)
         };
+        let there_are = if ino.viewed().is_some() { DIRECTORY_PERM & !0o222 } else { DIRECTORY_PERM };
         let stat = self.store.stat()?;
         Ok(Attr {
             ino,
             kind: FileKind::Directory,
             size: 0,
             blocks: 0,
-            atime: mtime,
+            atime: own.atime.unwrap_or(mtime),
             mtime,
-            ctime: mtime,
-            perm: self.perm(stat.mode, 0o777),
+            ctime: own.ctime.map_or(mtime, |ctime| ctime.max(mtime)),
+            perm: self.perm(own.perm.map_or(stat.mode, u32::from), there_are),
             nlink: n_subdirectories.saturating_add(2),
-            uid: stat.uid,
-            gid: stat.gid,
+            uid: self.shown.uid.or(own.uid).unwrap_or(stat.uid),
+            gid: self.shown.gid.or(own.gid).unwrap_or(stat.gid),
         })
     }
 
@@ -187,15 +205,15 @@ impl Fs {
         Attr {
             ino: inode.ino,
             kind: FileKind::File,
-            size: shown_len,
+            size: shown_len.saturating_add(inode.tail.len()),
             blocks: stat.allocated / 512,
             atime: stat.atime,
             mtime,
             ctime: stat.ctime.max(mtime),
-            perm: self.perm(stat.mode, FILE_PERM.into()),
+            perm: self.perm(stat.mode, FILE_PERM),
             nlink: u32::from(inode.is_named()),
-            uid: stat.uid,
-            gid: stat.gid,
+            uid: self.shown.uid.unwrap_or(stat.uid),
+            gid: self.shown.gid.unwrap_or(stat.gid),
         }
     }
 
@@ -221,8 +239,10 @@ impl Fs {
         })
     }
 
-    pub(super) fn perm(&self, mode: u32, mask: u32) -> u16 {
+    /// The permissions that are shown of a file or folder that has these, as far as there are such.
+    pub(super) fn perm(&self, mode: u32, there_are: u16) -> u16 {
         let writable = if self.read_only { !0o222 } else { !0 };
-        u16::try_from(mode & mask & writable).unwrap_or_default()
+        let own = || u16::try_from(mode & 0o7777).unwrap_or_default();
+        self.shown.umask.map_or_else(own, |umask| !umask) & there_are & writable
     }
 }

@@ -5,8 +5,8 @@
 //! what the tree shows. So it does not matter how many commits lie between, nor in which order they are told.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
 use std::time::SystemTime;
 
 use log::{info, warn};
@@ -82,7 +82,11 @@ impl Fs {
     /// # Errors
     /// `Store` if the manifest cannot be read; the names stay as they were.
     pub fn sync(&self) -> Result<(), FsError> {
-        let _in_order = lock(&self.syncing);
+        self.sync_in_order(&lock(&self.syncing))
+    }
+
+    /// As [`Fs::sync`], for who keeps others from doing so.
+    pub(super) fn sync_in_order(&self, _in_order: &MutexGuard<'_, ()>) -> Result<(), FsError> {
         let changes = match self.store.refresh() {
             Ok(changes) => changes,
             Err(error) => {

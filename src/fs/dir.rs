@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::names;
-use super::{FileKind, Ino};
+use super::{FileKind, Ino, SetAttr};
 
 /// How many cut names of one hash a folder can show.
 const MAX_PROBES: u64 = 16;
@@ -18,6 +18,9 @@ const MAX_PROBES: u64 = 16;
 #[derive(Debug)]
 pub(super) struct Tree {
     directories: HashMap<Ino, Directory>,
+    /// How many numbers of a path are used up, by the first of them. A folder that is made anew is another one: a kernel
+    /// that meets the number of a removed folder takes it for that, and lets nothing be made in it.
+    n_used_up: HashMap<Ino, u64>,
 }
 
 /// A folder.
@@ -29,6 +32,8 @@ pub(super) struct Directory {
     pub(super) prefix: Arc<str>,
     /// When an array or folder was last added, taken away or replaced here, or what was set since.
     pub(super) mtime: SystemTime,
+    /// What was set here, and is not as of the store's folder.
+    pub(super) own: OwnAttr,
     pub(super) n_subdirectories: u32,
     /// Its own name in `parent`.
     name: Arc<str>,
@@ -38,6 +43,19 @@ pub(super) struct Directory {
     pending: HashMap<Arc<str>, Child>,
     /// Whether it stays when it is empty, until it is removed: programs remove a folder after what is in it.
     kept: bool,
+    /// The first of the numbers that a folder of the path has that it was made under.
+    first_ino: Ino,
+}
+
+/// Attributes that a folder has been given.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct OwnAttr {
+    pub(super) perm: Option<u16>,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
+    pub(super) atime: Option<SystemTime>,
+    /// When any of them was set.
+    pub(super) ctime: Option<SystemTime>,
 }
 
 impl Directory {
@@ -46,11 +64,13 @@ impl Directory {
             parent,
             prefix: prefix.into(),
             mtime: now,
+            own: OwnAttr::default(),
             n_subdirectories: 0,
             name,
             children: HashMap::new(),
             pending: HashMap::new(),
             kept: false,
+            first_ino: Ino::of_directory(prefix, 0),
         }
     }
 
@@ -98,7 +118,7 @@ impl Tree {
     /// A tree of an empty root.
     pub(super) fn new(now: SystemTime) -> Self {
         let root = Directory::new(Ino::ROOT, "", "".into(), now);
-        Self { directories: HashMap::from([(Ino::ROOT, root)]) }
+        Self { directories: HashMap::from([(Ino::ROOT, root)]), n_used_up: HashMap::new() }
     }
 
     pub(super) fn directory(&self, ino: Ino) -> Option<&Directory> {
@@ -116,6 +136,24 @@ impl Tree {
         let directory = self.directories.get(&ino)?;
         let shown = directory.children.iter().filter(|(name, _)| !directory.pending.contains_key(*name));
         Some(directory.pending.iter().chain(shown))
+    }
+
+    /// What the store has in a folder, be it shown or hidden by pending files, in no order.
+    pub(super) fn stored(&self, ino: Ino) -> Option<impl Iterator<Item = (&Arc<str>, &Child)>> {
+        Some(self.directories.get(&ino)?.children.iter())
+    }
+
+    /// The path under which an array is shown; `None` if it is not.
+    pub(super) fn path_of(&self, array: &str) -> Option<String> {
+        let (mut ino, name) = self.find(array)?;
+        let mut parts = vec![name];
+        while ino != Ino::ROOT {
+            let directory = self.directories.get(&ino)?;
+            parts.push(Arc::clone(&directory.name));
+            ino = directory.parent;
+        }
+        parts.reverse();
+        Some(parts.join("/"))
     }
 
     /// The array that the store has under a name, be it shown or hidden by a pending file.
@@ -182,6 +220,8 @@ impl Tree {
             && ino != Ino::ROOT
         {
             let (parent, name) = (directory.parent, Arc::clone(&directory.name));
+            let n_used_up = self.n_used_up.entry(directory.first_ino).or_default();
+            *n_used_up = (*n_used_up).max(ino.0.wrapping_sub(directory.first_ino.0).wrapping_add(1));
             self.directories.remove(&ino);
             if let Some(above) = self.directories.get_mut(&parent) {
                 above.children.remove(&name);
@@ -222,10 +262,86 @@ impl Tree {
         Some(places)
     }
 
-    /// Sets the time that a folder shows.
-    pub(super) fn set_mtime(&mut self, ino: Ino, mtime: SystemTime) {
+    /// All folders below one, itself first.
+    pub(super) fn subtree(&self, ino: Ino) -> Vec<Ino> {
+        let mut found = vec![ino];
+        let mut n_done = 0;
+        while let Some(next) = found.get(n_done).copied() {
+            n_done += 1;
+            let children = self.directories.get(&next).into_iter().flat_map(|next| next.children.values());
+            found.extend(children.filter(|child| child.kind() == FileKind::Directory).map(Child::ino));
+        }
+        found
+    }
+
+    /// The arrays in a folder itself.
+    pub(super) fn arrays_in(&self, ino: Ino) -> impl Iterator<Item = &Arc<str>> {
+        let children =
+            self.directories.get(&ino).into_iter().flat_map(|directory| directory.children.values());
+        children.filter_map(|child| match child {
+            Child::File { array, .. } => Some(array),
+            Child::Directory(_) | Child::Pending(_) => None,
+        })
+    }
+
+    /// Whether nothing is in a folder.
+    pub(super) fn is_empty(&self, ino: Ino) -> bool {
+        self.directories.get(&ino).is_none_or(Directory::is_empty)
+    }
+
+    /// Gives a folder another name, that of `component`, in another folder, where nothing has it. What is in it goes
+    /// with it: arrays have the names that follow. All inodes stay the same, and both folders that it is in are kept.
+    pub(super) fn move_directory(&mut self, ino: Ino, new_parent: Ino, component: &str, now: SystemTime) {
+        let Some(above) = self.directories.get(&new_parent) else { return };
+        let new_prefix = format!("{}{component}/", above.prefix);
+        let new_name: Arc<str> = names::encode(component, FileKind::Directory, 0).into();
+        let Some(directory) = self.directories.get_mut(&ino) else { return };
+        let old_parent = std::mem::replace(&mut directory.parent, new_parent);
+        let old_name = std::mem::replace(&mut directory.name, Arc::clone(&new_name));
+        let old_prefix = Arc::clone(&directory.prefix);
+        directory.kept = true;
+        if let Some(above) = self.directories.get_mut(&old_parent) {
+            above.children.remove(&old_name);
+            above.n_subdirectories = above.n_subdirectories.saturating_sub(1);
+            above.mtime = now;
+            above.kept = true;
+        }
+        if let Some(above) = self.directories.get_mut(&new_parent) {
+            above.children.insert(new_name, Child::Directory(ino));
+            above.n_subdirectories = above.n_subdirectories.saturating_add(1);
+            above.mtime = now;
+        }
+        let moved =
+            |name: &str| format!("{new_prefix}{}", name.strip_prefix(&*old_prefix).unwrap_or_default());
+        for ino in self.subtree(ino) {
+            let Some(directory) = self.directories.get_mut(&ino) else { continue };
+            directory.prefix = moved(&directory.prefix).into();
+            for child in directory.children.values_mut() {
+                if let Child::File { array, .. } = child {
+                    *array = moved(array).into();
+                }
+            }
+        }
+    }
+
+    /// What was set of folders, for each where anything was.
+    pub(super) fn own_attrs(&self) -> impl Iterator<Item = OwnAttr> {
+        let all = self.directories.values().map(|directory| directory.own);
+        all.filter(|own| own.perm.is_some() || own.uid.is_some() || own.gid.is_some())
+    }
+
+    /// Sets the owner, the permissions and the times that a folder shows, as far as they are given.
+    pub(super) fn set_attr(&mut self, ino: Ino, set: SetAttr, now: SystemTime) {
         if let Some(directory) = self.directories.get_mut(&ino) {
-            directory.mtime = mtime;
+            directory.mtime = set.mtime.unwrap_or(directory.mtime);
+            let own = &mut directory.own;
+            *own = OwnAttr {
+                perm: set.perm.or(own.perm),
+                uid: set.uid.or(own.uid),
+                gid: set.gid.or(own.gid),
+                atime: set.atime.or(own.atime),
+                ctime: Some(now),
+            };
         }
     }
 
@@ -340,7 +456,8 @@ impl Tree {
             Ok(ino) => return Some(ino),
             Err(free) => free?.into(),
         };
-        let ino = (0..)
+        let n_used_up = self.n_used_up.get(&Ino::of_directory(prefix, 0)).copied().unwrap_or_default();
+        let ino = (n_used_up..)
             .map(|probe| Ino::of_directory(prefix, probe))
             .find(|ino| !self.directories.contains_key(ino))?;
         self.directories.insert(ino, Directory::new(parent, prefix, Arc::clone(&name), now));
@@ -408,6 +525,8 @@ mod tests {
         assert_eq!(place(&mut tree, "g/a", 7).before, Some(Ino(3)));
         assert_eq!(tree.ino_of_array("g/a"), Some(Ino(7)));
         assert_eq!(tree.ino_of_array("g"), None);
+        assert_eq!(tree.path_of("g/a").unwrap(), "g/a.npy");
+        assert_eq!(tree.path_of("g/b"), None);
         assert_eq!(tree.ino_of_array("g/a/b"), None);
     }
 

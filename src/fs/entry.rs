@@ -21,6 +21,7 @@ impl Fs {
     /// # Errors
     /// `NoEntry`, `IsADirectory`, `ReadOnly`; `Store` if the commit fails.
     pub fn unlink(&self, parent: Ino, name: &OsStr) -> Result<(), FsError> {
+        Self::refuse_views(parent, name)?;
         self.sync()?;
         let child = self.child(parent, name)?;
         if child.kind() == FileKind::Directory {
@@ -44,11 +45,11 @@ impl Fs {
         if n_removed == 0 && !child.ino().is_pending() { Err(FsError::NoEntry) } else { Ok(()) }
     }
 
-    /// Renames an array, in one commit, or a pending file.
+    /// Renames an array, in one commit, or a pending file, or a folder with all that is in it.
     ///
     /// # Errors
-    /// `NoEntry`, `Exists`, `ReadOnly`, `NameTooLong`; `Unsupported` for folders and for names without `.npy`;
-    /// `BadName` for names that no array is shown under; `Store` if the commit fails.
+    /// `NoEntry`, `Exists`, `ReadOnly`, `NameTooLong`; `Unsupported` for names of arrays without `.npy`; of folders,
+    /// `NotADirectory`, `NotEmpty` and `Invalid`, as rename(2) has them; `BadName` for names that no array is shown under; `Store` if the commit fails.
     pub fn rename(
         &self,
         parent: Ino,
@@ -57,11 +58,13 @@ impl Fs {
         new_name: &OsStr,
         how: Rename,
     ) -> Result<(), FsError> {
+        Self::refuse_views(parent, name)?;
+        Self::refuse_views(new_parent, new_name)?;
         self.sync()?;
         self.reveal(parent, name);
         let child = self.child(parent, name)?;
         let from = match child.clone() {
-            Child::Directory(_) => return Err(FsError::Unsupported { what: "renaming folders" }),
+            Child::Directory(ino) => return self.rename_directory(ino, parent, new_parent, new_name, how),
             _ if self.read_only => return Err(FsError::ReadOnly),
             Child::File { array, .. } => array,
             Child::Pending(ino) => return self.rename_pending(ino, parent, name, new_parent, new_name, how),

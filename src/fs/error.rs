@@ -34,6 +34,10 @@ pub enum FsError {
     Exists,
     /// There is no such extended attribute.
     NoAttribute,
+    /// An attribute's value is longer than the kernel takes.
+    AttributeTooLong,
+    /// An inode has as many attributes as can be listed.
+    TooManyAttributes,
     /// The name is over 255 bytes.
     NameTooLong,
     /// No array is shown under such a name: it is not UTF-8, or holds an escape that its array's name does not need.
@@ -66,6 +70,13 @@ pub enum FsError {
         /// The inode.
         ino: Ino,
     },
+    /// So much of a view has to be read for a checksum that [`Fs::prepare_view`](super::Fs::prepare_view) comes first.
+    Unread {
+        /// The handle.
+        fh: Fh,
+        /// How many bytes.
+        len: u64,
+    },
     /// The store's answer.
     Store(StoreError),
 }
@@ -83,13 +94,16 @@ impl FsError {
             Self::NotEmpty => libc::ENOTEMPTY,
             Self::Exists => libc::EEXIST,
             Self::NoAttribute => libc::ENODATA,
+            // setxattr(2) has these for values and for file systems that have no room for them.
+            Self::AttributeTooLong => libc::E2BIG,
+            Self::TooManyAttributes => libc::ENOSPC,
             Self::NameTooLong => libc::ENAMETOOLONG,
             Self::BadName | Self::Invalid { .. } => libc::EINVAL,
             Self::ReadOnly => libc::EROFS,
             Self::NotPermitted { .. } => libc::EPERM,
             Self::Unsupported { .. } => libc::EOPNOTSUPP,
             // "Try again": who answers programs does so first.
-            Self::Finished { .. } | Self::Uncommitted { .. } => libc::EBUSY,
+            Self::Finished { .. } | Self::Uncommitted { .. } | Self::Unread { .. } => libc::EBUSY,
             Self::Store(error) => store_errno(error),
         }
     }
@@ -136,6 +150,8 @@ impl fmt::Display for FsError {
             Self::NotEmpty => write!(f, "the folder is not empty"),
             Self::Exists => write!(f, "the name is taken"),
             Self::NoAttribute => write!(f, "no such attribute"),
+            Self::AttributeTooLong => write!(f, "the attribute takes over 64 KiB as JSON"),
+            Self::TooManyAttributes => write!(f, "the names of all attributes take over 64 KiB"),
             Self::NameTooLong => write!(f, "the name is over 255 bytes"),
             Self::BadName => write!(f, "no array is shown under such a name"),
             Self::ReadOnly => write!(f, "the mount is read-only"),
@@ -145,6 +161,9 @@ impl fmt::Display for FsError {
             Self::Finished { ino } => write!(f, "the file of inode {ino} is an array now"),
             Self::Uncommitted { ino } => {
                 write!(f, "what was written to inode {ino} is to be committed first")
+            }
+            Self::Unread { fh, len } => {
+                write!(f, "{len} bytes of the view with the handle {fh} are to be read first")
             }
             Self::Store(error) => error.fmt(f),
         }

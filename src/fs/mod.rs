@@ -29,14 +29,17 @@ mod dir;
 mod entry;
 mod error;
 mod file;
+mod folders;
 mod handle;
 mod inode;
 pub mod names;
 mod pending;
+mod resize;
+mod views;
 mod write_back;
 mod xattr;
 
-pub use attr::{Attr, BLKSIZE, FileKind, NAME_MAX, SetAttr};
+pub use attr::{Attr, BLKSIZE, FileKind, NAME_MAX, SetAttr, Shown};
 pub use changes::Invalidation;
 pub use counters::Counts;
 pub use decoded::{DecodePolicy, DecodedFile, DecodedFiles, Found};
@@ -57,6 +60,7 @@ use file::OpenFile;
 use handle::{Again, Handles, OpenDirectory};
 use inode::{Inode, Inodes, ino_of};
 use pending::{OpenPending, Pendings};
+use views::{OpenView, Views};
 use write_back::WriteBack;
 
 /// How often a name is looked up anew because its array was overwritten before its file could be opened.
@@ -68,6 +72,7 @@ pub struct Fs {
     read_only: bool,
     /// How new arrays are compressed; `None`: as the store says.
     compression: Option<Option<Compression>>,
+    shown: Shown,
     /// Held while the store's changes are taken over, so that they are in order.
     syncing: Mutex<()>,
     /// Whether the store could not be read when it was last asked for changes.
@@ -81,6 +86,9 @@ pub struct Fs {
     counters: Counters,
     /// Pending files that are open.
     making: Handles<OpenPending>,
+    views: Views,
+    /// Views that are open.
+    viewing: Handles<OpenView>,
     directories: Handles<OpenDirectory>,
     again: Again,
     aside: Aside,
@@ -130,6 +138,7 @@ impl Fs {
             store,
             read_only,
             compression: None,
+            shown: Shown::default(),
             syncing: Mutex::new(()),
             failing: AtomicBool::new(false),
             tree: RwLock::new(tree),
@@ -140,6 +149,8 @@ impl Fs {
             write_back: WriteBack::default(),
             counters: Counters::default(),
             making: Handles::of_pending(),
+            views: Views::default(),
+            viewing: Handles::of_views(),
             directories: Handles::new(),
             again: Again::default(),
             aside: Aside::default(),
@@ -152,6 +163,11 @@ impl Fs {
     /// Sets how new arrays are compressed, or that they are not, whatever the store's default is.
     pub fn set_compression(&mut self, compression: Option<Compression>) {
         self.compression = Some(compression);
+    }
+
+    /// Sets what is shown of all files and folders, whatever the store's have.
+    pub fn set_shown(&mut self, shown: Shown) {
+        self.shown = shown;
     }
 
     /// The store.
@@ -187,6 +203,9 @@ impl Fs {
         loop {
             self.sync()?;
             let attr = self.entry(parent, name, Some(caller))?;
+            if attr.ino.is_view() {
+                return Ok(attr);
+            }
             if attr.kind == FileKind::File
                 && let Some(new) = self.look_up_emptied(caller, parent, name)?
             {
@@ -210,6 +229,8 @@ impl Fs {
         // A folder's number follows from its path: there is nothing to keep for it.
         if ino.is_pending() {
             self.pending.forget(ino, nlookup);
+        } else if ino.is_view() {
+            self.views.forget(ino, nlookup);
         } else if !ino.is_directory() {
             self.inodes.forget(ino, nlookup);
         }
@@ -228,6 +249,9 @@ impl Fs {
         if ino.is_pending() {
             return self.pending_attr(&*self.pending.get(ino).ok_or(FsError::Stale { ino })?);
         }
+        if ino.is_view() {
+            return self.view_attr(ino);
+        }
         let inode = self.inodes.get(ino).ok_or(FsError::Stale { ino })?;
         Ok(self.file_attr(&inode))
     }
@@ -240,6 +264,9 @@ impl Fs {
         self.sync()?;
         if !ino.is_directory() {
             return Err(FsError::NotADirectory);
+        }
+        if let Some(folder) = ino.viewed() {
+            return Ok(self.directories.insert(self.list_views(ino, folder)?));
         }
         let tree = read(&self.tree);
         let directory = tree.directory(ino).ok_or(FsError::Stale { ino })?;
@@ -327,6 +354,9 @@ impl Fs {
 
     /// As [`Fs::lookup`], of the names as they were last taken over.
     fn entry(&self, parent: Ino, name: &OsStr, caller: Option<Caller>) -> Result<Attr, FsError> {
+        if views::is_of_views(parent, name) {
+            return self.view_entry(parent, name, caller);
+        }
         // The tree stays locked until the inode is in the table: a change that is taken over later finds it there.
         let tree = read(&self.tree);
         let array = match find(&tree, parent, name)? {

@@ -4,11 +4,16 @@
 //! could mean two things, is percent-escaped; everything else stands as it is. Written down in
 //! spec/npkfs-semantics.md, "Names".
 
+use std::ffi::OsStr;
+
 use super::FileKind;
 use super::attr::NAME_MAX;
 
 /// What a file name adds to the last component of an array's name.
 pub const SUFFIX: &str = ".npy";
+
+/// The folder of views, which no array is in.
+pub const VIEWS: &str = ".views";
 
 /// Marks a name that was cut: it is followed by 16 hexadecimal digits of the hash of the whole component.
 const CUT_MARK: &str = "%~";
@@ -26,6 +31,7 @@ pub fn encode(component: &str, kind: FileKind, probe: u64) -> String {
         "" => "%00".to_owned(),
         "." => "%2E".to_owned(),
         ".." => "%2E%2E".to_owned(),
+        VIEWS if kind == FileKind::Directory => "%2Eviews".to_owned(),
         _ => escape_percents(component),
     };
     if kind == FileKind::Directory
@@ -59,6 +65,11 @@ pub fn decode(name: &str, kind: FileKind) -> Option<String> {
         _ => unescape(stem)?,
     };
     (encode(&component, kind, 0) == name).then_some(component)
+}
+
+/// Whether a file of this name is an array, or to become one.
+pub(super) fn is_array_file(name: &OsStr) -> bool {
+    name.as_encoded_bytes().ends_with(SUFFIX.as_bytes())
 }
 
 /// Whether a name that [`encode`] made was cut.
@@ -167,6 +178,9 @@ mod tests {
             ("%00", FileKind::Directory, "%2500"),
             ("x%2Enpy", FileKind::Directory, "x%252Enpy"),
             ("%~", FileKind::Directory, "%25~"),
+            (".views", FileKind::Directory, "%2Eviews"),
+            ("%2Eviews", FileKind::Directory, "%252Eviews"),
+            (".views", FileKind::File, ".views.npy"),
         ];
         for (component, kind, name) in cases {
             assert_eq!(encode(component, kind, 0), name);

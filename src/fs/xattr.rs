@@ -16,9 +16,10 @@ use crate::store::{Array, Attrs};
 const PREFIX: &str = "user.npk.";
 /// Before the name of a user attribute.
 const USER_PREFIX: &str = "user.npk.attrs.";
-/// What the kernel takes for a name, and for a value.
+/// What the kernel takes for a name, for a value, and for all names of an inode.
 const MAX_NAME_LEN: usize = 255;
 const MAX_VALUE_LEN: usize = 65536;
+const MAX_LIST_LEN: usize = 65536;
 
 /// How `setxattr` is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,26 +94,19 @@ impl Fs {
     /// `Stale`.
     pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
         let _ = self.sync();
-        let mut names = Vec::new();
-        for (name, value) in self.attrs_of(&self.attr_owner(ino)?) {
-            let is_showable = USER_PREFIX.len() + name.len() <= MAX_NAME_LEN && !name.contains('\0');
-            if is_showable && !name.is_empty() && to_json(&value).is_some() {
-                names.extend_from_slice(USER_PREFIX.as_bytes());
-                names.extend_from_slice(name.as_bytes());
-                names.push(0);
-            }
-        }
-        Ok(names)
+        Ok(listed(&self.attrs_of(&self.attr_owner(ino)?)))
     }
 
     /// Sets a user attribute, in one commit: to the JSON value, or, if it is none, to the text. May wait for other writers.
     ///
     /// # Errors
     /// `ReadOnly`; `NotPermitted` for attributes that describe, and for folders in the store; `Exists` and `NoAttribute` as
-    /// `mode` asks for; `Unsupported` for other names; `Invalid` for what is no text; `Stale`; `Store`.
+    /// `mode` asks for; `Unsupported` for other names; `Invalid` for what is no text; `AttributeTooLong`;
+    /// `TooManyAttributes`; `Stale`; `Store`.
     pub fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], mode: SetMode) -> Result<(), FsError> {
         let (attr, owner) = self.changeable(ino, name)?;
-        let exists = self.attrs_of(&owner).contains_key(attr);
+        let mut attrs = self.attrs_of(&owner);
+        let exists = attrs.contains_key(attr);
         match mode {
             SetMode::Create if exists => return Err(FsError::Exists),
             SetMode::Replace if !exists => return Err(FsError::NoAttribute),
@@ -121,6 +115,16 @@ impl Fs {
         let text =
             str::from_utf8(value).map_err(|_| FsError::Invalid { what: "attributes that are no text" })?;
         let value = from_json(text);
+        // Whatever is set can be read and listed.
+        if to_json(&value).is_none() {
+            return Err(FsError::AttributeTooLong);
+        }
+        if !exists {
+            attrs.insert(attr.to_owned(), value.clone());
+            if listed(&attrs).len() > MAX_LIST_LEN {
+                return Err(FsError::TooManyAttributes);
+            }
+        }
         if matches!(owner, Owner::Pending(_)) {
             self.change_pending(ino, |changes| changes.set(attr, value))
         } else {
@@ -146,7 +150,7 @@ impl Fs {
 
     fn changeable<'a>(&self, ino: Ino, name: &'a OsStr) -> Result<(&'a str, Owner), FsError> {
         let name = known(name)?;
-        if self.read_only {
+        if self.read_only || ino.is_view() || ino.viewed().is_some() {
             return Err(FsError::ReadOnly);
         }
         let attr = name.strip_prefix(USER_PREFIX).filter(|attr| !attr.is_empty());
@@ -204,6 +208,9 @@ impl Fs {
             file.with_attr_changes(|changes| changes.apply(&mut attrs));
             return Ok(Owner::Pending(attrs));
         }
+        if ino.is_view() {
+            return Ok(self.viewed_array(ino)?.map_or(Owner::Folder, Owner::Array));
+        }
         let inode = self.inodes.get(ino).ok_or(FsError::Stale { ino })?;
         Ok(Owner::Array(self.latest(inode.array().0)))
     }
@@ -224,6 +231,20 @@ impl Fs {
             Owner::Pending(attrs) => attrs.clone(),
         }
     }
+}
+
+/// The names of the attributes that are shown, each with a NUL behind it.
+fn listed(attrs: &Attrs) -> Vec<u8> {
+    let mut names = Vec::new();
+    for (name, value) in attrs {
+        let is_showable = USER_PREFIX.len() + name.len() <= MAX_NAME_LEN && !name.contains('\0');
+        if is_showable && !name.is_empty() && to_json(value).is_some() {
+            names.extend_from_slice(USER_PREFIX.as_bytes());
+            names.extend_from_slice(name.as_bytes());
+            names.push(0);
+        }
+    }
+    names
 }
 
 /// A name that a mount may have.

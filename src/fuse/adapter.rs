@@ -15,11 +15,12 @@ use fuser::{
 };
 use log::debug;
 
-use super::convert::{empty, errno, fh, file_attr, file_type, ino, pending_flags, xattr};
+use super::convert::{empty, errno, fh, file_attr, file_type, ino, pending_flags, perm, xattr};
 use super::decoded::{Opener, Opening};
 use super::notify::Job;
 use super::passthrough::Passthrough;
-use super::worker::{Tasks, WaitingWrite, must_wait, waiting};
+use super::views;
+use super::worker::{Tasks, WaitingWrite, WriteAt, must_wait, waiting};
 use crate::fs::{
     Attr, BLKSIZE, Caller, Fs, FsError, Ino, NAME_MAX, NewFile, OpenFlags, Rename, SetAttr, SetMode, Written,
 };
@@ -50,12 +51,14 @@ impl Adapter {
     /// How long attributes may be used. Those of a file that the kernel reads by itself not at all: its header may
     /// have grown already, and its length must not be behind.
     fn attr_ttl(&self, ino: Ino) -> Duration {
-        if self.passthrough.is_backed(ino) { Duration::ZERO } else { TTL }
+        // Those of a view never change.
+        if ino.viewed().is_some() || self.passthrough.is_backed(ino) { Duration::ZERO } else { TTL }
     }
 
-    /// How long a name may be used. Those of pending files not at all: they lead elsewhere once that is an array.
+    /// How long a name may be used. Those of pending files not at all: they lead elsewhere once that is an array. Nor
+    /// those of views, which lead elsewhere after each change.
     fn entry_ttl(ino: Ino) -> Duration {
-        if ino.is_pending() { Duration::ZERO } else { TTL }
+        if ino.is_pending() || ino.is_view() || ino.viewed().is_some() { Duration::ZERO } else { TTL }
     }
 
     fn answer_attr(&self, reply: ReplyAttr, result: Result<Attr, FsError>) {
@@ -65,9 +68,29 @@ impl Adapter {
         }
     }
 
+    /// Sets the length of an array. Whoever looks the name up next finds that length: the kernel is told before it is
+    /// answered. What else it is told may have to wait for the answer, because it writes no pages back until then.
+    fn set_len(&self, ino: Ino, set: SetAttr, reply: ReplyAttr) {
+        let opener = Arc::clone(&self.opener);
+        self.tasks.hand_over(move || match waiting(&opener.fs, ino, || opener.fs.setattr(ino, set)) {
+            Ok(attr) => {
+                if Some(attr.size) != set.size
+                    && let (Some(kernel), Some((parent, name))) =
+                        (opener.kernel.get(), opener.fs.place_of(ino))
+                    && let Err(error) = kernel.inval_entry(INodeNo(parent.0), OsStr::new(&*name))
+                {
+                    debug!("{name:?} is not dropped: {error}");
+                }
+                reply.attr(&Duration::ZERO, &file_attr(&attr));
+            }
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
     /// What a refused attempt to make something is answered with.
-    fn refuse_new(&self, errno: Errno) -> Errno {
-        if self.fs.is_read_only() { Errno::EROFS } else { errno }
+    fn refuse_new(&self, parent: INodeNo) -> Errno {
+        let is_read_only = self.fs.is_read_only() || ino(parent).viewed().is_some();
+        if is_read_only { Errno::EROFS } else { Errno::EPERM }
     }
 }
 
@@ -142,12 +165,15 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let perm = mode.map(|mode| u16::try_from(mode & 0o7777).unwrap_or_default());
         let time = |time| match time {
             TimeOrNow::SpecificTime(time) => time,
             TimeOrNow::Now => SystemTime::now(),
         };
-        let set = SetAttr { perm, uid, gid, size, atime: atime.map(time), mtime: mtime.map(time) };
+        let set =
+            SetAttr { perm: mode.map(perm), uid, gid, size, atime: atime.map(time), mtime: mtime.map(time) };
+        if set.size.is_some() && !ino(node).is_pending() {
+            return self.set_len(ino(node), set, reply);
+        }
         match self.fs.setattr(ino(node), set) {
             Err(error) if must_wait(&error) => {
                 let (fs, ino) = (Arc::clone(&self.fs), ino(node));
@@ -163,37 +189,31 @@ impl Filesystem for Adapter {
     fn mknod(
         &self,
         _req: &Request,
-        _parent: INodeNo,
+        parent: INodeNo,
         _name: &OsStr,
         _mode: u32,
         _umask: u32,
         _rdev: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(self.refuse_new(Errno::EPERM));
+        reply.error(self.refuse_new(parent));
     }
 
-    fn mkdir(
-        &self,
-        _req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        _mode: u32,
-        _umask: u32,
-        reply: ReplyEntry,
-    ) {
-        match self.fs.mkdir(ino(parent), name) {
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let (uid, gid) = (Some(req.uid()), Some(req.gid()));
+        let set = SetAttr { perm: Some(perm(mode)), uid, gid, ..SetAttr::default() };
+        match self.fs.mkdir(ino(parent), name, set) {
             Ok(attr) => reply.entry(&TTL, &file_attr(&attr), GENERATION),
             Err(error) => reply.error(errno(&error)),
         }
     }
 
-    fn symlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, _target: &Path, reply: ReplyEntry) {
-        reply.error(self.refuse_new(Errno::EPERM));
+    fn symlink(&self, _req: &Request, parent: INodeNo, _name: &OsStr, _target: &Path, reply: ReplyEntry) {
+        reply.error(self.refuse_new(parent));
     }
 
-    fn link(&self, _req: &Request, _node: INodeNo, _parent: INodeNo, _name: &OsStr, reply: ReplyEntry) {
-        reply.error(self.refuse_new(Errno::EPERM));
+    fn link(&self, _req: &Request, _node: INodeNo, parent: INodeNo, _name: &OsStr, reply: ReplyEntry) {
+        reply.error(self.refuse_new(parent));
     }
 
     fn create(
@@ -201,7 +221,7 @@ impl Filesystem for Adapter {
         req: &Request,
         parent: INodeNo,
         name: &OsStr,
-        _mode: u32,
+        mode: u32,
         _umask: u32,
         flags: i32,
         reply: ReplyCreate,
@@ -210,6 +230,9 @@ impl Filesystem for Adapter {
             write: fuser::OpenFlags(flags).acc_mode() != OpenAccMode::O_RDONLY,
             truncate: flags & libc::O_TRUNC != 0,
             exclusive: flags & libc::O_EXCL != 0,
+            // The kernel has taken the caller's umask away.
+            perm: Some(perm(mode)),
+            owner: Some((req.uid(), req.gid())),
         };
         match self.fs.create(ino(parent), name, new, Caller(req.pid())) {
             Ok((attr, fh)) => {
@@ -264,6 +287,9 @@ impl Filesystem for Adapter {
             }
             return;
         }
+        if ino.is_view() {
+            return views::open(self, ino, flags, Caller(req.pid()), reply);
+        }
         let opened = match self.fs.open(ino, flags, Caller(req.pid())) {
             Ok(opened) => opened,
             Err(error) => return reply.error(errno(&error)),
@@ -283,9 +309,18 @@ impl Filesystem for Adapter {
         offset: u64,
         size: u32,
         _flags: fuser::OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if ino(node).is_view() {
+            return views::read(self, fh(handle), offset, size, reply);
+        }
+        // Reads come for a program, with an owner, or for the page cache. Of a file that is passed through the kernel uses
+        // that for sendfile and its like from a descriptor open for writing, and nobody would drop the pages when a mapping
+        // changes the data file: refused, so that programs go on with read.
+        if lock_owner.is_none() && self.passthrough.is_backed(ino(node)) {
+            return reply.error(Errno::EINVAL);
+        }
         let mut reply = Some(reply);
         let result = self.fs.read(fh(handle), offset, size, |bytes| {
             self.opener.decoded.note_read(ino(node), bytes.len() as u64);
@@ -306,13 +341,16 @@ impl Filesystem for Adapter {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: fuser::OpenFlags,
+        flags: fuser::OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        match self.opener.write(ino(node), fh(handle), offset, data, from_cache) {
+        // The kernel may know a length that is not the last one any more.
+        let appends = flags.0 & libc::O_APPEND != 0 && !from_cache && !ino(node).is_pending();
+        let at = if appends { WriteAt::End } else { WriteAt::Offset { offset, from_cache } };
+        match self.opener.write(ino(node), fh(handle), at, data) {
             Ok(written) => {
                 match written {
                     Written::Done => {}
@@ -326,7 +364,7 @@ impl Filesystem for Adapter {
             }
             Err(error) if must_wait(&error) => {
                 let (opener, fh, data) = (Arc::clone(&self.opener), fh(handle), data.to_vec());
-                let write = WaitingWrite { opener, ino: ino(node), fh, offset, data, from_cache, reply };
+                let write = WaitingWrite { opener, ino: ino(node), fh, at, data, reply };
                 self.tasks.hand_over(move || write.finish(len));
             }
             Err(error) => reply.error(errno(&error)),

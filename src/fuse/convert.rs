@@ -19,6 +19,11 @@ pub(super) fn errno(error: &FsError) -> Errno {
     Errno::from_i32(error.errno())
 }
 
+/// The permissions in a mode.
+pub(super) fn perm(mode: u32) -> u16 {
+    u16::try_from(mode & 0o7777).unwrap_or_default()
+}
+
 pub(super) fn file_type(kind: FileKind) -> FileType {
     match kind {
         FileKind::File => FileType::RegularFile,
@@ -71,8 +76,9 @@ pub(super) fn answer_open(reply: ReplyOpen, opened: &Opened, write: bool, open_a
             // Through such a handle write() could reach past the array's end, and change its header, unseen. With
             // DIRECT_IO it comes to us, and only mappings go to the file.
             let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-            let flags = if write { direct } else { FopenFlags::empty() };
-            reply.opened_passthrough(fh, flags | FopenFlags::FOPEN_NOFLUSH, id);
+            // Closing one that was written to is when a part of a row is refused.
+            let flags = if write { direct } else { FopenFlags::FOPEN_NOFLUSH };
+            reply.opened_passthrough(fh, flags, id);
         }
         OpenAs::Cached { keep, .. } => {
             let mut flags = FopenFlags::empty();

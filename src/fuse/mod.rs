@@ -15,7 +15,7 @@ use std::thread::{self, JoinHandle};
 use fuser::{Session, SessionACL};
 use log::{info, warn};
 
-use crate::fs::{Counts, DecodedFiles, Fs, FsError, Ino};
+use crate::fs::{Counts, DecodedFiles, Fs, FsError, Ino, Shown};
 use crate::store::{Compression, Store};
 
 mod adapter;
@@ -25,6 +25,7 @@ mod device;
 mod notify;
 mod passthrough;
 mod readahead;
+mod views;
 mod worker;
 
 use adapter::Adapter;
@@ -46,6 +47,8 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Other users may use the mount, as far as the permissions shown in it let them.
     pub allow_other: bool,
+    /// What is shown of all files and folders, whatever the store's have: the kernel decides by that who may do what.
+    pub shown: Shown,
     /// Whether the kernel may serve files by itself.
     pub passthrough: PassthroughMode,
     /// How new arrays are compressed, or that they are not; `None`: as the store says.
@@ -184,6 +187,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
     if let Some(compression) = options.compression {
         fs.set_compression(compression);
     }
+    fs.set_shown(options.shown);
     let fs = Arc::new(fs);
     let passthrough = Arc::new(Passthrough::new(options.passthrough == PassthroughMode::Auto));
     let notifier = Arc::new(OnceLock::new());
@@ -217,7 +221,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
             None
         }
     };
-    let poll = watcher.is_none() || fs.store().stat_fs().is_ok_and(|stat| stat.is_shared);
+    let poll = watcher.is_none() || fs.store().stat_fs().is_ok_and(|stat| stat.place.kind.is_shared());
     let mut threads = Helpers {
         fs: Arc::clone(&fs),
         jobs,
@@ -352,6 +356,7 @@ impl Drop for Helpers {
         if let Some(watcher) = self.watcher.take() {
             watcher.stop();
         }
+        self.fs.end_views();
         let _ = self.jobs.send(Job::Stop);
         if let Some(notifier) = self.notifier.take() {
             let _ = notifier.join();

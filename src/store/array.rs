@@ -79,6 +79,12 @@ impl Array {
         &self.shared
     }
 
+    /// Whether the other is the same version with the same rows, name and attributes. What is written in place changes
+    /// the state of a compressed array, and of no other.
+    pub fn is_same_state(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.record, &other.record) || self.record == other.record
+    }
+
     /// The name.
     pub fn name(&self) -> &Arc<str> {
         &self.record.name
@@ -360,6 +366,16 @@ impl Array {
             .ok_or_else(|| fault(&*self.shared.storage, record, DataFileFault::Header(None)))
     }
 
+    /// A header of this state of the array that is as short as those that NumPy writes, with at least `n_spaces` spaces
+    /// before its newline.
+    ///
+    /// # Errors
+    /// `Format` if it would be too long.
+    pub fn short_npy_header(&self, n_spaces: usize) -> Result<Vec<u8>, StoreError> {
+        let layout = Layout::new(self.dtype(), self.shape(), self.fortran_order())?;
+        Ok(npy::encode_short(self.dtype(), &layout, n_spaces)?)
+    }
+
     /// Writes into the virtual `.npy` file, in place. Visible to every reader at once.
     ///
     /// Header bytes may be written as they are, so that a page that holds header and elements can be written back.
@@ -380,6 +396,12 @@ impl Array {
     /// As [`Array::write_npy_at`].
     pub fn write_npy_within(&self, wait: Duration, offset: u64, data: &[u8]) -> Result<(), StoreError> {
         self.write_locked(offset, data, wait).map(|_| ())
+    }
+
+    /// Whether bytes begin with a whole `.npy` header that says of the array what its own does, in whatever words.
+    pub fn has_header_like(&self, bytes: &[u8]) -> bool {
+        let header = usize::try_from(self.header_len()).ok().and_then(|len| bytes.get(..len));
+        header.is_some_and(|header| npy::parse(header).is_ok_and(|header| self.is_described_by(&header)))
     }
 
     /// Tells those who asked by [`Store::watch`](super::Store::watch) that elements were written in place.
@@ -547,6 +569,14 @@ impl Array {
     /// `Io`.
     pub fn set_mode(&self, mode: u32) -> Result<(), StoreError> {
         self.data()?.file.set_mode(mode).map_err(|source| self.io("change the permissions of", source))
+    }
+
+    /// Sets the owner and the group of the data file, as far as they are given.
+    ///
+    /// # Errors
+    /// `Io`: only root gives files away.
+    pub fn set_owner(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(), StoreError> {
+        self.data()?.file.set_owner(uid, gid).map_err(|source| self.io("change the owner of", source))
     }
 
     /// As [`Array::read_into`], from byte `offset` on and as much as `out` takes.

@@ -1,7 +1,7 @@
 //! Open data files: shared by all handles of one version of an array, the recent ones kept open.
 
 use std::collections::{HashMap, VecDeque};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -13,7 +13,7 @@ use super::error::{DataFileFault, StoreError};
 use super::rows::LiveRows;
 use crate::format::npy::{self, NpyHeader};
 use crate::format::{ArrayId, FormatError, Record};
-use crate::sys::{FileAccess, Map, Storage, StorageFile};
+use crate::sys::{FileAccess, FileStat, Map, Storage, StorageFile};
 
 /// Data files that stay open after their last use: opening one costs as much as writing a few rows.
 const MAX_RECENT: usize = 64;
@@ -59,7 +59,13 @@ impl DataFile {
         let fault = |what| fault(storage, record, what);
         let opened = storage.open(&record.file, access);
         let file = opened.map_err(|source| open_failed(storage, record, &record.file, source))?;
-        let stat = file.stat().map_err(|e| StoreError::io("stat", storage.path(), &record.file, e))?;
+        let failed = |e| StoreError::io("stat", storage.path(), &record.file, e);
+        let mut stat = file.stat().map_err(failed)?;
+        if stat.len < record.data_end() && !storage.has_far_locks().map_err(failed)? {
+            // Another host has just made it longer.
+            file.forget_cached().map_err(failed)?;
+            stat = file.stat().map_err(failed)?;
+        }
         if stat.len < record.data_end() {
             return Err(fault(DataFileFault::Short { found: stat.len, expected: record.data_end() }));
         }
@@ -106,6 +112,27 @@ impl DataFile {
     }
 }
 
+/// Gives a new file the permissions of another one, and its owner and group, as far as this process may.
+pub(super) fn resemble(file: &dyn StorageFile, other: &FileStat) -> io::Result<()> {
+    let own = file.stat()?;
+    let given = |result: io::Result<()>| match result {
+        // Only root gives files away; and some file systems know neither owners nor permissions.
+        Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::Unsupported) => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        result => result,
+    };
+    if own.uid != other.uid {
+        given(file.set_owner(Some(other.uid), None))?;
+    }
+    if own.gid != other.gid {
+        given(file.set_owner(None, Some(other.gid)))?;
+    }
+    if own.perm() != other.perm() {
+        given(file.set_mode(other.perm()))?;
+    }
+    Ok(())
+}
+
 /// The error that names the data file of `record`.
 pub(super) fn fault(storage: &dyn Storage, record: &Record, what: DataFileFault) -> StoreError {
     fault_of(storage, record, &record.file, what)
@@ -130,8 +157,8 @@ pub(super) fn open_failed(
     source: io::Error,
 ) -> StoreError {
     match source.kind() {
-        io::ErrorKind::NotFound => fault_of(storage, record, file, DataFileFault::Missing),
-        io::ErrorKind::InvalidInput => fault_of(storage, record, file, DataFileFault::NotAFile),
+        ErrorKind::NotFound => fault_of(storage, record, file, DataFileFault::Missing),
+        ErrorKind::InvalidInput => fault_of(storage, record, file, DataFileFault::NotAFile),
         _ if source.raw_os_error() == Some(libc::ELOOP) => {
             fault_of(storage, record, file, DataFileFault::NotAFile)
         }
@@ -182,6 +209,12 @@ impl DataFiles {
         if let Some(data) = data {
             *lock(&data.space) = Space::default();
         }
+    }
+
+    /// Lets later reads of a version see what another host wrote.
+    pub(super) fn forget_cached(&self, id: ArrayId) -> io::Result<()> {
+        let data = lock(&self.open).by_id.get(&id).and_then(Weak::upgrade);
+        data.map_or(Ok(()), |data| data.file.forget_cached())
     }
 
     /// Closes a version that is gone, unless somebody still uses it.

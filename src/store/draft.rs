@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use super::block_writer::WriteError;
 use super::blocks::ReadError;
-use super::data::DataFile;
+use super::data::{DataFile, resemble};
 use super::draft_blocks::DraftBlocks;
 use super::error::StoreError;
 use super::stage::{Stage, Staged};
@@ -71,12 +71,13 @@ impl Store {
         })
     }
 
-    /// Begins an array with a copy of another one, compressed like that.
+    /// Begins an array with a copy of another one, compressed like that, and with its permissions.
     ///
     /// # Errors
     /// As [`Store::begin_draft`]; `DataFile`.
     pub fn begin_draft_of(&self, array: &Array) -> Result<Draft, StoreError> {
         let mut draft = self.begin_draft(array.compression().as_ref())?;
+        draft.take_after(array)?;
         let len = array.npy_len();
         draft.reserve(len)?;
         let backing = array.backing()?;
@@ -302,6 +303,24 @@ impl Draft {
         self.file.set_mode(mode & 0o7777).map_err(|source| self.io("change the permissions of", source))
     }
 
+    /// Sets the owner and the group of the file that holds the bytes, which the array's data file will have, as far as
+    /// they are given.
+    ///
+    /// # Errors
+    /// `Io`: only root gives files away.
+    pub fn set_owner(&mut self, uid: Option<u32>, gid: Option<u32>) -> Result<(), StoreError> {
+        self.file.set_owner(uid, gid).map_err(|source| self.io("change the owner of", source))
+    }
+
+    /// Takes over the permissions of an array's data file, and its owner and group, as far as this process may.
+    ///
+    /// # Errors
+    /// `DataFile`; `Io`.
+    pub fn take_after(&mut self, array: &Array) -> Result<(), StoreError> {
+        let resembled = resemble(&*self.file, &array.stat()?);
+        resembled.map_err(|source| self.io("change the permissions of", source))
+    }
+
     /// How many bytes are missing at the end, as far as those that are there tell: 0 when the file is whole.
     ///
     /// # Errors
@@ -363,12 +382,7 @@ impl Draft {
         let mut stage = Stage::begin(&self.shared, &name, &header.dtype, layout, bytes, Some(compression))?;
         self.for_each_piece(offset, |_, piece| stage.push(piece))?;
         let staged = stage.finish()?;
-        let mode = self.stat()?.mode;
-        staged
-            .data
-            .file
-            .set_mode(mode & 0o7777)
-            .map_err(|source| self.io("change the permissions of", source))?;
+        self.hand_on_permissions(&*staged.data.file)?;
         Ok(staged)
     }
 
@@ -426,12 +440,16 @@ impl Draft {
 
     /// Goes on with another file, and with nothing in it.
     fn move_to(&mut self, file: Arc<dyn StorageFile>) -> Result<(), StoreError> {
-        let mode = self.file.stat().map_err(|source| self.io("stat", source))?.mode;
-        file.set_mode(mode & 0o7777).map_err(|source| self.io("change the permissions of", source))?;
+        self.hand_on_permissions(&*file)?;
         self.file = file;
         self.blocks = None;
         self.len = 0;
         Ok(())
+    }
+
+    fn hand_on_permissions(&self, file: &dyn StorageFile) -> Result<(), StoreError> {
+        let own = self.file.stat().map_err(|source| self.io("stat", source))?;
+        resemble(file, &own).map_err(|source| self.io("change the permissions of", source))
     }
 
     /// Calls `f` with the bytes from `offset` on, piece by piece.
@@ -461,6 +479,7 @@ impl Draft {
             }
             file.write_at(piece, offset).map_err(|source| self.io("write", source))
         })?;
+        self.hand_on_permissions(&*file)?;
         Ok(file)
     }
 

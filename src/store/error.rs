@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::codec::CodecError;
 use crate::format::upstream::{self, TableLayout};
 use crate::format::{Dtype, FormatError};
+use crate::sys::lock::Holder;
 
 /// An error of [`Store`](super::Store) or [`Array`](super::Array).
 ///
@@ -67,8 +68,8 @@ pub enum StoreError {
         store: PathBuf,
         /// How long this process waited for it.
         waited: Duration,
-        /// The process that holds it, where that can be seen.
-        holder: Option<u32>,
+        /// Who holds it, where that can be seen.
+        holder: Option<Holder>,
     },
     /// The wait for a lock was cut short; nothing was done.
     Interrupted {
@@ -370,7 +371,15 @@ impl fmt::Display for StoreError {
                     waited.as_secs_f64()
                 )?;
                 match holder {
-                    Some(pid) => write!(f, ", which process {pid} holds; try again when it is done"),
+                    Some(Holder::Process(pid)) => {
+                        write!(f, ", which process {pid} holds; try again when it is done")
+                    }
+                    Some(Holder::Host(host, claim)) => write!(
+                        f,
+                        ", which host {host} holds; try again when it is done, or, if nothing writes to the store there \
+                         any more, remove {}",
+                        claim.display()
+                    ),
                     None => write!(f, ", which another process holds; try again when it is done"),
                 }
             }

@@ -6,6 +6,7 @@
 use std::io;
 use std::sync::{Arc, OnceLock};
 
+use super::data::resemble;
 use super::error::{NotAStore, StoreError};
 use crate::format::frame::{self, Log};
 use crate::format::manifest::{Change, ChangeKind};
@@ -218,8 +219,11 @@ impl ManifestLog {
         if self.is_detached {
             return Ok(false);
         }
-        let stat =
-            self.file.stat().map_err(|e| StoreError::io("stat", storage.path(), names::MANIFEST, e))?;
+        let failed = |e| StoreError::io("stat", storage.path(), names::MANIFEST, e);
+        if locked && !storage.has_far_locks().map_err(failed)? {
+            self.file.forget_cached().map_err(failed)?;
+        }
+        let stat = self.file.stat().map_err(failed)?;
         let retired = self.published().is_none_or(|word| word.load() == frame::RETIRED);
         if retired || stat.nlink != self.stat.nlink {
             let named = storage.stat(names::MANIFEST).map_err(|source| match source.kind() {
@@ -270,13 +274,7 @@ impl ManifestLog {
 
     fn fold(&mut self, log: &mut Log<'_>, changed: &mut dyn FnMut(Change)) -> Result<(), FormatError> {
         while let Some(frame) = log.next()? {
-            let edit = Edit::decode(frame.payload, frame.offset)?;
-            self.table.apply(&edit, changed)?;
-            self.lagging.clear();
-            self.lagging.extend(edit.ops.into_iter().filter_map(|op| match op {
-                Op::Rows(name, _) | Op::Blocks(name, ..) => Some(name),
-                _ => None,
-            }));
+            self.table.apply_payload(frame.payload, frame.offset, &mut self.lagging, changed)?;
             self.end = frame.end;
             self.synced_len = self.synced_len.max(frame.synced_len.min(frame.end));
         }
@@ -300,7 +298,7 @@ impl ManifestLog {
         let bytes = frame::encode(&edit.encode(), self.synced_len)?;
         let failed = |action, source| StoreError::io(action, storage.path(), names::MANIFEST, source);
         // From here on, until the commit is complete, everybody must look at the file itself.
-        self.retire();
+        self.retire(storage)?;
         // Bytes after the last good frame are the torn end of a writer that died. They go before the frame comes:
         // it might be shorter than they are.
         if self.file_len > self.end {
@@ -353,19 +351,23 @@ impl ManifestLog {
     /// else is committed.
     pub(super) fn publish(&mut self, storage: &dyn Storage) -> Result<(), StoreError> {
         // Readers of the old file must look for the new one from now on; should this fail, they look in vain.
-        self.retire();
+        self.retire(storage)?;
         *self = publish(storage, self.store_id, self.table.clone())?;
         Ok(())
     }
 
     /// Lets all who have this file open look whether it grew, or whether another one has taken its place.
-    pub(super) fn retire(&self) {
+    pub(super) fn retire(&self, storage: &dyn Storage) -> Result<(), StoreError> {
         if let Some(word) = self.published() {
             word.store(frame::RETIRED);
+            return Ok(());
         }
+        // Those may have it mapped who serve the file system that this process finds no mapping of.
+        let retired = self.file.write_at(&frame::RETIRED.to_le_bytes(), frame::PUBLISHED_OFFSET as u64);
+        retired.map_err(|source| StoreError::io("write", storage.path(), names::MANIFEST, source))
     }
 
-    /// Tells all who have this file open how long it is.
+    /// Tells all who have this file open how long it is, if they see at once what is written to it.
     pub(super) fn publish_length(&self) {
         if let Some(word) = self.published() {
             word.store(self.end);
@@ -384,6 +386,10 @@ fn publish(
     let mut bytes = frame::encode_header(store_id, end).to_vec();
     bytes.extend_from_slice(&snapshot);
     let file = storage.create_unnamed().map_err(|e| failed("create", e))?;
+    // Who may not read the one before may not read this one either.
+    if let Some(before) = storage.stat(names::MANIFEST).ok().filter(FileStat::is_file) {
+        resemble(&*file, &before).map_err(|e| failed("change the permissions of", e))?;
+    }
     file.write_at(&bytes, 0).map_err(|e| failed("write", e))?;
     file.sync_data().map_err(|e| failed("sync", e))?;
     storage.replace(&file, names::MANIFEST).map_err(|e| failed("replace", e))?;

@@ -12,6 +12,10 @@ use roaring::RoaringTreemap;
 pub(super) struct LiveRows {
     logical: Vec<u64>,
     stored: Vec<u64>,
+    /// The run that holds logical row `i << bucket_shift`, for each `i` up to the last run's first row. There are about
+    /// as many as runs, so that the run of a row is found in one or two steps, unless the runs are crowded together.
+    buckets: Vec<usize>,
+    bucket_shift: u32,
 }
 
 impl LiveRows {
@@ -28,7 +32,15 @@ impl LiveRows {
         }
         logical.push(n_live);
         stored.push(next);
-        Self { logical, stored }
+        let bucket_shift = (n_live / logical.len() as u64).checked_ilog2().unwrap_or(0);
+        let mut run = 0;
+        let buckets = (0..=n_live >> bucket_shift).map(|bucket| {
+            while logical.get(run + 1).is_some_and(|start| *start <= bucket << bucket_shift) {
+                run += 1;
+            }
+            run
+        });
+        Self { buckets: buckets.collect(), logical, stored, bucket_shift }
     }
 
     /// The stored rows of the logical rows `rows`, in order, as contiguous ranges.
@@ -56,8 +68,12 @@ impl LiveRows {
 
     /// The run that holds a logical row.
     fn run_of(&self, row: u64) -> usize {
-        // The first run begins at row 0, so at least one run begins at or before `row`.
-        self.logical.partition_point(|start| *start <= row) - 1
+        let bucket = usize::try_from(row >> self.bucket_shift).unwrap_or(usize::MAX);
+        let last = self.logical.len() - 1;
+        let first = self.buckets.get(bucket).copied().unwrap_or(last);
+        let end = bucket.checked_add(1).and_then(|next| self.buckets.get(next)).map_or(last, |run| *run);
+        // The first of these runs begins at or before `row`.
+        first + self.logical[first + 1..=end].partition_point(|start| *start <= row)
     }
 }
 

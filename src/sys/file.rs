@@ -7,7 +7,10 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{AtFlags, FallocateFlags, Mode, copy_file_range, fallocate, fchmod, fstat, unlinkat};
+use rustix::fs::{
+    Advice, AtFlags, FallocateFlags, Gid, Mode, StatxFlags, Uid, copy_file_range, fadvise, fallocate, fchmod,
+    fchown, fstat, statx, unlinkat,
+};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::fork;
@@ -150,6 +153,10 @@ impl StorageFile for DirFile {
         Ok(fchmod(&self.file, Mode::from_raw_mode(mode))?)
     }
 
+    fn set_owner(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+        Ok(fchown(&self.file, uid.map(Uid::from_raw), gid.map(Gid::from_raw))?)
+    }
+
     fn map(&self, offset: u64, len: usize) -> io::Result<Map> {
         Map::of_file(&self.file, offset, len)
     }
@@ -185,6 +192,12 @@ impl StorageFile for DirFile {
             return Err(io::ErrorKind::Unsupported.into());
         }
         SharedWord::of_file(&self.file, offset, access == FileAccess::Write)
+    }
+
+    fn forget_cached(&self) -> io::Result<()> {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+        retry_on_intr(|| statx(&self.file, "", flags, StatxFlags::BASIC_STATS))?;
+        Ok(fadvise(&self.file, 0, None, Advice::DontNeed)?)
     }
 
     fn has_others(&self) -> bool {

@@ -2,8 +2,10 @@
 //!
 //! `store` reaches its files only through [`Storage`], so a test can hand it a storage that fails on demand or
 //! forgets what was not synced. Nothing here knows what the bytes mean. All `unsafe` code of the package outside
-//! of `python` is here: the maps, the `fcntl` of locks and leases, and the fork handler.
+//! of `python` is here: the maps, the `fcntl` of locks and leases, the fork handler, and looking up users.
 
+pub mod accounts;
+mod claim;
 mod dir;
 mod file;
 mod fork;

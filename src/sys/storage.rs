@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::netfs::Place;
 use super::{Map, MapMut, SharedWord};
 
 /// What an opened file is for.
@@ -136,8 +137,8 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
     /// Takes the exclusive lock on the file `name`, which is created if it is missing.
     ///
-    /// The lock excludes other processes and other threads, also those of the same storage. It ends when the guard
-    /// is dropped or the process dies. A `timeout` of zero tries once.
+    /// The lock excludes other processes and other threads, also those of the same storage, and other hosts. It ends when
+    /// the guard is dropped or the process dies; but see [`Storage::has_far_locks`]. A `timeout` of zero tries once.
     ///
     /// # Errors
     /// `WouldBlock` if somebody else holds it for all of `timeout`; [`lock::holder`](super::lock::holder) finds who.
@@ -154,6 +155,13 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// be known without the lock.
     fn is_watched(&self, name: &str) -> io::Result<bool> {
         let _ = name;
+        Ok(true)
+    }
+
+    /// Whether locks keep out everybody. Where not, those of [`open_locked`](Self::open_locked) do nothing about other
+    /// hosts, and [`lock`](Self::lock) makes a file to keep them out, which a process that dies leaves behind for the
+    /// next one on the same host.
+    fn has_far_locks(&self) -> io::Result<bool> {
         Ok(true)
     }
 
@@ -213,6 +221,15 @@ pub trait StorageFile: Any + Send + Sync + fmt::Debug {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// Sets the owner and the group, as far as they are given.
+    ///
+    /// # Errors
+    /// `PermissionDenied`: only root gives files away; `Unsupported` where files have no owner.
+    fn set_owner(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+        let _ = (uid, gid);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Maps `len` bytes from `offset` (any value, aligned or not), shared and read-only.
     ///
     /// # Errors
@@ -240,6 +257,11 @@ pub trait StorageFile: Any + Send + Sync + fmt::Debug {
     fn word(&self, offset: usize, access: FileAccess) -> io::Result<SharedWord> {
         let _ = (offset, access);
         Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Lets later calls see what other hosts wrote before this one, as far as the file system has an answer.
+    fn forget_cached(&self) -> io::Result<()> {
+        Ok(())
     }
 
     /// Whether anybody has the file open or mapped besides this handle; `false` where that cannot be asked.
@@ -308,11 +330,16 @@ pub struct FsStat {
     pub files_free: u64,
     /// Longest file name, in bytes.
     pub name_max: u64,
-    /// Whether another host may change the files.
-    pub is_shared: bool,
+    /// What kind it is, and how far locks reach.
+    pub place: Place,
 }
 
 impl FileStat {
+    /// Read, write and execute bits, and those beside them.
+    pub fn perm(&self) -> u32 {
+        self.mode & 0o7777
+    }
+
     /// Whether this is a regular file.
     pub fn is_file(&self) -> bool {
         self.mode & libc::S_IFMT == libc::S_IFREG

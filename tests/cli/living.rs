@@ -1,7 +1,7 @@
 //! What a machine does with mounts: at boot, as services, and when it wants to know how they are.
 
 use std::fs;
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -9,7 +9,9 @@ use std::process::{Command, Output, Stdio};
 use rustix::process::Signal;
 
 use crate::common::{Place, Ran, clean, numbers};
-use crate::ways::{Way, as_root, as_user, each_way, has_program, is_running, signal, soon};
+use crate::ways::{
+    Way, as_root, as_user, each_mount, each_store, each_way, has_program, is_running, signal, soon,
+};
 
 fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-scripts")
@@ -64,8 +66,7 @@ fn status_tells_how_mounts_are_used() {
 
 #[test]
 fn a_prometheus_file_appears_whole() {
-    each_way(|way| {
-        way.make_store(&[("a", numbers(10, 0))]);
+    each_store(|way| {
         let (ran, _unmount) = way.mount_with("passthrough=off");
         ran.ok();
         way.read("a.npy");
@@ -87,9 +88,7 @@ fn a_prometheus_file_appears_whole() {
 
 #[test]
 fn status_shows_what_a_killed_process_leaves() {
-    each_way(|way| {
-        way.make_store(&[("a", numbers(10, 0))]);
-        let _unmount = way.mount();
+    each_mount(|way| {
         let pid = way.server().expect("somebody serves");
         signal(pid, Signal::KILL);
         soon("the end of the serving process", || !is_running(pid));
@@ -120,8 +119,7 @@ fn counters_are_for_root_and_who_mounted() {
 
 #[test]
 fn a_service_is_ready_when_the_mount_answers() {
-    each_way(|way| {
-        way.make_store(&[("a", numbers(10, 0))]);
+    each_store(|way| {
         let path = way.place.path("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
@@ -182,6 +180,9 @@ fn mount_npk_hands_over_what_npkfs_knows() {
     assert_eq!(runs(&["s", "m", "-o", options]), expected);
     assert_eq!(runs(&["s", "m", "-o", "a=b,ro", "-r"]), ["mount", "-o", "a=b,ro,ro", "--", "s", "m"]);
     assert_eq!(runs(&["s", "m", "-s", "-o", "a=b,ro"]), ["mount", "-o", "ro", "--", "s", "m"]);
+    let shown = "uid=1000,gid=users,umask=027,user=x,default_permissions";
+    let expected = ["mount", "-o", "uid=1000,gid=users,umask=027", "--", "s", "m"];
+    assert_eq!(runs(&["s", "m", "-s", "-o", shown]), expected);
     assert!(runs(&["s", "m", "-f"]).is_empty());
 }
 
@@ -249,11 +250,13 @@ fn mount_t_npk_and_lines_of_fstab_mount() {
         assert!(Command::new("umount").arg(mnt).status().unwrap().success());
         assert!(!way.is_mounted());
 
-        let options = "noauto,user,nofail,_netdev,x-systemd.automount,exec,rw";
+        let options = "noauto,user,nofail,_netdev,x-systemd.automount,exec,rw,uid=1234,gid=4321,umask=077";
         let table = way.place.write("fstab", format!("{store} {mnt} npk {options} 0 0\n").as_bytes());
         let output = mount(&["-T", table.to_str().unwrap(), mnt]);
         assert!(output.status.success(), "{output:?}");
         let file = fs::OpenOptions::new().write(true).open(way.mnt.join("a.npy")).unwrap();
+        let shown = file.metadata().unwrap();
+        assert_eq!((shown.uid(), shown.gid(), shown.mode() & 0o777), (1234, 4321, 0o600));
         file.write_at(&[7], numbers(10, 0).len() as u64 - 8).unwrap();
         drop(file);
         way.umount().ok();
@@ -331,9 +334,7 @@ fn a_client_that_is_killed_is_survived() {
 
 #[test]
 fn a_store_that_is_removed_is_survived() {
-    each_way(|way| {
-        way.make_store(&[("a", numbers(10, 0))]);
-        let _unmount = way.mount();
+    each_mount(|way| {
         let pid = way.server().expect("somebody serves");
         let holder = way.hold("a.npy");
         fs::remove_dir_all(&way.place.store).unwrap();

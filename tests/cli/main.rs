@@ -8,6 +8,7 @@ mod commands;
 mod common;
 mod compression;
 mod edits;
+mod enduring;
 #[path = "../upstream/fixtures.rs"]
 mod fixtures;
 mod living;
@@ -15,5 +16,7 @@ mod making;
 mod mounting;
 mod refusals;
 mod repairing;
+mod rights;
 mod upgrading;
+mod views;
 mod ways;

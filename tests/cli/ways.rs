@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use numpack::sys::mounts;
 use rustix::process::{Pid, Signal};
 
-use crate::common::{Place, Ran, clean};
+use crate::common::{Place, Ran, clean, numbers};
 
 const NOBODY: u32 = 65534;
 const DEVICE: &str = "/dev/fuse";
@@ -41,6 +41,27 @@ pub fn each_way(test: impl Fn(&Way)) {
             Err(reason) => eprintln!("SKIPPED: {reason}"),
         }
     }
+}
+
+/// As [`each_way`], with a store that has the array `a` of ten numbers.
+#[track_caller]
+pub fn each_store(test: impl Fn(&Way)) {
+    each_way(|way| {
+        way.make_store(&[("a", numbers(10, 0))]);
+        test(way);
+    });
+}
+
+/// As [`each_store`], mounted; what is left mounted is unmounted.
+#[track_caller]
+pub fn each_mount(test: impl Fn(&Way)) {
+    each_store(|way| {
+        let _unmount = way.mount();
+        test(way);
+        if way.is_mounted() {
+            way.umount().ok();
+        }
+    });
 }
 
 /// Runs a test as root, with passthrough where the kernel has it.
@@ -333,6 +354,13 @@ pub fn has_program(name: &str) -> Result<PathBuf, String> {
         .map(|folder| folder.join(name))
         .find(|program| program.is_file())
         .ok_or_else(|| format!("{name} is not installed"))
+}
+
+/// A Python interpreter that every user can run: the first of the PATH may be in root's home.
+pub fn shared_python() -> Result<&'static str, String> {
+    let paths = ["/usr/bin/python3", "/usr/local/bin/python3"];
+    let found = paths.into_iter().find(|path| Path::new(path).exists());
+    found.ok_or_else(|| "there is no python3 in /usr/bin or /usr/local/bin".to_owned())
 }
 
 pub fn is_mounted(mnt: &Path) -> bool {

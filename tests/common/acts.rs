@@ -147,7 +147,13 @@ impl History {
             let may_be = |value: &Value| {
                 value.bytes == found || !is_compressed && is_mixture_without_zeros(since, value, &found)
             };
-            assert!(since.iter().any(may_be), "{told}: {:?} is neither old nor new", NAMES[name]);
+            let is_one = since.iter().any(may_be);
+            assert!(
+                is_one,
+                "{told}: {:?} is neither old nor new: {}",
+                NAMES[name],
+                difference(since, &found)
+            );
         }
     }
 }

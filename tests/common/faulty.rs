@@ -385,6 +385,11 @@ impl StorageFile for FaultyFile {
         self.inner.set_mode(mode)
     }
 
+    fn set_owner(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+        self.faults.count_whole("set_owner", &self.name())?;
+        self.inner.set_owner(uid, gid)
+    }
+
     fn map(&self, offset: u64, len: usize) -> io::Result<Map> {
         self.faults.check_alive()?;
         self.inner.map(offset, len)

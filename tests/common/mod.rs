@@ -15,6 +15,7 @@ pub mod mounted;
 pub mod ops;
 pub mod random;
 pub mod rng;
+pub mod zip;
 
 pub use faulty::{FaultyStorage, LastWrite};
 pub use mem::MemStorage;

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import tempfile
 import weakref
 from pathlib import Path
@@ -289,3 +290,49 @@ def test_read_only_directory_opens_for_reading(numpack, read_only):
         pass
     with numpack.NumPack(read_only) as npk:
         assert np.array_equal(npk.load("a"), A)
+
+
+def test_rows_that_are_moved_are_shown_to_nobody_else(npk, path):
+    """Compacting, and dropping rows of a Fortran-ordered array, made a private array readable by everybody."""
+    npk.save({"a": np.arange(20_000.0).reshape(-1, 2), "f": np.asfortranarray(np.arange(200.0).reshape(-1, 2))})
+    files = {name: next(path.glob(f"data_{name}*.npkd")) for name in "af"}
+    for file in files.values():
+        file.chmod(0o600)
+    npk.drop("a", [0, 5])
+    npk.drop("f", [0, 5])
+    npk.update("a")
+    for name, old in files.items():
+        [new] = path.glob(f"data_{name}*.npkd")
+        assert new != old
+        assert new.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_new_manifest_is_as_private_as_the_one_before(numpack, path):
+    manifest = path / "metadata.npkm"
+    with numpack.NumPack(path) as npk:
+        npk.save({"a": A})
+        manifest.chmod(0o600)
+        before = manifest.stat().st_ino
+        text = "x" * 100_000
+        n = 0
+        while manifest.stat().st_ino == before:
+            npk.attrs["n"] = f"{n}{text}"
+            n += 1
+        assert manifest.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_append_that_fails_leaves_nothing_behind_the_rows(npk, path):
+    """Who reads the file itself, as the kernel does for a mount, took what was left for rows."""
+    npk.save({"a": np.zeros(1000)}, compress=False)
+    [file] = path.glob("data_a*.npkd")
+    length = file.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (length + 4000, before[1]))
+    try:
+        with pytest.raises(OSError):
+            npk.append({"a": np.ones(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert file.stat().st_size == length
+    npk.append({"a": np.ones(10)})
+    assert npk.load("a").sum() == 10

@@ -72,6 +72,23 @@ def test_shell_example_mounts_what_the_python_example_saved(tmp_path):
     run([sys.executable, "-c", f"from numpack import NumPack\n{check}"], tmp_path)
 
 
+@pytest.mark.usefixtures("can_mount")
+def test_commands_for_views_run(tmp_path):
+    pytest.importorskip("safetensors")
+    (python,) = blocks("python")
+    (commands,) = (block for block in blocks("sh") if "all.npz" in block)
+    run([sys.executable, "-c", python], tmp_path)
+    (tmp_path / "mnt").mkdir()
+    try:
+        said = run(["sh", "-eu", "-c", commands], tmp_path)
+    finally:
+        if os.path.ismount(tmp_path / "mnt"):
+            subprocess.run([Path(sys.executable).parent / "npkfs", "umount", "--lazy", tmp_path / "mnt"])
+    assert "['x', 'run/ids', 'grid'] 999" in said
+    with np.load(tmp_path / "all.npz") as arrays:
+        assert arrays["x"][-1].tolist() == [1] * 8 and arrays["grid"][-1] == 1
+
+
 def test_commands_for_compressed_arrays_run(tmp_path):
     if shutil.which("npkfs", path=Path(sys.executable).parent) is None:
         pytest.skip("no npkfs next to this Python")

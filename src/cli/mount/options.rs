@@ -4,11 +4,13 @@ use std::fmt;
 use std::num::NonZeroUsize;
 
 use crate::cli::units;
+use crate::fs::Shown;
 use crate::store::Compression;
+use crate::sys::accounts;
 
 /// What `-o` can say, for messages.
 const KNOWN: &str = "ro, rw, allow_other, nonempty, passthrough=auto|off, threads=N, \
-                     compress=off|zstd[:LEVEL], decoded=SIZE, dev, nodev, suid, nosuid, \
+                     compress=off|zstd[:LEVEL], decoded=SIZE, uid=USER, gid=GROUP, umask=OCTAL, dev, nodev, suid, nosuid, \
                      exec, noexec, atime, noatime, nodiratime, relatime, \
                      strictatime, sync, async, dirsync, defaults";
 
@@ -32,6 +34,8 @@ pub struct Choices {
     pub compression: Option<Option<Compression>>,
     /// Bytes that decoded arrays may take, for the kernel to serve them itself; `None` is for the mount to choose.
     pub decoded: Option<u64>,
+    /// What is shown of all files and folders, whatever the store's have.
+    pub shown: Shown,
     /// Options that only concern the kernel.
     pub kernel: Vec<&'static str>,
 }
@@ -46,6 +50,7 @@ impl Default for Choices {
             threads: None,
             compression: None,
             decoded: None,
+            shown: Shown::default(),
             kernel: Vec::new(),
         }
     }
@@ -131,6 +136,18 @@ impl Choices {
                 Some(n_bytes) => self.decoded = Some(n_bytes),
                 None => return bad_value("decoded=SIZE, SIZE in bytes, or with K, M, G or T; 0 for none"),
             },
+            ("uid", value) => match value.and_then(|user| number_of(user, accounts::user)) {
+                Some(uid) => self.shown.uid = Some(uid),
+                None => return bad_value("uid=USER, the name or number of a user"),
+            },
+            ("gid", value) => match value.and_then(|group| number_of(group, accounts::group)) {
+                Some(gid) => self.shown.gid = Some(gid),
+                None => return bad_value("gid=GROUP, the name or number of a group"),
+            },
+            ("umask", value) => match value.and_then(umask) {
+                Some(umask) => self.shown.umask = Some(umask),
+                None => return bad_value("umask=OCTAL, permissions to take away, up to 777"),
+            },
             (word, None) => match KERNEL_OPTIONS.iter().find(|(known, _)| *known == word) {
                 Some(&(known, opposite)) => {
                     self.kernel.retain(|&earlier| earlier != known && Some(earlier) != opposite);
@@ -142,6 +159,20 @@ impl Choices {
         }
         Ok(())
     }
+}
+
+/// A number, or that of a name. The largest one means "none" to the kernel.
+fn number_of(account: &str, by_name: impl Fn(&str) -> Option<u32>) -> Option<u32> {
+    let number = match account.parse() {
+        Ok(number) => Some(number),
+        Err(_) => by_name(account),
+    };
+    number.filter(|number| *number != u32::MAX)
+}
+
+fn umask(octal: &str) -> Option<u16> {
+    let is_octal = octal.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
+    u16::from_str_radix(octal, 8).ok().filter(|umask| is_octal && *umask <= 0o777)
 }
 
 #[cfg(test)]
@@ -179,6 +210,14 @@ mod tests {
     }
 
     #[test]
+    fn owners_are_names_or_numbers() {
+        let choices = parse(&["uid=1000,gid=root,umask=027", "uid=root"]).unwrap();
+        assert_eq!(choices.shown, Shown { uid: Some(0), gid: Some(0), umask: Some(0o27) });
+        assert_eq!(parse(&["umask=0"]).unwrap().shown.umask, Some(0));
+        assert_eq!(parse(&["gid=4294967294"]).unwrap().shown.gid, Some(u32::MAX - 1));
+    }
+
+    #[test]
     fn unknown_options_are_named_with_the_known_ones() {
         for option in ["compres", "compres=off", "ro=1", "Passthrough=off", "nodev=", "fsname=x"] {
             let message = parse(&["rw", option]).unwrap_err().to_string();
@@ -210,6 +249,16 @@ mod tests {
             "decoded",
             "decoded=much",
             "decoded=-1",
+            "uid",
+            "uid=",
+            "uid=-1",
+            "uid=4294967295",
+            "gid=no such group",
+            "umask",
+            "umask=",
+            "umask=8",
+            "umask=+7",
+            "umask=1000",
         ] {
             let message = parse(&[option]).unwrap_err().to_string();
             assert!(message.contains("expected") && message.contains(option), "{message}");

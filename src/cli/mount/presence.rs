@@ -4,6 +4,7 @@
 //! process number. It never answers: whoever connects learns from the end of the connection that the process, with all
 //! it had to write, has ended. The kernel ends it even when the process is killed, so nothing here can be stale for long.
 
+use std::cmp::Reverse;
 use std::fs::{self, DirBuilder};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
@@ -56,14 +57,10 @@ impl Server {
     /// Finds the process that serves the mount with this device number. A mount that was made by something else, or
     /// out of sight of this user, has none.
     pub fn find(dev: u64) -> Option<Server> {
-        visible_folders().iter().find_map(|folder| {
-            fs::read_dir(folder).ok()?.flatten().find_map(|entry| {
-                let (of, pid) = parse_name(entry.file_name().to_str()?)?;
-                // Whoever can write to the folder could let us wait here.
-                let connect = move || UnixStream::connect(entry.path()).ok();
-                let connection = (of == dev).then(|| preflight::in_time(CONNECT_TIMEOUT, connect))???;
-                Some(Server { pid, connection })
-            })
+        sockets_of(dev, parse_name).into_iter().find_map(|(pid, path)| {
+            // Whoever can write to the folder could let us wait here.
+            let connection = preflight::in_time(CONNECT_TIMEOUT, move || UnixStream::connect(path).ok())??;
+            Some(Server { pid, connection })
         })
     }
 
@@ -121,6 +118,25 @@ fn sweep(folder: &Path) {
     }
 }
 
+/// The sockets that belong to the mount with this device number by their name, and their processes: those of this user
+/// first, and the newest first. The kernel uses device numbers again, and a process outlives its mount while it commits
+/// what was written.
+pub(super) fn sockets_of(dev: u64, parse_name: impl Fn(&str) -> Option<(u64, u32)>) -> Vec<(u32, PathBuf)> {
+    let mut found = Vec::new();
+    for (rank, folder) in visible_folders().into_iter().enumerate() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let Some((of, pid)) = entry.file_name().to_str().and_then(&parse_name) else { continue };
+            if of == dev
+                && let Ok(made) = entry.metadata().and_then(|metadata| metadata.modified())
+            {
+                found.push((rank, Reverse(made), pid, entry.path()));
+            }
+        }
+    }
+    found.sort();
+    found.into_iter().map(|(_, _, pid, path)| (pid, path)).collect()
+}
+
 /// The process number in the name of any socket of ours.
 fn pid_of(name: &str) -> Option<u32> {
     parse_name(name).or_else(|| status::parse_name(name)).map(|(_, pid)| pid)
@@ -168,7 +184,7 @@ fn candidates(uid: u32, runtime_dir: Option<PathBuf>) -> Vec<PathBuf> {
 }
 
 /// The folders to look for a server in: one's own; for root, everybody's.
-pub(super) fn visible_folders() -> Vec<PathBuf> {
+fn visible_folders() -> Vec<PathBuf> {
     let Ok(uid) = own_uid() else { return Vec::new() };
     let mut folders = candidates(uid, std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from));
     if uid == 0 {
@@ -209,6 +225,30 @@ mod tests {
         assert!(!server.wait(Duration::from_millis(1)));
         drop(presence);
         assert!(Server::find(dev).is_none());
+    }
+
+    /// A process that was ending was taken for the one that served the next mount with its device number.
+    #[test]
+    fn of_two_servers_of_one_number_the_newer_one_is_found() {
+        let dev = u64::MAX - 1 - (u64::from(std::process::id()) << 1);
+        let folder = own_folder().expect("a folder for the socket");
+        let older = folder.join(format!("{dev}-1.sock"));
+        let _older = UnixListener::bind(&older).expect("a socket");
+        let time = std::time::SystemTime::now() - Duration::from_secs(1);
+        let stamps =
+            rustix::fs::Timestamps { last_access: timespec(time), last_modification: timespec(time) };
+        rustix::fs::utimensat(rustix::fs::CWD, &older, &stamps, rustix::fs::AtFlags::empty())
+            .expect("is set");
+        let presence = Presence::announce(dev).expect("a folder for the socket");
+        assert_eq!(Server::find(dev).expect("announced").pid, std::process::id());
+        drop(presence);
+        assert_eq!(Server::find(dev).expect("the other one").pid, 1);
+        fs::remove_file(older).expect("is removed");
+    }
+
+    fn timespec(time: std::time::SystemTime) -> rustix::fs::Timespec {
+        let since = time.duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+        rustix::fs::Timespec { tv_sec: since.as_secs().try_into().expect("fits"), tv_nsec: 0 }
     }
 
     #[test]

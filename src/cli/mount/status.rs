@@ -174,21 +174,14 @@ impl Seen {
 
 /// The answer of the process that serves the mount with this device number.
 fn ask(dev: u64) -> Option<Value> {
-    presence::visible_folders().iter().find_map(|folder| {
-        fs::read_dir(folder).ok()?.flatten().find_map(|entry| {
-            let (of, _) = parse_name(entry.file_name().to_str()?)?;
-            // Whoever can write to the folder could let us wait here.
-            let read = move || {
-                let mut answer = String::new();
-                UnixStream::connect(entry.path())
-                    .ok()?
-                    .take(MAX_ANSWER_LEN)
-                    .read_to_string(&mut answer)
-                    .ok()?;
-                serde_json::from_str::<Value>(&answer).ok()
-            };
-            (of == dev).then(|| preflight::in_time(TIMEOUT, read))??
-        })
+    presence::sockets_of(dev, parse_name).into_iter().find_map(|(_, path)| {
+        // Whoever can write to the folder could let us wait here.
+        let read = move || {
+            let mut answer = String::new();
+            UnixStream::connect(path).ok()?.take(MAX_ANSWER_LEN).read_to_string(&mut answer).ok()?;
+            serde_json::from_str::<Value>(&answer).ok()
+        };
+        preflight::in_time(TIMEOUT, read)?
     })
 }
 

@@ -4,12 +4,13 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use log::warn;
+use log::{debug, warn};
 
 use super::{Body, PendingFile, State};
 use crate::fs::attr::FILE_PERM;
 use crate::fs::dir::Child;
 use crate::fs::file::OpenFlags;
+use crate::fs::names;
 use crate::fs::{Attr, Caller, Fh, Fs, FsError, Ino, SetAttr};
 use crate::store::{Draft, StoreError};
 
@@ -22,6 +23,10 @@ pub struct NewFile {
     pub truncate: bool,
     /// An error, should it be there.
     pub exclusive: bool,
+    /// Its permissions; `None`: what the umask of this process leaves.
+    pub perm: Option<u16>,
+    /// The user and the group that it is to belong to, if this process may give it away.
+    pub owner: Option<(u32, u32)>,
 }
 
 /// A pending file that is open.
@@ -57,13 +62,15 @@ impl Fs {
     ) -> Result<(Attr, Fh), FsError> {
         self.pending.come(caller);
         self.again.came(caller);
+        Self::refuse_views(parent, name)?;
         self.sync()?;
         match self.child(parent, name) {
             Err(FsError::NoEntry) => {}
             Err(error) => return Err(error),
             Ok(_) if new.exclusive => return Err(FsError::Exists),
             Ok(Child::Directory(_)) => return Err(FsError::IsADirectory),
-            // It came since the kernel looked. To be emptied, it is made anew as well.
+            // It came since the kernel looked. What is an array, or named like one, is made anew when it is to be emptied.
+            Ok(Child::Pending(ino)) if !names::is_array_file(name) => return Err(FsError::Stale { ino }),
             Ok(child) if !new.truncate => return Err(FsError::Stale { ino: child.ino() }),
             Ok(_) => {}
         }
@@ -71,7 +78,14 @@ impl Fs {
             return Err(FsError::ReadOnly);
         }
         let (spot, array) = self.new_spot(parent, name)?;
-        let state = State::new(self.new_draft(array.as_deref())?, spot, array);
+        let mut draft = self.new_draft(array.as_deref())?;
+        if let Some((uid, gid)) = new.owner {
+            self.give_away(&mut draft, uid, gid)?;
+        }
+        if let Some(perm) = new.perm {
+            draft.set_mode(u32::from(perm & FILE_PERM))?;
+        }
+        let state = State::new(draft, spot, array);
         let file = self.pending.insert(state, 1);
         let made = self.open_new(&file, new.write, new.exclusive).and_then(|fh| {
             let attr = self.pending_attr(&file).inspect_err(|_| {
@@ -128,8 +142,9 @@ impl Fs {
             return Err(stale());
         }
         if flags.truncate {
-            // Whoever has it open makes a version of his own of it, and this will be another.
-            if state.n_open > 0 && !by_link {
+            // Whoever has it open makes a version of an array of it, and this will be another. What is no array has no
+            // versions, and is one file for everybody.
+            if state.n_open > 0 && !by_link && state.array.is_some() {
                 let spot = state.spot.clone();
                 drop(guard);
                 self.expect_at(caller, spot);
@@ -148,13 +163,33 @@ impl Fs {
     }
 
     /// A draft of an array of this name, to be compressed as the mount says, or else the store, or else as the array
-    /// that has the name.
+    /// that has the name, whose permissions it has in any case.
     pub(super) fn new_draft(&self, array: Option<&str>) -> Result<Draft, FsError> {
-        let compression = self.compression.unwrap_or_else(|| {
-            let present = || self.store.record(array?).ok()?.compression();
-            self.store.default_compression().or_else(present)
-        });
-        Ok(self.store.begin_draft(compression.as_ref())?)
+        let present = array.and_then(|array| self.store.record(array).ok());
+        let compression = self
+            .compression
+            .unwrap_or_else(|| self.store.default_compression().or_else(|| present.as_ref()?.compression()));
+        let mut draft = self.store.begin_draft(compression.as_ref())?;
+        if let Some(present) = present
+            && let Err(error) = draft.take_after(&present)
+        {
+            // Its file is missing, and this is the way to put that right.
+            debug!("a new file has the permissions of any: {error}");
+        }
+        Ok(draft)
+    }
+
+    /// Lets a new file belong to who makes it, but for what the mount shows in any case.
+    fn give_away(&self, draft: &mut Draft, uid: u32, gid: u32) -> Result<(), FsError> {
+        let stat = draft.stat()?;
+        let uid = Some(uid).filter(|uid| self.shown.uid.is_none() && *uid != stat.uid);
+        let gid = Some(gid).filter(|gid| self.shown.gid.is_none() && *gid != stat.gid);
+        if (uid.is_some() || gid.is_some())
+            && let Err(error) = draft.set_owner(uid, gid)
+        {
+            debug!("a new file belongs to who mounted: {error}");
+        }
+        Ok(())
     }
 
     fn open_handle(&self, file: Arc<PendingFile>, write: bool) -> Fh {
@@ -255,7 +290,7 @@ impl Fs {
             return Err(FsError::ReadOnly);
         }
         // A program that gets a mode from elsewhere may ask for execute bits, which no file here has.
-        self.pending_attr(&file)?.allows(set, 0o777)?;
+        let set = self.pending_attr(&file)?.changes(set, 0o777)?;
         {
             let mut guard = file.state();
             let state = &mut *guard;
@@ -269,6 +304,12 @@ impl Fs {
                     return Err(FsError::Finished { ino });
                 }
                 _ => {}
+            }
+            if set.uid.is_some() || set.gid.is_some() {
+                match &mut state.body {
+                    Body::Draft(draft) => draft.set_owner(set.uid, set.gid)?,
+                    Body::Array(array) => array.set_owner(set.uid, set.gid)?,
+                }
             }
             if let Some(perm) = set.perm {
                 let mode = u32::from(perm & FILE_PERM);

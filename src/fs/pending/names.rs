@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use super::{Body, PendingFile, Spot};
 use crate::fs::attr::NAME_MAX;
 use crate::fs::dir::{Child, Tree};
-use crate::fs::{Attr, FileKind, Fs, FsError, Ino, Rename, names, read, write};
+use crate::fs::{Attr, FileKind, Fs, FsError, Ino, Rename, SetAttr, names, read, write};
 
 impl Fs {
     /// The text of a name for something new.
@@ -30,11 +30,12 @@ impl Fs {
         Ok((spot, array))
     }
 
-    /// Makes a folder. It is there until it is removed, or the mount ends.
+    /// Makes a folder, and sets its owner and permissions. It is there until it is removed, or the mount ends.
     ///
     /// # Errors
     /// `ReadOnly`; `Exists`; `NameTooLong`; `BadName` for names that no group is shown under; `Stale`; `Store`.
-    pub fn mkdir(&self, parent: Ino, name: &OsStr) -> Result<Attr, FsError> {
+    pub fn mkdir(&self, parent: Ino, name: &OsStr, set: SetAttr) -> Result<Attr, FsError> {
+        Self::refuse_views(parent, name)?;
         self.sync()?;
         match self.child(parent, name) {
             Ok(_) => return Err(FsError::Exists),
@@ -50,7 +51,11 @@ impl Fs {
         if tree.child(parent, &name).is_some() {
             return Err(FsError::Exists);
         }
-        let made = tree.make_directory(parent, &component, SystemTime::now());
+        let now = SystemTime::now();
+        let made = tree.make_directory(parent, &component, now);
+        if let Some(ino) = made {
+            tree.set_attr(ino, set, now);
+        }
         drop(tree);
         self.directory_attr(made.ok_or(FsError::Stale { ino: parent })?)
     }
@@ -60,6 +65,7 @@ impl Fs {
     /// # Errors
     /// `NoEntry`; `NotADirectory`; `ReadOnly`; `NotEmpty`.
     pub fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<(), FsError> {
+        Self::refuse_views(parent, name)?;
         self.sync()?;
         let ino = match self.child(parent, name)? {
             Child::File { .. } | Child::Pending(_) => return Err(FsError::NotADirectory),
@@ -125,13 +131,20 @@ impl Fs {
         }
     }
 
-    /// Lets all files that have or had a name give it up, because it is removed or given to something else.
-    fn abandon(&self, spot: &Spot) {
+    /// Lets the files in these folders become arrays of the names that the folders have now.
+    pub(in crate::fs) fn follow_folders(&self, tree: &Tree, folders: &[Ino]) {
         for file in self.pending.all() {
             let mut state = file.state();
-            if state.spot == *spot {
-                state.remove();
+            if state.array.is_some() && folders.contains(&state.spot.parent) {
+                state.array = array_for(tree, &state.spot).ok().flatten();
             }
+        }
+    }
+
+    /// Lets all files that have or had a name give it up, because it is removed or given to something else.
+    fn abandon(&self, spot: &Spot) {
+        for file in self.pending.at(spot) {
+            file.state().remove();
         }
     }
 
@@ -189,7 +202,10 @@ impl Fs {
             } else {
                 state.named = tree.add_pending(to.parent, &to.name, ino, now).is_ok();
             }
-            (state.spot, state.array) = (to.clone(), array);
+            state.array = array;
+            let before = std::mem::replace(&mut state.spot, to.clone());
+            drop(state);
+            self.pending.moved(ino, &before, to.clone());
         }
         self.tell_names(&tree, &[(parent, from.name), (to.parent, to.name)], gone);
         drop(tree);

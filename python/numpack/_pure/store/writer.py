@@ -27,7 +27,7 @@ from numpack._pure.format.layout import Layout
 from numpack._pure.format.manifest import Attrs, Change, Op, Record
 from numpack._pure.store import error as errors
 from numpack._pure.store.data import DataFile
-from numpack._pure.sys.lock import WouldBlock, holder
+from numpack._pure.sys.lock import WouldBlock, claiming_host, holder
 from numpack._pure.sys.storage import File
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ class Commit:
     staged: list[Staged] = field(default_factory=list)
     # Operations that come before the new versions.
     ops: list[Op] = field(default_factory=list)
+    # Operations that come after them.
+    last_ops: list[Op] = field(default_factory=list)
     # Arrays whose headers are to be written after the commit.
     headers: list[tuple[str, DataFile]] = field(default_factory=list)
     # Where there is room in the files of compressed arrays, once the commit is made.
@@ -96,7 +98,7 @@ def take(store: Store, take_lock) -> None:
     try:
         take_lock(LOCK_TIMEOUT)
     except WouldBlock:
-        raise errors.locked(store.path, LOCK_TIMEOUT, holder(path)) from None
+        raise errors.locked(store.path, LOCK_TIMEOUT, holder(path), claiming_host(path)) from None
     except OSError as error:
         raise errors.io_error("lock", path, error) from error
 
@@ -125,9 +127,12 @@ def commit(store: Store, change: Commit) -> None:
 
 def _commit(store: Store, change: Commit) -> None:
     staged, ops = change.staged, list(change.ops)
-    if not staged and not ops:
+    if not staged and not ops and not change.last_ops:
         return
-    durable = change.moves_rows or store.durable
+    if change.moves_rows:
+        for new in staged:
+            _hand_on_permissions(store, new)
+    durable = change.moves_rows or store.is_durable
     if durable:
         for new in staged:
             poisoning(store, "sync", names.data_file(new.name, 0), new.file.sync)
@@ -151,6 +156,7 @@ def _commit(store: Store, change: Commit) -> None:
     else:
         store.dirty.update(record.file for record in records)
     ops.extend({"put": record} for record in records)
+    ops.extend(change.last_ops)
     try:
         store.manifest.append(now, ops, store.note_change_of_ours, durable=durable)
     except OSError as error:
@@ -159,6 +165,10 @@ def _commit(store: Store, change: Commit) -> None:
             for record, new in zip(records, staged, strict=True):
                 with contextlib.suppress(OSError):
                     store.directory.unlink(new.file, record.file)
+            for name, data in change.headers:
+                record = store.manifest.table.get(name)
+                if record is not None:
+                    cut_uncommitted(record, data)
         else:
             store.poison = store.poison or errors.Poison(store.path, error)
         raise
@@ -186,6 +196,14 @@ def _commit(store: Store, change: Commit) -> None:
     # A snapshot does not say whose headers lag behind.
     if store.manifest.wants_snapshot() and not store.manifest.lagging:
         _publish(store)
+
+
+def cut_uncommitted(record: Record, data: DataFile) -> None:
+    """Take away what a failed append has left behind the last row: who reads the file itself, as a kernel does that it was
+    handed to, would take it for rows. What is mapped is what is committed."""
+    if record.codec is None:
+        with contextlib.suppress(OSError):
+            data.file.truncate(record.data_end)
 
 
 def _publish(store: Store) -> None:
@@ -254,6 +272,14 @@ def _link(store: Store, file: File, name: str) -> None:
             store.directory.link(file, name)
     except OSError as error:
         raise errors.io_error("create", os.path.join(store.path, name), error) from error
+
+
+def _hand_on_permissions(store: Store, new: Staged) -> None:
+    """Let the file of a new version have the permissions and the owner of the present one: who moves rows shows them to
+    nobody else."""
+    old = store.manifest.table.get(new.name)
+    if old is not None:
+        new.file.resemble(store.files.get(old).file.stat())
 
 
 def _keep_last_state(store: Store, record: Record) -> None:
