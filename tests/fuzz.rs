@@ -179,7 +179,7 @@ fn run(of: &str, target: fn(&[u8])) {
             n += 1;
         }
     }
-    eprintln!("covered: {n} mutations of {} pieces by the fuzz target {of}", pieces.len());
+    rng::covered(n, &format!("inputs of the fuzz target {of}"));
 }
 
 #[test]

@@ -59,7 +59,7 @@ fn assert_goes_on(left: &MemStorage, is_lost: bool, manifest: &[u8], told: &str)
 #[test]
 fn a_repair_that_dies_at_any_call_is_gone_on_with() {
     for is_lost in [false, true] {
-        let mut n_deaths = 0;
+        let mut n_deaths = 0_u64;
         for n in 1.. {
             let memory = damaged(is_lost);
             let manifest = read(&memory, MANIFEST);
@@ -77,7 +77,7 @@ fn a_repair_that_dies_at_any_call_is_gone_on_with() {
             assert_goes_on(&memory.after_kill(), is_lost, &manifest, &told);
         }
         assert!(n_deaths > 20, "{n_deaths}");
-        eprintln!("{n_deaths} deaths of a repair");
+        rng::covered(n_deaths, "cut points of a repair: the process dies");
     }
 }
 
@@ -85,7 +85,7 @@ fn a_repair_that_dies_at_any_call_is_gone_on_with() {
 fn a_loss_of_power_during_a_repair_costs_nothing_more() {
     let mut rng = Rng::new(rng::seed());
     for is_lost in [false, true] {
-        let mut n_losses = 0;
+        let mut n_losses = 0_u64;
         for n in 1.. {
             let memory = damaged(is_lost);
             let manifest = read(&memory, MANIFEST);
@@ -102,7 +102,7 @@ fn a_loss_of_power_during_a_repair_costs_nothing_more() {
                 break;
             }
         }
-        eprintln!("{n_losses} losses of power during a repair");
+        rng::covered(n_losses, "cut points of a repair: the power goes");
     }
 }
 

@@ -307,6 +307,7 @@ fn random_damage_is_repaired_or_named() {
             "{again:?}"
         );
     }
+    rng::covered(rng::n_cases(60), "damaged stores repaired");
     eprintln!(
         "{n_arrays} arrays: {n_whole} whole, {n_partly} in part; {n_lost} lost; {n_rebuilt} manifests rebuilt"
     );
