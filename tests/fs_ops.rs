@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
 use common::fixture::*;
 use numpack::fs::{Caller, Fh, FileKind, Fs, FsError, Ino, Invalidation, Rename, SetAttr, SetMode, Shown};
-use numpack::store::{Access, Attrs, Compression, Store};
+use numpack::store::{Access, Attrs, Compression, NewArray, Store};
 
 // Names
 
@@ -276,8 +276,8 @@ fn attributes_that_are_as_asked_may_be_set() {
     } else {
         assert_errno(set(SetAttr { uid: Some(attr.uid + 1), ..none }), libc::EPERM);
     }
-    assert_errno(set(SetAttr { size: Some(0), ..none }), libc::EOPNOTSUPP);
-    assert_errno(set(SetAttr { size: Some(attr.size + 1), ..none }), libc::EOPNOTSUPP);
+    assert_errno(set(SetAttr { size: Some(0), ..none }), libc::EINVAL);
+    assert_errno(set(SetAttr { size: Some(attr.size + 1), ..none }), libc::EINVAL);
     let later = attr.mtime + std::time::Duration::from_secs(100);
     assert_eq!(set(SetAttr { mtime: Some(later), atime: Some(later), ..none }).unwrap().mtime, later);
     assert_eq!(f.lookup("a.npy").unwrap().atime, later);
@@ -289,6 +289,14 @@ fn attributes_that_are_as_asked_may_be_set() {
     assert_eq!(set(SetAttr { perm: Some(0o600), ..none }).unwrap().perm, 0o600);
     let folder = |set| f.fs.setattr(Ino::ROOT, set);
     assert_eq!(folder(SetAttr { mtime: Some(earlier), ..none }).unwrap().mtime, earlier);
+    assert_eq!(f.fs.getattr(Ino::ROOT).unwrap().mtime, earlier);
+    // Found by pjdfstest: all times of a folder were as that when a name in it changed.
+    let set = folder(SetAttr { atime: Some(later), ..none }).unwrap();
+    assert_eq!(set.atime, later);
+    let before = set.ctime;
+    std::thread::sleep(std::time::Duration::from_millis(1));
+    let set = folder(SetAttr { perm: Some(0o700), ..none }).unwrap();
+    assert!(set.ctime > before && set.mtime == earlier);
     assert_eq!(f.fs.getattr(Ino::ROOT).unwrap().mtime, earlier);
     save(&f.other, "b", 1, 0);
     f.lookup("b.npy").unwrap();
@@ -727,11 +735,20 @@ fn the_header_cannot_be_written() {
 }
 
 #[test]
-fn nothing_is_written_past_the_end() {
-    let f = Fixture::with(|store| save(store, "a", 3, 0), false);
+fn nothing_is_written_beyond_the_end() {
+    let scalar = numbers(0..1);
+    let f = Fixture::with(
+        |store| {
+            save(store, "a", 3, 0);
+            store.save(&[("scalar", array(&[], &scalar))]).unwrap();
+        },
+        false,
+    );
+    let fh = f.open("scalar.npy", WRITE).unwrap().fh;
+    assert_errno(f.fs.write(fh, 4100, &[1; 4], false), libc::EFBIG);
     let fh = f.open("a.npy", WRITE).unwrap().fh;
     let end = 4096 + 24;
-    for (offset, len) in [(end, 1), (end - 4, 8), (u64::MAX - 3, 4)] {
+    for (offset, len) in [(end + 1, 1), (end + 8, 8), (u64::MAX - 3, 4)] {
         assert_errno(f.fs.write(fh, offset, &vec![1; len], false), libc::EFBIG);
     }
     assert_eq!(f.values("a.npy"), [0, 1, 2, 3, 4, 5]);
@@ -739,6 +756,136 @@ fn nothing_is_written_past_the_end() {
     // A whole page, as writeback has it.
     f.fs.write(fh, 4096, &[[7, 0, 0, 0].repeat(6), vec![0; 4072]].concat(), true).unwrap();
     assert_eq!(f.values("a.npy"), [7; 6]);
+}
+
+/// Two stores of the same arrays, `a`, and `f` in Fortran order: one compressed, the other not.
+fn each_kind(test: impl Fn(&Fixture)) {
+    for compression in [None, Some(Compression { block_len: 4096, ..Compression::default() })] {
+        let f = Fixture::with(
+            |store| {
+                save(store, "a", 3, 0);
+                let data = numbers(0..4);
+                let fortran = NewArray { fortran_order: true, ..array(&[2, 2], &data) };
+                store.save(&[("f", fortran)]).unwrap();
+                for name in ["a", "f"] {
+                    store.recompress(name, compression.as_ref(), &mut |_| {}).unwrap();
+                }
+            },
+            false,
+        );
+        test(&f);
+    }
+}
+
+#[test]
+fn whole_rows_written_at_the_end_are_appended() {
+    each_kind(|f| {
+        let attr = f.lookup("a.npy").unwrap();
+        let (fh, reader) = (f.open("a.npy", WRITE).unwrap().fh, f.open("a.npy", READ).unwrap().fh);
+        f.fs.write(fh, attr.size, &numbers(6..10), false).unwrap();
+        assert_eq!(f.fs.getattr(attr.ino).unwrap().size, attr.size + 16, "shown at once");
+        f.other.refresh().unwrap();
+        assert_eq!(f.other.array("a").unwrap().shape(), [5, 2]);
+        f.carry_out();
+        assert_eq!((shape_of(&f.read(reader)), values_of(&f.read(fh))), (vec![5, 2], (0..10).collect()));
+        // What begins within rows, and ends behind them.
+        f.fs.write(fh, attr.size + 12, &numbers(90..93), false).unwrap();
+        f.carry_out();
+        assert_eq!(f.values("a.npy")[8..], [8, 90, 91, 92]);
+        f.fs.release(fh);
+        f.fs.release(reader);
+        // Others append as well: with O_APPEND, the end is where it is by then.
+        let fh = f.open("a.npy", WRITE).unwrap().fh;
+        append(&f.other, "a", 1, 50);
+        f.fs.append(fh, &numbers(60..62)).unwrap();
+        f.carry_out();
+        assert_eq!(f.values("a.npy")[12..], [50, 51, 60, 61]);
+        assert_errno(f.fs.write(fh, attr.size + 1000, &[0; 8], false), libc::EFBIG);
+        f.fs.release(fh);
+        // Rows that are there would have to move.
+        let fh = f.open("f.npy", WRITE).unwrap().fh;
+        assert_errno(f.fs.append(fh, &numbers(0..2)), libc::EOPNOTSUPP);
+        assert_eq!(f.values("f.npy"), [0, 1, 2, 3]);
+    });
+}
+
+#[test]
+fn parts_of_rows_wait_for_the_rest() {
+    each_kind(|f| {
+        let attr = f.lookup("a.npy").unwrap();
+        let fh = f.open("a.npy", WRITE).unwrap().fh;
+        let rows = numbers(6..12);
+        f.fs.append(fh, &rows[..3]).unwrap();
+        f.fs.write(fh, attr.size + 3, &rows[3..11], false).unwrap();
+        assert_eq!(f.fs.getattr(attr.ino).unwrap().size, attr.size + 11);
+        f.other.refresh().unwrap();
+        assert_eq!(f.other.array("a").unwrap().shape(), [4, 2]);
+        f.carry_out();
+        assert_eq!(f.read(fh)[attr.size as usize..], rows[..11]);
+        assert_errno(f.fs.flush(fh), libc::EINVAL);
+        f.fs.append(fh, &rows[11..]).unwrap();
+        assert!(!f.fs.flush(fh).unwrap());
+        f.carry_out();
+        assert_eq!(f.values("a.npy"), (0..12).collect::<Vec<_>>());
+        // If it never comes, the rows that were whole stay.
+        f.fs.append(fh, &rows[..9]).unwrap();
+        assert_errno(f.fs.flush(fh), libc::EINVAL);
+        f.fs.release(fh);
+        f.carry_out();
+        assert_eq!(f.values("a.npy"), (0..12).chain(6..8).collect::<Vec<_>>());
+        assert_eq!(f.lookup("a.npy").unwrap().size, attr.size + 32);
+    });
+}
+
+#[test]
+fn truncate_to_whole_rows_changes_the_rows() {
+    each_kind(|f| {
+        let attr = f.lookup("a.npy").unwrap();
+        let set = |ino, size| f.fs.setattr(ino, SetAttr { size: Some(size), ..SetAttr::default() });
+        assert_eq!(set(attr.ino, attr.size + 16).unwrap().size, attr.size + 16);
+        f.carry_out();
+        assert_eq!(f.values("a.npy"), [0, 1, 2, 3, 4, 5, 0, 0, 0, 0]);
+        for bad in [attr.size + 1, attr.size - 1, 8, 0] {
+            assert_errno(set(attr.ino, bad), libc::EINVAL);
+        }
+        // Fewer rows are another inode; who has the old one open keeps it, and appends nothing to the new one.
+        let old = f.open("a.npy", WRITE).unwrap().fh;
+        set(attr.ino, attr.size - 8).unwrap();
+        let new = f.lookup("a.npy").unwrap();
+        assert_eq!((new.size, f.values("a.npy")), (attr.size - 8, vec![0, 1, 2, 3]));
+        assert_ne!(new.ino, attr.ino);
+        assert_eq!(values_of(&f.read(old)).len(), 10);
+        assert_errno(f.fs.append(old, &numbers(0..2)), libc::ESTALE);
+        assert_errno(set(attr.ino, attr.size), libc::ESTALE);
+        f.other.refresh().unwrap();
+        assert_eq!(f.other.array("a").unwrap().shape(), [2, 2]);
+        set(new.ino, attr.size).unwrap();
+        assert_eq!(f.values("a.npy"), [0, 1, 2, 3, 0, 0]);
+        set(f.lookup("a.npy").unwrap().ino, attr.size - 24).unwrap();
+        assert!(f.values("a.npy").is_empty());
+        let fortran = f.lookup("f.npy").unwrap();
+        assert_errno(set(fortran.ino, fortran.size - 8), libc::EOPNOTSUPP);
+    });
+}
+
+#[test]
+fn headers_in_other_words_are_taken_as_they_are_meant() {
+    each_kind(|f| {
+        let fh = f.open("a.npy", WRITE).unwrap().fh;
+        let before = f.read(fh);
+        let text = |shape: &str| {
+            let text = format!("{{'shape':{shape},'fortran_order':False,'descr':'<u4'}}");
+            let mut bytes = before[..10].to_vec();
+            bytes.extend_from_slice(format!("{text:<4085}\n").as_bytes());
+            bytes
+        };
+        f.fs.write(fh, 0, &[text("(3,2)"), numbers(7..9)].concat(), false).unwrap();
+        assert_eq!(f.carry_out().len(), 1, "what the kernel has of it is dropped");
+        let after = f.read(fh);
+        assert_eq!((&after[..4096], values_of(&after)), (&before[..4096], vec![7, 8, 2, 3, 4, 5]));
+        assert_errno(f.fs.write(fh, 0, &text("(4,2)"), false), libc::EPERM);
+        assert_errno(f.fs.write(fh, 0, &text("(3,2)")[..4000], false), libc::EPERM);
+    });
 }
 
 #[test]

@@ -132,7 +132,10 @@ fn what_is_written_reaches_the_store_when_a_program_syncs_or_closes() {
     drop(file);
     assert_eq!(stored(&m, 6), 7);
     assert_errno(open_for_writing(&m.path("a.npy")).write_all_at(&[1; 8], 16), libc::EPERM);
-    assert_errno(open_for_writing(&m.path("a.npy")).write_all_at(&[1; 8], at(N_NUMBERS.into())), libc::EFBIG);
+    assert_errno(
+        open_for_writing(&m.path("a.npy")).write_all_at(&[1; 8], at(N_NUMBERS.into()) + 1),
+        libc::EFBIG,
+    );
 
     let mut mapper = Mapper::new(&m.path("a.npy"), "r+b");
     mapper.tell(&format!("set {} 100", at(70_000)));

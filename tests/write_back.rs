@@ -478,7 +478,7 @@ fn header_and_end_are_as_of_other_files() {
     assert_errno(f.fs.write(reader.fh, 128, &[0; 4], false), libc::EBADF);
     assert_errno(f.fs.write(writer.fh, 0, &[0; 8], false), libc::EPERM);
     assert_errno(f.fs.write(writer.fh, 120, &[0; 16], false), libc::EPERM);
-    for (offset, len) in [(4224, 1), (4220, 8), (u64::MAX, 1)] {
+    for (offset, len) in [(4225, 1), (4228, 8), (u64::MAX, 1)] {
         assert_errno(f.fs.write(writer.fh, offset, &vec![1; len], false), libc::EFBIG);
     }
     assert!(!f.fs.has_uncommitted());
@@ -668,10 +668,13 @@ fn arrays_without_elements_or_rows_are_written_like_any_other() {
         false,
     );
     let none = f.open("none.npy", WRITE).unwrap();
-    assert_errno(f.fs.write(none.fh, PAGE, &[1], false), libc::EFBIG);
+    assert_errno(f.fs.write(none.fh, PAGE + 1, &[1], false), libc::EFBIG);
     f.fs.fsync(none.fh).unwrap();
     let one = f.open("one.npy", WRITE).unwrap();
     f.fs.write(one.fh, PAGE, &[2], false).unwrap();
     f.fs.fsync(one.fh).unwrap();
     assert_eq!(stored_values(&f, "one"), [2]);
+    f.fs.append(none.fh, &[7; 20]).unwrap();
+    f.carry_out();
+    assert_eq!((shape_of(&f.read(none.fh)), read_at(&f, none.fh, PAGE, 64)), (vec![1, 4], vec![7; 20]));
 }

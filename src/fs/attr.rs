@@ -98,11 +98,13 @@ impl Attr {
 }
 
 impl Fs {
-    /// Changes attributes: what is as asked already may be asked for; of the rest, the length of pending files can be
-    /// set, the owner, who may read and write a file, and times. Those of folders are forgotten when the mount ends.
+    /// Changes attributes: what is as asked already may be asked for; of the rest, the length can be set, of an array to
+    /// that of whole rows, the owner, who may read and write a file, and times. Those of folders are forgotten when the
+    /// mount ends.
     ///
     /// # Errors
-    /// `ReadOnly`; `NotPermitted` for other permissions; `Unsupported` for the length of an array, and
+    /// `ReadOnly`; `NotPermitted` for other permissions; `Invalid` for another length of an array; `Unsupported` if rows
+    /// would have to move for it, and
     /// for an earlier time of a version that is gone; `Finished` for the length of a pending file that became one:
     /// [`Fs::detach_inode`] comes first; `Uncommitted` for times, if [`Fs::commit`] comes first; `Store` with `Locked` if
     /// another writer is at work, which is not waited for, or if the data file cannot be changed.
@@ -110,25 +112,26 @@ impl Fs {
         if ino.is_pending() {
             return self.set_pending_attr(ino, set);
         }
+        if ino.is_view() || ino.viewed().is_some() {
+            return Err(FsError::ReadOnly);
+        }
         let attr = self.getattr(ino)?;
         if self.read_only {
             return Err(FsError::ReadOnly);
         }
-        if let Some(size) = set.size {
-            if attr.kind == FileKind::Directory {
-                return Err(FsError::IsADirectory);
-            }
-            if size != attr.size {
-                return Err(FsError::Unsupported { what: "changing the length of an array" });
-            }
+        if set.size.is_some() && attr.kind == FileKind::Directory {
+            return Err(FsError::IsADirectory);
         }
         if attr.kind == FileKind::Directory {
             let set = attr.changes(set, DIRECTORY_PERM)?;
-            write(&self.tree).set_attr(ino, set);
+            write(&self.tree).set_attr(ino, set, SystemTime::now());
             return self.directory_attr(ino);
         }
         let inode = self.inodes.get(ino).ok_or(FsError::Stale { ino })?;
         let set = attr.changes(set, FILE_PERM)?;
+        if let Some(size) = set.size.filter(|size| *size != attr.size) {
+            self.set_array_len(&inode, size)?;
+        }
         let (array, _) = inode.array();
         if set.uid.is_some() || set.gid.is_some() {
             array.set_owner(set.uid, set.gid)?;
@@ -175,19 +178,20 @@ impl Fs {
     pub(super) fn directory_attr(&self, ino: Ino) -> Result<Attr, FsError> {
         let (mtime, n_subdirectories, own) = {
             let tree = read(&self.tree);
-            let directory = tree.directory(ino).ok_or(FsError::Stale { ino })?;
+            let directory = tree.directory(ino.viewed().unwrap_or(ino)).ok_or(FsError::Stale { ino })?;
             (directory.mtime, directory.n_subdirectories, directory.own)
         };
+        let there_are = if ino.viewed().is_some() { DIRECTORY_PERM & !0o222 } else { DIRECTORY_PERM };
         let stat = self.store.stat()?;
         Ok(Attr {
             ino,
             kind: FileKind::Directory,
             size: 0,
             blocks: 0,
-            atime: mtime,
+            atime: own.atime.unwrap_or(mtime),
             mtime,
-            ctime: mtime,
-            perm: self.perm(own.perm.map_or(stat.mode, u32::from), DIRECTORY_PERM),
+            ctime: own.ctime.map_or(mtime, |ctime| ctime.max(mtime)),
+            perm: self.perm(own.perm.map_or(stat.mode, u32::from), there_are),
             nlink: n_subdirectories.saturating_add(2),
             uid: self.shown.uid.or(own.uid).unwrap_or(stat.uid),
             gid: self.shown.gid.or(own.gid).unwrap_or(stat.gid),
@@ -201,7 +205,7 @@ impl Fs {
         Attr {
             ino: inode.ino,
             kind: FileKind::File,
-            size: shown_len,
+            size: shown_len.saturating_add(inode.tail.len()),
             blocks: stat.allocated / 512,
             atime: stat.atime,
             mtime,

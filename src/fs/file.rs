@@ -16,6 +16,16 @@ thread_local! {
     static REPLY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Calls `fill` with memory for a reply of `len` bytes, which has anything in it.
+pub(super) fn with_reply<T>(len: usize, fill: impl FnOnce(&mut [u8]) -> T) -> T {
+    REPLY.with_borrow_mut(|bytes| {
+        if bytes.len() < len {
+            bytes.resize(len, 0);
+        }
+        fill(bytes.get_mut(..len).unwrap_or_default())
+    })
+}
+
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct OpenFlags {
@@ -29,7 +39,7 @@ pub struct OpenFlags {
 #[derive(Debug)]
 pub(super) struct OpenFile {
     pub(super) inode: Arc<Inode>,
-    write: bool,
+    pub(super) write: bool,
     /// Whether a refusal was logged: a program may try again for ever.
     logged: AtomicBool,
 }
@@ -128,6 +138,11 @@ impl Fs {
         }
     }
 
+    /// Somebody wrote a header that says what the array's does, in other words: the kernel is not to show those.
+    pub(super) fn tell_other_words(&self, inode: &Inode) {
+        self.tell(inode.ino, Some(inode.unsettle()));
+    }
+
     pub(super) fn tell(&self, ino: Ino, effect: Option<Effect>) {
         if let Some(Effect::Content { header_len, from }) = effect {
             (self.invalidate)(Invalidation::Content { ino, header_len, from });
@@ -137,7 +152,7 @@ impl Fs {
     /// Hands the bytes at `offset` of an open file to `reply`: up to `size` of them, fewer only at the end.
     ///
     /// # Errors
-    /// `BadHandle`; `Store` if the data file cannot be read.
+    /// `BadHandle`; `Store` if the data file cannot be read; `Unread` if [`Fs::prepare_view`] comes first.
     pub fn read<T>(
         &self,
         fh: Fh,
@@ -168,7 +183,32 @@ impl Fs {
         if fh.is_pending() {
             return self.read_pending(fh, offset, size, reply);
         }
+        if fh.is_view() {
+            return self.read_view(fh, offset, size, reply);
+        }
         let file = self.files.get(fh)?;
+        let shown_len = file.inode.tail_start();
+        if let Some(shown_len) = shown_len.filter(|len| offset.saturating_add(u64::from(size)) > *len) {
+            // Somebody has written a part of a row.
+            let mut bytes = Vec::new();
+            if offset < shown_len {
+                let size = u32::try_from(shown_len - offset).unwrap_or(size);
+                self.read_rows(&file, offset, size, |rows| bytes.extend_from_slice(rows))?;
+            }
+            let rest = u64::from(size).saturating_sub(bytes.len() as u64);
+            bytes.extend(self.read_tail(&file.inode, offset.max(shown_len), rest));
+            return Ok(reply(&bytes));
+        }
+        self.read_rows(&file, offset, size, reply)
+    }
+
+    fn read_rows<T>(
+        &self,
+        file: &OpenFile,
+        offset: u64,
+        size: u32,
+        reply: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, FsError> {
         let (array, map) = file.inode.mapped().inspect_err(|error| file.log("read", error))?;
         let end = offset.saturating_add(u64::from(size)).min(array.npy_len());
         if offset >= end {
@@ -186,7 +226,7 @@ impl Fs {
             return Ok(reply(bytes));
         }
         if array.codec().is_some() {
-            return self.read_decoded(&file, offset, len, reply);
+            return self.read_decoded(file, offset, len, reply);
         }
         let mut bytes = Vec::with_capacity(len);
         if start.is_none() {
@@ -211,11 +251,7 @@ impl Fs {
     ) -> Result<T, FsError> {
         let overlay = file.inode.uncommitted.overlay(offset, len);
         let (array, epoch) = file.inode.readable();
-        REPLY.with_borrow_mut(|bytes| {
-            if bytes.len() < len {
-                bytes.resize(len, 0);
-            }
-            let out = bytes.get_mut(..len).unwrap_or_default();
+        with_reply(len, |out| {
             let in_header = array.header_len().saturating_sub(offset).min(len as u64);
             let (header_part, elements) = out.split_at_mut(in_header as usize);
             let mut read = || {
@@ -260,11 +296,32 @@ impl Fs {
         if fh.is_pending() {
             return self.write_pending(fh, offset, data, from_cache).map(|()| Written::Done);
         }
-        let file = self.files.get(fh)?;
         // Writeback may come through any handle of the inode that was open for writing.
-        if !file.write && !from_cache {
+        let file = if from_cache { self.files.get(fh)? } else { self.writable(fh)? };
+        let (_, shown_len) = file.inode.array();
+        if !from_cache && offset.saturating_add(data.len() as u64) > shown_len {
+            return self.write_behind(&file, Some(offset), data);
+        }
+        self.write_within(&file, offset, data, from_cache)
+    }
+
+    /// A file that is open for writing.
+    pub(super) fn writable(&self, fh: Fh) -> Result<Arc<OpenFile>, FsError> {
+        let file = self.files.get(fh)?;
+        if !file.write {
             return Err(FsError::BadHandle { fh });
         }
+        if self.read_only { Err(FsError::ReadOnly) } else { Ok(file) }
+    }
+
+    /// Writes within the rows that there are.
+    pub(super) fn write_within(
+        &self,
+        file: &OpenFile,
+        offset: u64,
+        data: &[u8],
+        from_cache: bool,
+    ) -> Result<Written, FsError> {
         if self.read_only {
             return Err(FsError::ReadOnly);
         }
@@ -281,6 +338,12 @@ impl Fs {
         let write = || match array.write_npy_within(Duration::ZERO, offset, data) {
             Err(StoreError::HeaderWrite { .. }) if from_cache => {
                 write_back_beside_header(&file.inode, &array, offset, data)
+            }
+            Err(StoreError::HeaderWrite { .. }) if offset == 0 && array.has_header_like(data) => {
+                let elements = data.get(array.header_len() as usize..).unwrap_or_default();
+                let written = array.write_npy_within(Duration::ZERO, array.header_len(), elements);
+                self.tell_other_words(&file.inode);
+                written
             }
             result => result,
         };
@@ -343,6 +406,9 @@ impl Fs {
         if fh.is_pending() {
             return self.fsync_pending(fh);
         }
+        if fh.is_view() {
+            return Ok(());
+        }
         let file = self.files.get(fh)?;
         if self.read_only {
             return Ok(());
@@ -358,8 +424,13 @@ impl Fs {
         if fh.is_pending() {
             return self.release_pending(fh);
         }
+        if fh.is_view() {
+            self.viewing.remove(fh);
+            return None;
+        }
         if let Some(file) = self.files.remove(fh) {
             file.inode.closed(file.write, |array| self.store.record(array.name()).ok());
+            self.drop_tail(&file.inode);
         }
         None
     }

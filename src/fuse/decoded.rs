@@ -15,7 +15,7 @@ use log::debug;
 use super::convert::{answer_open, errno, ino};
 use super::notify::Job;
 use super::passthrough::{OpenAs, Passthrough, Source, Wish};
-use super::worker::Tasks;
+use super::worker::{Tasks, WriteAt};
 use crate::fs::{
     Caller, DecodePolicy, DecodedFile, DecodedFiles, Fh, Found, Fs, FsError, Ino, Opened, Written,
 };
@@ -24,7 +24,7 @@ use crate::sys::{memory, process};
 /// Arrays of at most this many bytes are decoded when they are first opened, larger ones after much was read of them. On all cores that takes less time than to
 /// read the whole array through the daemon, whatever its size (8 ms of 11 ms for 12 MiB, 2 cores); but who opens it may
 /// want one row, and should not wait for long.
-const FIRST_OPEN_LEN: u64 = 32 << 20;
+pub(super) const FIRST_OPEN_LEN: u64 = 32 << 20;
 /// Arrays of fewer bytes are never decoded: to make a file takes longer than reading it saves.
 const MIN_LEN: u64 = 512 << 10;
 /// Decoded arrays have this part of the descriptors that this process may have.
@@ -156,8 +156,8 @@ impl Opener {
                     opened.settled
                 }
             }
-            OpenAs::Cached { first, .. } => {
-                if first {
+            OpenAs::Cached { unwatched, .. } => {
+                if unwatched {
                     let _ = self.jobs.send(Job::Cached);
                 }
                 self.fs.revalidate(ino) && opened.settled
@@ -176,15 +176,9 @@ impl Opener {
         }
     }
 
-    /// As [`Fs::write`], to the file that the array is decoded in, too.
-    pub(super) fn write(
-        &self,
-        ino: Ino,
-        fh: Fh,
-        offset: u64,
-        data: &[u8],
-        from_cache: bool,
-    ) -> Result<Written, FsError> {
+    /// As [`Fs::write`] and [`Fs::append`], to the file that the array is decoded in, too.
+    pub(super) fn write(&self, ino: Ino, fh: Fh, at: WriteAt, data: &[u8]) -> Result<Written, FsError> {
+        let WriteAt::Offset { offset, from_cache } = at else { return self.fs.append(fh, data) };
         let Some(file) = self.decoded.get(ino) else { return self.fs.write(fh, offset, data, from_cache) };
         let decoded = file.write();
         let result = self.fs.write(fh, offset, data, from_cache);

@@ -110,14 +110,28 @@ pub(super) fn waiting<T>(
     }
 }
 
+/// Where bytes are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WriteAt {
+    /// At an offset; `from_cache`: the kernel writes back pages.
+    Offset { offset: u64, from_cache: bool },
+    /// Behind all that is there.
+    End,
+}
+
+impl WriteAt {
+    fn is_from_cache(self) -> bool {
+        matches!(self, Self::Offset { from_cache: true, .. })
+    }
+}
+
 /// A write that met another writer, or a file that became an array, or found no room.
 pub(super) struct WaitingWrite {
     pub(super) opener: Arc<Opener>,
     pub(super) ino: Ino,
     pub(super) fh: Fh,
-    pub(super) offset: u64,
+    pub(super) at: WriteAt,
     pub(super) data: Vec<u8>,
-    pub(super) from_cache: bool,
     pub(super) reply: ReplyWrite,
 }
 
@@ -132,7 +146,7 @@ impl WaitingWrite {
             let result = self.write();
             let waited = start.elapsed();
             match &result {
-                Err(error) if is_locked(error) && (self.from_cache || waited < WRITE_TIMEOUT) => {
+                Err(error) if is_locked(error) && (self.at.is_from_cache() || waited < WRITE_TIMEOUT) => {
                     if waited > WRITE_TIMEOUT && !said {
                         warn!("pages wait to be written back: {error}");
                         said = true;
@@ -144,7 +158,8 @@ impl WaitingWrite {
                 },
                 Err(FsError::Uncommitted { .. }) => match self.opener.fs.commit_all() {
                     Ok(()) => continue,
-                    Err(error) if is_locked(&error) && (self.from_cache || waited < WRITE_TIMEOUT) => {}
+                    Err(error)
+                        if is_locked(&error) && (self.at.is_from_cache() || waited < WRITE_TIMEOUT) => {}
                     // There may be room for all that.
                     Err(error) => {
                         let again = self.write();
@@ -172,6 +187,6 @@ impl WaitingWrite {
     }
 
     fn write(&self) -> Result<Written, FsError> {
-        self.opener.write(self.ino, self.fh, self.offset, &self.data, self.from_cache)
+        self.opener.write(self.ino, self.fh, self.at, &self.data)
     }
 }

@@ -14,7 +14,7 @@ use super::compressed::Part;
 use super::error::StoreError;
 use super::new_blocks::with_filter;
 use super::stage::{NewArray, Stage, Staged};
-use super::writer::{Commit, WriteGuard, nanos_of};
+use super::writer::{Commit, WriteGuard, cut_uncommitted, nanos_of};
 use super::{Array, Shared, Store};
 use crate::format::manifest::DeletedRows;
 use crate::format::{Compression, Filter, Layout, Op, npy};
@@ -159,7 +159,7 @@ impl Store {
             if rows.is_empty() {
                 continue;
             }
-            if array.fortran_order() || !has_room_without(&array, rows.len() as u64)? {
+            if array.fortran_order() || !has_room_for(&array, array.n_rows() - rows.len() as u64)? {
                 commit.locked.push(self.shared.lock_data(&array, FileLock::Exclusive)?);
                 let kept = (0..array.n_rows()).filter(|row| !rows.contains(row)).collect::<Vec<_>>();
                 commit.staged.push(self.shared.stage_rows(&array, &kept)?);
@@ -233,12 +233,20 @@ impl Store {
 }
 
 impl Shared {
+    /// Whether what is written must be on the disk before it counts. Of a host whose locks do not keep out others, these
+    /// may see nothing earlier.
     pub(super) fn is_durable(&self) -> bool {
         self.durable.load(std::sync::atomic::Ordering::Relaxed)
+            || !self.storage.has_far_locks().unwrap_or(false)
     }
 
     /// Writes rows behind the last stored one, and adds their commit to `commit`.
-    fn append_rows(&self, array: &Array, new: &NewArray<'_>, commit: &mut Commit) -> Result<(), StoreError> {
+    pub(super) fn append_rows(
+        &self,
+        array: &Array,
+        new: &NewArray<'_>,
+        commit: &mut Commit,
+    ) -> Result<(), StoreError> {
         let record = array.record();
         let mut shape = record.layout.shape().to_vec();
         shape[0] = shape[0].saturating_add(new.shape[0]);
@@ -263,7 +271,10 @@ impl Shared {
         } else {
             self.note_dirty(record);
             let failed = |action, e| StoreError::io(action, self.storage.path(), &record.file, e);
-            data.file.write_at(new.data, record.data_end()).map_err(|e| failed("write", e))?;
+            data.file.write_at(new.data, record.data_end()).map_err(|e| {
+                cut_uncommitted(record, data);
+                failed("write", e)
+            })?;
             commit.ops.push(Op::Rows(Arc::clone(array.name()), shape[0]));
         }
         commit.headers.push((Arc::clone(array.name()), Arc::clone(data)));
@@ -412,12 +423,12 @@ pub(super) fn check_rows(array: &Array, new: &NewArray<'_>) -> Result<(), StoreE
     Ok(())
 }
 
-/// Whether the header in the file has room for the text of the shape with `n_dropped` rows less: that text may be
-/// longer than the one that another program wrote.
-fn has_room_without(array: &Array, n_dropped: u64) -> Result<bool, StoreError> {
+/// Whether the header in the file has room for the text of the shape with so many rows: that text may be longer than the
+/// one that another program wrote.
+pub(super) fn has_room_for(array: &Array, n_rows: u64) -> Result<bool, StoreError> {
     let mut shape = array.shape().to_vec();
     if let Some(rows) = shape.first_mut() {
-        *rows -= n_dropped;
+        *rows = n_rows;
     }
     let layout = Layout::new(array.dtype(), &shape, false)?;
     Ok(npy::encode_within(array.dtype(), &layout, array.header_len()).is_some())

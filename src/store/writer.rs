@@ -78,6 +78,8 @@ pub(super) struct Commit {
     pub(super) moves_rows: bool,
     /// The locks on the files that rows are moved from; see [`Shared::lock_data`].
     pub(super) locked: Vec<Arc<dyn StorageFile>>,
+    /// The files of versions that go have other names, under which they are kept as they are.
+    pub(super) leaves_files: bool,
 }
 
 impl Store {
@@ -397,14 +399,24 @@ impl Shared {
     /// Commits, with the writers' lock held.
     pub(super) fn commit(&self, commit: Commit) -> Result<(), StoreError> {
         // The locks on data files, of those that are moved, end with the commit.
-        let Commit { staged, mut ops, last_ops, headers, spaces, time, moves_rows, locked: _locked } = commit;
+        let Commit {
+            staged,
+            mut ops,
+            last_ops,
+            headers,
+            spaces,
+            time,
+            moves_rows,
+            locked: _locked,
+            leaves_files,
+        } = commit;
         if staged.is_empty() && ops.is_empty() && last_ops.is_empty() {
             return Ok(());
         }
         if moves_rows {
             staged.iter().try_for_each(|new| self.hand_on_permissions(new))?;
         }
-        let durable = moves_rows || self.durable.load(Ordering::Relaxed);
+        let durable = moves_rows || self.is_durable();
         if durable {
             for new in &staged {
                 let failed = |e| {
@@ -417,11 +429,13 @@ impl Shared {
         }
         let time = time.unwrap_or_else(now);
         let (records, superseded) = self.name_files(&staged, &ops, time)?;
-        superseded.iter().for_each(|(id, _)| self.keep_last_state(*id));
+        if !leaves_files {
+            superseded.iter().for_each(|(id, _)| self.keep_last_state(*id));
+        }
         let is_intended = !(records.is_empty() && superseded.is_empty());
         if is_intended {
             // Should this process die, whoever comes next must look, also one that knows this state.
-            self.manifest().retire();
+            self.manifest().retire(&*self.storage)?;
             let files =
                 records.iter().map(|record| &*record.file).chain(superseded.iter().map(|(_, file)| &**file));
             self.write_intent(&files.collect::<Vec<_>>().join("\n"))?;
@@ -447,6 +461,11 @@ impl Shared {
         if let Err(error) = self.or_poison(appended) {
             if self.poison.get().is_none() {
                 self.unlink(&staged, &placed);
+                for (name, data) in &headers {
+                    if let Ok(Some(record)) = manifest.table.get(name) {
+                        cut_uncommitted(record, data);
+                    }
+                }
             }
             return Err(error);
         }
@@ -691,6 +710,16 @@ impl Shared {
     }
 }
 
+/// Takes away what a failed append has left behind the last row: who reads the file itself, as a kernel does that it was
+/// handed to, would take it for rows. What is mapped is what is committed.
+pub(super) fn cut_uncommitted(record: &Record, data: &DataFile) {
+    if record.blocks.is_none()
+        && let Err(error) = data.file.set_len(record.data_end())
+    {
+        log::debug!("array {:?}: the end of its file stays: {error}", record.name);
+    }
+}
+
 /// Whether the `.npy` header in the data file is that of `record`.
 pub(super) fn is_described(record: &Record, data: &DataFile) -> bool {
     data.header(record)
@@ -715,7 +744,7 @@ pub(super) fn remove_all(path: &Path, timeout: Duration) -> Result<(), StoreErro
     if files.iter().any(|file| is_own(file)) {
         let _lock = super::take_lock(&storage, timeout)?;
         if let Ok(manifest) = ManifestLog::load(&storage, FileAccess::Write) {
-            manifest.retire();
+            manifest.retire(&storage)?;
         }
         let old = super::upstream::table_in(&storage);
         // The manifest goes first, so that a crash leaves no store with missing files; the lock goes last.

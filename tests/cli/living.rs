@@ -9,7 +9,9 @@ use std::process::{Command, Output, Stdio};
 use rustix::process::Signal;
 
 use crate::common::{Place, Ran, clean, numbers};
-use crate::ways::{Way, as_root, as_user, each_way, has_program, is_running, signal, soon};
+use crate::ways::{
+    Way, as_root, as_user, each_mount, each_store, each_way, has_program, is_running, signal, soon,
+};
 
 fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-scripts")
@@ -64,8 +66,7 @@ fn status_tells_how_mounts_are_used() {
 
 #[test]
 fn a_prometheus_file_appears_whole() {
-    each_way(|way| {
-        way.make_store(&[("a", numbers(10, 0))]);
+    each_store(|way| {
         let (ran, _unmount) = way.mount_with("passthrough=off");
         ran.ok();
         way.read("a.npy");
@@ -87,9 +88,7 @@ fn a_prometheus_file_appears_whole() {
 
 #[test]
 fn status_shows_what_a_killed_process_leaves() {
-    each_way(|way| {
-        way.make_store(&[("a", numbers(10, 0))]);
-        let _unmount = way.mount();
+    each_mount(|way| {
         let pid = way.server().expect("somebody serves");
         signal(pid, Signal::KILL);
         soon("the end of the serving process", || !is_running(pid));
@@ -120,8 +119,7 @@ fn counters_are_for_root_and_who_mounted() {
 
 #[test]
 fn a_service_is_ready_when_the_mount_answers() {
-    each_way(|way| {
-        way.make_store(&[("a", numbers(10, 0))]);
+    each_store(|way| {
         let path = way.place.path("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
@@ -336,9 +334,7 @@ fn a_client_that_is_killed_is_survived() {
 
 #[test]
 fn a_store_that_is_removed_is_survived() {
-    each_way(|way| {
-        way.make_store(&[("a", numbers(10, 0))]);
-        let _unmount = way.mount();
+    each_mount(|way| {
         let pid = way.server().expect("somebody serves");
         let holder = way.hold("a.npy");
         fs::remove_dir_all(&way.place.store).unwrap();

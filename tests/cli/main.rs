@@ -8,12 +8,15 @@ mod commands;
 mod common;
 mod compression;
 mod edits;
+mod enduring;
 #[path = "../upstream/fixtures.rs"]
 mod fixtures;
 mod living;
 mod making;
 mod mounting;
 mod refusals;
+mod repairing;
 mod rights;
 mod upgrading;
+mod views;
 mod ways;

@@ -10,7 +10,9 @@ use rustix::process::Signal;
 
 use crate::common::{npy, numbers};
 use crate::npkfs;
-use crate::ways::{as_root, as_user, each_way, has_program, is_root, is_running, signal, soon};
+use crate::ways::{
+    as_root, as_user, each_mount, each_store, each_way, has_program, is_root, is_running, signal, soon,
+};
 
 fn ended(mut child: Child) -> (Option<i32>, String) {
     let mut said = String::new();
@@ -36,9 +38,7 @@ fn a_mounted_store_is_a_folder_of_npy_files() {
 
 #[test]
 fn umount_returns_when_the_serving_process_is_gone() {
-    each_way(|way| {
-        way.make_store(&[("a", numbers(10, 0))]);
-        let _unmount = way.mount();
+    each_mount(|way| {
         let pid = way.server().expect("somebody serves");
         let ran = way.umount().ok();
         assert_eq!((&*ran.stdout, &*ran.stderr), ("", ""));
@@ -49,9 +49,7 @@ fn umount_returns_when_the_serving_process_is_gone() {
 
 #[test]
 fn the_background_process_is_detached() {
-    each_way(|way| {
-        way.make_store(&[("a", numbers(10, 0))]);
-        let _unmount = way.mount();
+    each_mount(|way| {
         let pid = way.server().expect("somebody serves");
         assert_eq!(fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), Path::new("/"));
         for fd in [1, 2] {
@@ -61,14 +59,12 @@ fn the_background_process_is_detached() {
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
         // State, parent, group, session, terminal: it leads both, and has none.
         assert_eq!((fields[2], fields[3], fields[4]), (&*pid.to_string(), &*pid.to_string(), "0"));
-        way.umount().ok();
     });
 }
 
 #[test]
 fn paths_may_be_relative() {
-    each_way(|way| {
-        way.make_store(&[("a", numbers(10, 0))]);
+    each_store(|way| {
         let _unmount = way.mount_with("").1;
         way.umount().ok();
         let run = |args: &[&str]| -> crate::common::Ran {
@@ -83,8 +79,7 @@ fn paths_may_be_relative() {
 
 #[test]
 fn writes_in_place_reach_the_store_unless_read_only() {
-    each_way(|way| {
-        way.make_store(&[("a", numbers(10, 0))]);
+    each_store(|way| {
         let offset = numbers(10, 0).len() - 8;
         let write = || {
             let path = way.mnt.join("a.npy");
@@ -139,9 +134,7 @@ fn other_users_look_in_only_if_allowed() {
 
 #[test]
 fn a_mount_in_use_is_not_unmounted() {
-    each_way(|way| {
-        way.make_store(&[("a", numbers(10, 0))]);
-        let _unmount = way.mount();
+    each_mount(|way| {
         let pid = way.server().expect("somebody serves");
         let holder = way.hold("a.npy");
         let named = format!("in use by process {} (sh)", holder.pid());
@@ -171,8 +164,7 @@ fn a_folder_in_use_is_a_mount_in_use() {
 
 #[test]
 fn a_signal_unmounts() {
-    each_way(|way| {
-        way.make_store(&[("a", numbers(10, 0))]);
+    each_store(|way| {
         for number in [Signal::TERM, Signal::INT, Signal::HUP] {
             let (child, _unmount) = way.mount_in_foreground();
             way.read("a.npy");
@@ -191,8 +183,7 @@ fn a_signal_unmounts() {
 
 #[test]
 fn a_signal_to_a_mount_in_use_takes_it_out_of_sight() {
-    each_way(|way| {
-        way.make_store(&[("a", numbers(10, 0))]);
+    each_store(|way| {
         let (child, _unmount) = way.mount_in_foreground();
         let holder = way.hold("a.npy");
         signal(child.id(), Signal::TERM);
@@ -217,8 +208,7 @@ fn a_signal_to_a_mount_in_use_takes_it_out_of_sight() {
 
 #[test]
 fn foreground_ends_with_umount() {
-    each_way(|way| {
-        way.make_store(&[("a", numbers(10, 0))]);
+    each_store(|way| {
         let (child, _unmount) = way.mount_in_foreground();
         way.umount().ok();
         let (code, said) = ended(child);
@@ -228,9 +218,7 @@ fn foreground_ends_with_umount() {
 
 #[test]
 fn what_a_killed_process_leaves_is_named_and_removed() {
-    each_way(|way| {
-        way.make_store(&[("a", numbers(10, 0))]);
-        let _unmount = way.mount();
+    each_mount(|way| {
         let pid = way.server().expect("somebody serves");
         signal(pid, Signal::KILL);
         soon("the end of the serving process", || !is_running(pid));
@@ -240,7 +228,6 @@ fn what_a_killed_process_leaves_is_named_and_removed() {
         assert!(!way.is_mounted());
         let _unmount = way.mount();
         assert_eq!(way.read("a.npy"), numbers(10, 0));
-        way.umount().ok();
     });
 }
 
@@ -275,8 +262,7 @@ fn users_do_not_unmount_what_root_mounted() {
 
 #[test]
 fn the_log_goes_to_its_file() {
-    each_way(|way| {
-        way.make_store(&[("a", numbers(10, 0))]);
+    each_store(|way| {
         let log = way.place.path("npkfs.log");
         let _unmount = way.mount_with("").1;
         way.umount().ok();
@@ -299,8 +285,7 @@ fn the_log_goes_to_its_file() {
 
 #[test]
 fn contents_are_hidden_only_if_asked() {
-    each_way(|way| {
-        way.make_store(&[("a", numbers(10, 0))]);
+    each_store(|way| {
         fs::File::create(way.mnt.join("mine.txt")).unwrap().write_all(b"mine").unwrap();
         let (ran, unmount) = way.mount_with("");
         ran.fails(1, &["mnt: is not empty", "mine.txt", "-o nonempty"]);

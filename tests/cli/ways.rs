@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use numpack::sys::mounts;
 use rustix::process::{Pid, Signal};
 
-use crate::common::{Place, Ran, clean};
+use crate::common::{Place, Ran, clean, numbers};
 
 const NOBODY: u32 = 65534;
 const DEVICE: &str = "/dev/fuse";
@@ -41,6 +41,27 @@ pub fn each_way(test: impl Fn(&Way)) {
             Err(reason) => eprintln!("SKIPPED: {reason}"),
         }
     }
+}
+
+/// As [`each_way`], with a store that has the array `a` of ten numbers.
+#[track_caller]
+pub fn each_store(test: impl Fn(&Way)) {
+    each_way(|way| {
+        way.make_store(&[("a", numbers(10, 0))]);
+        test(way);
+    });
+}
+
+/// As [`each_store`], mounted; what is left mounted is unmounted.
+#[track_caller]
+pub fn each_mount(test: impl Fn(&Way)) {
+    each_store(|way| {
+        let _unmount = way.mount();
+        test(way);
+        if way.is_mounted() {
+            way.umount().ok();
+        }
+    });
 }
 
 /// Runs a test as root, with passthrough where the kernel has it.

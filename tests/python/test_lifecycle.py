@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import tempfile
 import weakref
 from pathlib import Path
@@ -318,3 +319,20 @@ def test_a_new_manifest_is_as_private_as_the_one_before(numpack, path):
             npk.attrs["n"] = f"{n}{text}"
             n += 1
         assert manifest.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_append_that_fails_leaves_nothing_behind_the_rows(npk, path):
+    """Who reads the file itself, as the kernel does for a mount, took what was left for rows."""
+    npk.save({"a": np.zeros(1000)}, compress=False)
+    [file] = path.glob("data_a*.npkd")
+    length = file.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (length + 4000, before[1]))
+    try:
+        with pytest.raises(OSError):
+            npk.append({"a": np.ones(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert file.stat().st_size == length
+    npk.append({"a": np.ones(10)})
+    assert npk.load("a").sum() == 10

@@ -25,10 +25,11 @@ impl Fs {
     /// [`Fs::finish`] is to follow, which may wait for other writers.
     ///
     /// # Errors
-    /// `BadHandle`; `Store` if the file can become no array.
+    /// `BadHandle`; `Store` if the file can become no array; `Invalid` if a part of a row was appended to one.
     pub fn flush(&self, fh: Fh) -> Result<bool, FsError> {
         if !fh.is_pending() {
-            // Writes are in the data file when they are answered.
+            // Writes are in the data file when they are answered, but for those of a part of a row.
+            self.check_whole(&*self.files.get(fh)?)?;
             return Ok(false);
         }
         let open = self.making.get(fh)?;

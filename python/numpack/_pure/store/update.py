@@ -210,7 +210,11 @@ def _append_rows(store: Store, record: Record, rows: np.ndarray, change: Commit)
         change.spaces.append((array.data, space))
     else:
         store.dirty.add(record.file)
-        _write(store, record, array.data.file, bytes_of(rows), record.data_end)
+        try:
+            _write(store, record, array.data.file, bytes_of(rows), record.data_end)
+        except OSError:
+            writer.cut_uncommitted(record, array.data)
+            raise
         change.ops.append({"rows": (record.name, n_stored)})
     change.headers.append((record.name, array.data))
 
@@ -231,7 +235,7 @@ def replace(store: Store, name: str, rows: np.ndarray, values: np.ndarray, *, on
             raise ValueError(f'array "{name}": {len(values)} rows given for {len(rows)} indexes')
         _check_range(record, rows)
         _write_elements(store, record, rows, values, only_changed=only_changed)
-        if store.durable:
+        if store.is_durable:
             writer.sync_all(store)
         _tell_written(store, record)
 
@@ -298,7 +302,8 @@ def write_rows(store: Store, name: str, start: int, values: np.ndarray) -> None:
         if end > record.n_rows:
             raise errors.row_out_of_range(name, max(start, record.n_rows), record.n_rows)
         rows = np.arange(start, end)
-        if record.codec is not None:
+        # All who write to one with blocks take turns, and so do all where locks do not keep out other hosts.
+        if record.codec is not None or not store.directory.place.has_far_locks:
             replace(store, name, rows, values)
             return
         if not len(values):
@@ -318,7 +323,7 @@ def write_rows(store: Store, name: str, start: int, values: np.ndarray) -> None:
     stored = rows if record.live is None else record.live[rows]
     for offset, part in _parts(record, stored, values):
         _write(store, record, file, part, record.offset + offset)
-    if store.durable:
+    if store.is_durable:
         writer.poisoning(store, "sync", record.file, file.sync)
     else:
         store.dirty.add(record.file)
@@ -452,6 +457,6 @@ def tell_mapped(store: Store, name: str) -> None:
             # Not every file system sets it for a write through a mapping.
             os.utime(data.file.fd, ns=(data.file.stat().st_atime_ns, time.time_ns()))
         store.dirty.add(record.file)
-        if store.durable:
+        if store.is_durable:
             writer.sync_all(store)
         _tell_written(store, record)

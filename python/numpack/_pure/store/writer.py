@@ -27,7 +27,7 @@ from numpack._pure.format.layout import Layout
 from numpack._pure.format.manifest import Attrs, Change, Op, Record
 from numpack._pure.store import error as errors
 from numpack._pure.store.data import DataFile
-from numpack._pure.sys.lock import WouldBlock, holder
+from numpack._pure.sys.lock import WouldBlock, claiming_host, holder
 from numpack._pure.sys.storage import File
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def take(store: Store, take_lock) -> None:
     try:
         take_lock(LOCK_TIMEOUT)
     except WouldBlock:
-        raise errors.locked(store.path, LOCK_TIMEOUT, holder(path)) from None
+        raise errors.locked(store.path, LOCK_TIMEOUT, holder(path), claiming_host(path)) from None
     except OSError as error:
         raise errors.io_error("lock", path, error) from error
 
@@ -132,7 +132,7 @@ def _commit(store: Store, change: Commit) -> None:
     if change.moves_rows:
         for new in staged:
             _hand_on_permissions(store, new)
-    durable = change.moves_rows or store.durable
+    durable = change.moves_rows or store.is_durable
     if durable:
         for new in staged:
             poisoning(store, "sync", names.data_file(new.name, 0), new.file.sync)
@@ -165,6 +165,10 @@ def _commit(store: Store, change: Commit) -> None:
             for record, new in zip(records, staged, strict=True):
                 with contextlib.suppress(OSError):
                     store.directory.unlink(new.file, record.file)
+            for name, data in change.headers:
+                record = store.manifest.table.get(name)
+                if record is not None:
+                    cut_uncommitted(record, data)
         else:
             store.poison = store.poison or errors.Poison(store.path, error)
         raise
@@ -192,6 +196,14 @@ def _commit(store: Store, change: Commit) -> None:
     # A snapshot does not say whose headers lag behind.
     if store.manifest.wants_snapshot() and not store.manifest.lagging:
         _publish(store)
+
+
+def cut_uncommitted(record: Record, data: DataFile) -> None:
+    """Take away what a failed append has left behind the last row: who reads the file itself, as a kernel does that it was
+    handed to, would take it for rows. What is mapped is what is committed."""
+    if record.codec is None:
+        with contextlib.suppress(OSError):
+            data.file.truncate(record.data_end)
 
 
 def _publish(store: Store) -> None:
