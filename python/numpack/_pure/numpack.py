@@ -6,6 +6,7 @@ import copy
 import gc
 import itertools
 import logging
+import operator
 import os
 import sys
 import threading
@@ -372,12 +373,14 @@ class NumPack:
         ReadOnlyError, OSError
         """
         store = self._store
-        if not isinstance(start, (int, np.integer)):
-            raise TypeError(f"start is of type {type(start).__name__}, expected an int")
+        try:
+            start = operator.index(start)
+        except TypeError:
+            raise TypeError(f"start is of type {type(start).__name__}, expected an int") from None
         if start < 0:
             raise RowIndexError(f"start is {start}, expected a row counted from the first one, which is 0")
         new = values.to_rows(rows, store.current(_name(name)).dtype)
-        update.write_rows(store, name, int(start), _storable({name: new})[name])
+        update.write_rows(store, name, start, _storable({name: new})[name])
 
     def clone(self, source: str, target: str) -> None:
         """Copy an array: its rows without those that were dropped, its codec and its attributes.
@@ -709,8 +712,9 @@ class RowStream:
 
 def _name(name: object) -> str:
     if not isinstance(name, str):
-        raise TypeError(f"'{type(name).__name__}' object is not an instance of 'str'")
-    return name
+        shown = "'None'" if name is None else f"'{type(name).__name__}' object"
+        raise TypeError(f"{shown} is not an instance of 'str'")
+    return _rows.check_text(name)
 
 
 def _storable(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

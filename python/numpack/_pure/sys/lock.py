@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import functools
 import logging
 import os
 import struct
@@ -216,7 +215,6 @@ def claim_name(lock: str) -> str:
     return f"{lock}.host"
 
 
-@functools.cache
 def boot_id() -> str:
     """Which boot of which host this is."""
     with open("/proc/sys/kernel/random/boot_id") as file:
