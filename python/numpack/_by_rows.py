@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CHUNK_LEN = 16 << 20
 
 
-def call_ufunc(lazy: "LazyArray", ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def call_ufunc(lazy: Any, ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What ``__array_ufunc__`` of a lazy array of the class of `lazy` returns."""
     kind = type(lazy)
     # What is stored is never the target.
@@ -40,7 +40,7 @@ def call_ufunc(lazy: "LazyArray", ufunc: np.ufunc, method: str, inputs: tuple[An
     return getattr(ufunc, method)(*(_array_of(kind, value) for value in inputs), **_arrays_in(kind, kwargs))
 
 
-def call_function(lazy: "LazyArray", function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def call_function(lazy: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What ``__array_function__`` of a lazy array of the class of `lazy` returns."""
     kind = type(lazy)
     if function in _OF_SHAPE and args and isinstance(args[0], kind):

@@ -14,7 +14,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -37,6 +37,9 @@ from numpack._pure.store import error as errors
 from numpack._pure.store import update
 from numpack._pure.store.array import Array
 from numpack._pure.store.store import Store, as_rows, open_as_possible, remove_all
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 log = logging.getLogger("numpack")
 
@@ -135,12 +138,12 @@ class NumPack:
         if self._gc_on_close if force_gc is None else force_gc:
             gc.collect()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self.open()
         self._n_contexts += 1
         return self
 
-    def __exit__(self, *_exception: object) -> bool:
+    def __exit__(self, *_exception: object) -> Literal[False]:
         self._n_contexts = max(0, self._n_contexts - 1)
         self.close()
         return False
@@ -251,7 +254,8 @@ class NumPack:
         return array.read(out)
 
     def __getitem__(self, name: str, /) -> np.ndarray:
-        return self.load(name)
+        loaded: np.ndarray = self.load(name)
+        return loaded
 
     def append(self, arrays: dict[str, Any]) -> None:
         """Append rows to arrays. All names and shapes are checked before anything is written.
@@ -721,7 +725,7 @@ def _storable(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: _rows.storable(name, value) for name, value in rows.items()}
 
 
-def _modified(store: Store, record: Any) -> int:
+def _modified(store: Store, record: Record) -> int:
     """Time of the last commit, or of a later write in place, in nanoseconds since 1970."""
     try:
         if is_segmented(record.file):

@@ -17,6 +17,8 @@ from numpack._errors import (
 )
 from numpack._pure.format import names
 from numpack._pure.format.error import BadDtype, FormatError, quoted
+
+__all__ = ["CorruptStoreError"]
 from numpack._pure.sys.lock import claim_name
 
 

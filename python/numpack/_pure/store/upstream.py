@@ -8,6 +8,7 @@ import bisect
 import contextlib
 import errno
 import os
+from typing import Any
 
 import numpy as np
 from pyroaring import BitMap64
@@ -98,9 +99,9 @@ def _read_deleted(directory: Directory, name: str, n_rows: int) -> BitMap64:
 
 def open_elements(directory: Directory, record: Record) -> File | Segments:
     """The file of an array's elements, which must be all that is in it."""
-    if record.upstream.fault is not None:
-        file, fault = record.upstream.fault
-        raise _refused(directory, record, file, str(fault))
+    if record.upstream is not None and record.upstream.fault is not None:
+        of, fault = record.upstream.fault
+        raise _refused(directory, record, of, str(fault))
     file = _open(directory, record, record.file)
     if is_segmented(record.file):
         return _open_segments(directory, record, file)
@@ -139,7 +140,7 @@ class Segments:
     """The segments of a long array as one file. They are mapped: there may be more of them than a process may have open
     files."""
 
-    def __init__(self, newest: os.stat_result, parts: list) -> None:
+    def __init__(self, newest: os.stat_result, parts: list[Any]) -> None:
         self._newest = newest
         self._parts = parts
         self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64).tolist()
@@ -148,7 +149,7 @@ class Segments:
         """What the system knows about the file that was changed last."""
         return self._newest
 
-    def read_into(self, buffer, offset: int) -> int:
+    def read_into(self, buffer: Any, offset: int) -> int:
         """Fill a buffer, and return how many bytes there were."""
         view, done = memoryview(buffer).cast("B"), 0
         n = bisect.bisect_right(self._ends, offset)

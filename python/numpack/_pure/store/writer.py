@@ -15,14 +15,14 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from numpack._dtypes import Descr
 from numpack._pure.format import frame, names, npy
 from numpack._pure.format.block_index import Index, Slot
 from numpack._pure.format.codec import Codec
-from numpack._pure.format.dtype import Descr
 from numpack._pure.format.layout import Layout
 from numpack._pure.format.manifest import Attrs, Change, Op, Record
 from numpack._pure.store import error as errors
@@ -92,7 +92,7 @@ def writing(store: Store) -> Iterator[None]:
         lock.give_back()
 
 
-def take(store: Store, take_lock) -> None:
+def take(store: Any, take_lock: Callable[[float], Any]) -> None:
     """Take a lock, and say who has it if that takes too long."""
     path = os.path.join(store.path, names.LOCK)
     try:
@@ -166,9 +166,9 @@ def _commit(store: Store, change: Commit) -> None:
                 with contextlib.suppress(OSError):
                     store.directory.unlink(new.file, record.file)
             for name, data in change.headers:
-                record = store.manifest.table.get(name)
-                if record is not None:
-                    cut_uncommitted(record, data)
+                grown = store.manifest.table.get(name)
+                if grown is not None:
+                    cut_uncommitted(grown, data)
         else:
             store.poison = store.poison or errors.Poison(store.path, error)
         raise
@@ -179,16 +179,16 @@ def _commit(store: Store, change: Commit) -> None:
     for data, space in change.spaces:
         data.space = space
     for name, data in change.headers:
-        record = store.manifest.table.get(name)
-        if record is None:
+        changed = store.manifest.table.get(name)
+        if changed is None:
             continue
         try:
-            write_header(store, record, data)
+            write_header(store, changed, data)
         except (OSError, errors.CorruptStoreError) as error:
             log.warning("%s", error)
             store.manifest.lagging.append(name)
         if not durable:
-            store.dirty.add(record.file)
+            store.dirty.add(changed.file)
     if not store.manifest.lagging:
         store.manifest.publish_length()
     if is_intended:
@@ -307,7 +307,8 @@ def write_header(store: Store, record: Record, data: DataFile) -> None:
 
 
 def _slots(data: DataFile) -> tuple[Slot | None, int]:
-    return Slot.newest(data.file.read(2048, 0))
+    found: tuple[Slot | None, int] = Slot.newest(data.file.read(2048, 0))
+    return found
 
 
 def _is_slot_current(record: Record, data: DataFile) -> bool:
@@ -317,6 +318,7 @@ def _is_slot_current(record: Record, data: DataFile) -> bool:
 
 def _write_slot(record: Record, data: DataFile) -> None:
     newest, place = _slots(data)
+    assert record.index is not None, "only arrays with blocks have slots"
     sequence = 0 if newest is None else newest.sequence + 1
     data.file.write(Slot(sequence, record.layout.nbytes, record.index).to_bytes(), place)
 
@@ -418,7 +420,7 @@ def sync_dirty(store: Store) -> None:
     dirty, store.dirty = store.dirty, set()
     for name in dirty:
 
-        def sync(name=name) -> None:
+        def sync(name: str = name) -> None:
             with contextlib.suppress(FileNotFoundError):
                 store.directory.open_file(name, writable=True).sync()
 
@@ -432,7 +434,7 @@ def sync_names(store: Store) -> None:
         poisoning(store, "sync the directory of", names.MANIFEST, store.directory.sync)
 
 
-def poisoning(store: Store, action: str, name: str, call) -> None:
+def poisoning(store: Store, action: str, name: str, call: Callable[[], Any]) -> None:
     """Do something after whose failure nobody knows what is on the disk: then writing stops."""
     try:
         call()
