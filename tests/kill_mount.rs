@@ -126,7 +126,7 @@ fn what_was_closed_before_the_process_was_killed_is_in_the_store() {
                     let next = act(&mut rng, &history, 60_000);
                     history.note(&next);
                     acts.push(next.clone());
-                    if run(&mnt, &next).is_err() {
+                    if run(mnt, &next).is_err() {
                         n_halfway += 1;
                         return;
                     }
