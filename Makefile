@@ -13,6 +13,8 @@ UNITDIR ?= /etc/systemd/system
 NPKFS ?= target/release/npkfs
 # Options for the benchmark, for example: make bench BENCH="--only mount --rounds 11"
 BENCH ?=
+# How long torture takes, in minutes.
+MINUTES ?= 10
 
 VENV := .venv
 VPY := $(VENV)/bin/python
@@ -23,12 +25,13 @@ SOURCES := $(shell find src python/numpack python/build_backend.py -type f \( -n
 export PYTHON
 
 .NOTPARALLEL:
-.PHONY: help build demo test bench bench-quick bench-compressed bench-mounted bench-folder bench-api bench-python lint clean setup setup-mount \
-	setup-proofs setup-bench install install-files uninstall
+.PHONY: help build demo test torture bench bench-quick bench-compressed bench-mounted bench-folder bench-api bench-python \
+	lint clean setup setup-mount setup-proofs setup-bench install install-files uninstall
 
 help:
 	@echo 'make demo         see it work on real data: import, mount, np.load, edit, append'
 	@echo 'make test         every check and test; ends with a list of what ran and what could not'
+	@echo 'make torture      what looks for lost data, again and again for MINUTES=$(MINUTES)'
 	@echo 'make bench        the benchmark of README.md (about 2 minutes)'
 	@echo 'make bench-quick  the same with little data and few rounds (about 15 seconds)'
 	@echo 'make bench-compressed  compressed arrays against zarr, blosc2, HDF5 and npz'
@@ -55,6 +58,9 @@ test: setup-mount setup-proofs
 	@sh .ci/setup.sh checks
 	$(MAKE_STAMPS) $(VENV)/.test
 	@sh .ci/test.sh all
+
+torture: setup-mount
+	@sh .ci/torture.sh '$(MINUTES)'
 
 lint: setup
 	@sh .ci/setup.sh checks

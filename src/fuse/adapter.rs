@@ -226,8 +226,9 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let mode_of_access = fuser::OpenFlags(flags).acc_mode();
         let new = NewFile {
-            write: fuser::OpenFlags(flags).acc_mode() != OpenAccMode::O_RDONLY,
+            write: mode_of_access != OpenAccMode::O_RDONLY,
             truncate: flags & libc::O_TRUNC != 0,
             exclusive: flags & libc::O_EXCL != 0,
             // The kernel has taken the caller's umask away.
@@ -237,13 +238,19 @@ impl Filesystem for Adapter {
         match self.fs.create(ino(parent), name, new, Caller(req.pid())) {
             Ok((attr, fh)) => {
                 let fh = FileHandle(fh.0);
-                reply.created(&Duration::ZERO, &file_attr(&attr), GENERATION, fh, pending_flags(new.write));
+                let flags = pending_flags(mode_of_access);
+                reply.created(&Duration::ZERO, &file_attr(&attr), GENERATION, fh, flags);
             }
             Err(error) => reply.error(errno(&error)),
         }
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        match self.fs.unlink_other(ino(parent), name) {
+            Ok(false) => {}
+            Ok(true) => return reply.ok(),
+            Err(error) => return reply.error(errno(&error)),
+        }
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
         self.tasks.hand_over_names(move || empty(reply, fs.unlink(ino(parent), &name)));
     }
@@ -277,12 +284,13 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, node: INodeNo, flags: fuser::OpenFlags, reply: ReplyOpen) {
-        let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
+        let mode_of_access = flags.acc_mode();
+        let write = mode_of_access != OpenAccMode::O_RDONLY;
         let ino = ino(node);
         let flags = OpenFlags { write, truncate: flags.0 & libc::O_TRUNC != 0 };
         if ino.is_pending() {
             match self.fs.open_pending(ino, flags, Caller(req.pid())) {
-                Ok(fh) => reply.opened(FileHandle(fh.0), pending_flags(write)),
+                Ok(fh) => reply.opened(FileHandle(fh.0), pending_flags(mode_of_access)),
                 Err(error) => reply.error(errno(&error)),
             }
             return;

@@ -19,6 +19,9 @@ use super::stream::RowStream;
 use super::{attrs, codec, dtype, gather, metadata, opening, rows};
 use crate::store::{Access, Array, Changes, Compression, MapMut, Store, StoreError};
 
+/// Attributes to set, and names of those to remove before.
+type AttrChange<'py> = (Bound<'py, PyDict>, Vec<String>);
+
 /// A store of named arrays: a directory, here as something like a dict of arrays.
 ///
 /// Nothing is touched before `open`, which creates the directory if there is none. A store can be opened and closed
@@ -552,7 +555,7 @@ impl NumPack {
         save: &Bound<'_, PyAny>,
         remove: Vec<String>,
         compress: Option<HashMap<String, Bound<'_, PyAny>>>,
-        attrs: Option<HashMap<Option<String>, (Bound<'_, PyDict>, Vec<String>)>>,
+        attrs: Option<HashMap<Option<String>, AttrChange<'_>>>,
     ) -> PyResult<()> {
         let mut compressions = HashMap::new();
         for (name, how) in compress.iter().flatten() {
@@ -564,7 +567,7 @@ impl NumPack {
             .flatten()
             .map(|(name, (set, remove))| Ok((name.as_deref(), attrs::from_dict(set)?, remove.clone())));
         let mut attrs = attrs.collect::<PyResult<Vec<_>>>()?;
-        attrs.sort_by(|(a, ..), (b, ..)| a.cmp(b));
+        attrs.sort_by_key(|(name, ..)| *name);
         let remove: Vec<&str> = remove.iter().map(String::as_str).collect();
         let changes =
             Changes { remove: &remove, compression: self.compression, compressions, attrs, save: &[] };

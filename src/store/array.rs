@@ -61,6 +61,11 @@ impl Array {
         Self { shared, record, shape, data: OnceLock::new() }
     }
 
+    /// The same, of this file, whatever its length.
+    pub(super) fn of_file(shared: Arc<Shared>, record: Arc<Record>, data: Arc<DataFile>) -> Self {
+        Self { data: OnceLock::from(data), ..Self::new(shared, record) }
+    }
+
     pub(super) fn record(&self) -> &Arc<Record> {
         &self.record
     }

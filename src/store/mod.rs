@@ -22,6 +22,7 @@ mod intent;
 mod log;
 mod new_blocks;
 mod regions;
+mod repair;
 mod resize;
 mod rows;
 mod stage;
@@ -44,6 +45,7 @@ pub use check::{Depth, Problem, Report, verify, verify_storage, verify_storage_w
 pub use compressed::Usage;
 pub use draft::Draft;
 pub use error::{BlockFault, DataFileFault, NotAStore, StoreError};
+pub use repair::{LOST_ROWS, Mended, OLDER_ROWS, Outcome, Rebuilt, Repair, Repaired, TableSource, Unread};
 pub use stage::NewArray;
 pub use upstream::{Upgrade, Upgraded};
 pub use writer::Changes;
@@ -54,7 +56,7 @@ pub use crate::format::{
     ArrayId, Attrs, Codec, Compression, Descr, Dtype, Field, Filter, Generation, Subarray,
 };
 
-use crate::format::{FormatError, names};
+use crate::format::{FormatError, Table, names};
 pub use crate::sys::MapMut;
 use crate::sys::{DirStorage, FileAccess, FileStat, FsStat, LockGuard, Storage, StorageFile};
 use data::{DataFiles, lock};
@@ -165,7 +167,7 @@ impl Store {
             let _lock = take_lock(&*storage, LOCK_TIMEOUT)?;
             match ManifestLog::load(&*storage, FileAccess::Write) {
                 Err(StoreError::NotAStore { found: NotAStore::NoManifest, .. }) => {
-                    ManifestLog::create(&*storage, new_store_id(&*storage)?)?
+                    ManifestLog::create(&*storage, new_store_id(&*storage)?, Table::default())?
                 }
                 result => result?,
             }

@@ -78,6 +78,8 @@ pub(super) struct Commit {
     pub(super) moves_rows: bool,
     /// The locks on the files that rows are moved from; see [`Shared::lock_data`].
     pub(super) locked: Vec<Arc<dyn StorageFile>>,
+    /// The files of versions that go have other names, under which they are kept as they are.
+    pub(super) leaves_files: bool,
 }
 
 impl Store {
@@ -397,7 +399,17 @@ impl Shared {
     /// Commits, with the writers' lock held.
     pub(super) fn commit(&self, commit: Commit) -> Result<(), StoreError> {
         // The locks on data files, of those that are moved, end with the commit.
-        let Commit { staged, mut ops, last_ops, headers, spaces, time, moves_rows, locked: _locked } = commit;
+        let Commit {
+            staged,
+            mut ops,
+            last_ops,
+            headers,
+            spaces,
+            time,
+            moves_rows,
+            locked: _locked,
+            leaves_files,
+        } = commit;
         if staged.is_empty() && ops.is_empty() && last_ops.is_empty() {
             return Ok(());
         }
@@ -417,7 +429,9 @@ impl Shared {
         }
         let time = time.unwrap_or_else(now);
         let (records, superseded) = self.name_files(&staged, &ops, time)?;
-        superseded.iter().for_each(|(id, _)| self.keep_last_state(*id));
+        if !leaves_files {
+            superseded.iter().for_each(|(id, _)| self.keep_last_state(*id));
+        }
         let is_intended = !(records.is_empty() && superseded.is_empty());
         if is_intended {
             // Should this process die, whoever comes next must look, also one that knows this state.

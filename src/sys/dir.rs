@@ -159,6 +159,17 @@ impl DirStorage {
         Ok(())
     }
 
+    /// Opens a folder within the directory, which is made if it is missing.
+    fn make_folder(&self, folder: &str) -> io::Result<OwnedFd> {
+        check_name(folder)?;
+        match mkdirat(&self.dir, folder, Mode::from_raw_mode(NEW_FOLDER_MODE)) {
+            Ok(()) => self.sync_dir()?,
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.open_folder(folder)
+    }
+
     fn open_folder(&self, folder: &str) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(retry_on_intr(|| openat(&self.dir, folder, flags, Mode::empty()))?)
@@ -250,16 +261,18 @@ impl Storage for DirStorage {
     }
 
     fn link_apart(&self, file: &Arc<dyn StorageFile>, folder: &str, name: &str) -> io::Result<()> {
-        check_name(folder)?;
         check_name(name)?;
-        match mkdirat(&self.dir, folder, Mode::from_raw_mode(NEW_FOLDER_MODE)) {
-            Ok(()) => self.sync_dir()?,
-            Err(Errno::EXIST) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let dir = self.open_folder(folder)?;
+        let dir = self.make_folder(folder)?;
         file.sync_data()?;
         self.link_in(file, &dir, name)?;
+        sync_folder(&dir)
+    }
+
+    fn keep_apart(&self, from: &str, folder: &str, name: &str) -> io::Result<()> {
+        check_name(from)?;
+        check_name(name)?;
+        let dir = self.make_folder(folder)?;
+        linkat(&self.dir, from, &dir, name, AtFlags::empty())?;
         sync_folder(&dir)
     }
 

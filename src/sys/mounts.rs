@@ -66,6 +66,22 @@ pub fn unmount(mount_point: &Path, lazy: bool) -> io::Result<()> {
     }
 }
 
+/// Lets every request to a FUSE mount fail, those that wait for an answer too.
+///
+/// # Errors
+/// `PermissionDenied`, `NotFound` where neither way to do it is open to this process.
+pub fn abort(mount: &MountEntry) -> io::Result<()> {
+    let connection = format!("/sys/fs/fuse/connections/{}/abort", rustix::fs::minor(mount.dev));
+    if fs::write(connection, "1").is_ok() {
+        return Ok(());
+    }
+    match rustix::mount::unmount(&mount.mount_point, UnmountFlags::NOFOLLOW | UnmountFlags::FORCE) {
+        // It is aborted all the same.
+        Err(Errno::BUSY) => Ok(()),
+        result => Ok(result?),
+    }
+}
+
 fn fusermount(mount_point: &Path, lazy: bool) -> io::Result<()> {
     let run = |program| {
         let mut command = Command::new(program);

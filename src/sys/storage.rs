@@ -86,6 +86,16 @@ pub trait Storage: Send + Sync + fmt::Debug {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// Gives the file `from` of this directory a second name in the folder `folder` within it, which is made as by
+    /// [`link_apart`](Self::link_apart). Returns when the name is on the disk.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if the name is taken; `Unsupported` where there are no folders.
+    fn keep_apart(&self, from: &str, folder: &str, name: &str) -> io::Result<()> {
+        let _ = (from, folder, name);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// As [`open`](Self::open), for reading, of a file in the folder `folder` within this directory.
     ///
     /// # Errors

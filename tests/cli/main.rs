@@ -15,6 +15,7 @@ mod living;
 mod making;
 mod mounting;
 mod refusals;
+mod repairing;
 mod rights;
 mod upgrading;
 mod views;

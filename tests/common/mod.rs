@@ -3,6 +3,7 @@
 
 #![allow(dead_code, unused_imports, reason = "each test crate uses some of it")]
 
+pub mod acts;
 pub mod blocks;
 pub mod check;
 mod faulty;

@@ -28,6 +28,20 @@ def run(command, folder):
     return done.stdout
 
 
+def test_each_promise_names_a_test_that_there_is():
+    section = README.read_text().split("## Is my data safe?")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ") and "tests/" in line]
+    assert len(rows) > 10
+    for row in rows:
+        shown = row.split("|")[3]
+        file = None
+        for name in re.findall(r"`([^`]+)`", shown):
+            if name.startswith("tests/"):
+                file = (README.parent / name).read_text()
+            else:
+                assert re.search(rf"^(async )?(fn|def) {name}\(", file, re.MULTILINE), name
+
+
 def test_python_example_runs(tmp_path):
     (example,) = blocks("python")
     run([sys.executable, "-W", "error", "-c", example + "\nassert last.tolist() == [1] * 8"], tmp_path)
@@ -82,5 +96,5 @@ def test_commands_for_compressed_arrays_run(tmp_path):
     (commands,) = (block for block in blocks("sh") if "npkfs recompress" in block)
     run([sys.executable, "-c", python + '\nnp.save("big.npy", np.arange(10**5))'], tmp_path)
     said = run(["sh", "-eu", "-c", commands], tmp_path)
-    assert "zstd:1, 64 KiB blocks" in said and "sound: 4 arrays" in said
+    assert "zstd:1, 64 KiB blocks" in said and "sound: 4 arrays" in said and "nothing was done: 4 arrays" in said
     assert not (tmp_path / "mnt").exists()

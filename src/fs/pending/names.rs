@@ -104,7 +104,10 @@ impl Fs {
                 state.remove();
             }
         }
-        self.tell_names(&tree, &[(spot.parent, spot.name)], Vec::new());
+        // A kernel that asks for a file under a new name knows that it is there.
+        if before.is_some() || tree.array_at(spot.parent, &spot.name).is_some() {
+            self.tell_names(&tree, &[(spot.parent, spot.name)], Vec::new());
+        }
         drop(tree);
         before.into_iter().for_each(|ino| self.pending.prune(ino));
         Ok(())
@@ -119,6 +122,35 @@ impl Fs {
         self.tell_names(&tree, &[(parent, Arc::clone(name))], gone);
         drop(tree);
         self.pending.prune(ino);
+    }
+
+    /// Removes a name that is no array's, and never will be, at once: nothing in the store is concerned, and nobody is
+    /// waited for. Returns whether it was one.
+    ///
+    /// # Errors
+    /// `NoEntry`, `NotADirectory`, `NameTooLong`; `ReadOnly`; `Store` if the store cannot be read.
+    pub fn unlink_other(&self, parent: Ino, name: &OsStr) -> Result<bool, FsError> {
+        if names::is_array_file(name) {
+            return Ok(false);
+        }
+        self.sync()?;
+        let Child::Pending(ino) = self.child(parent, name)? else { return Ok(false) };
+        if self.read_only {
+            return Err(FsError::ReadOnly);
+        }
+        let spot = Spot { parent, name: Self::new_name(name)? };
+        let mut tree = write(&self.tree);
+        // It may have been renamed or removed since.
+        if tree.child(parent, &spot.name).map(Child::ino) != Some(ino) {
+            return Ok(false);
+        }
+        tree.keep(parent);
+        self.abandon(&spot);
+        // The kernel knows: it asked for it.
+        tree.remove_pending(parent, &spot.name, ino, SystemTime::now());
+        drop(tree);
+        self.pending.prune(ino);
+        Ok(true)
     }
 
     /// Lets a name lead to the array that the file became, should it lead to the file still.

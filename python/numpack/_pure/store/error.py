@@ -53,15 +53,16 @@ def no_manifest(path: str) -> NotAStoreError:
 def manifest_lost(path: str) -> NotAStoreError:
     """The directory has data files, but no manifest."""
     return NotAStoreError(
-        f"{path}: has data files but no metadata.npkm; restore it from a backup, or move the data files away to start "
-        "anew"
+        f'{path}: has data files but no metadata.npkm; "npkfs repair {path}" makes it anew; or move the data files '
+        "away to start anew"
     )
 
 
 def overwritten(path: str) -> CorruptStoreError:
     """An old release replaced the manifest."""
     return CorruptStoreError(
-        f"{path}: metadata.npkm was replaced by NumPack 0.1-0.7; copy metadata.npkm.bak over it to restore the store"
+        f'{path}: metadata.npkm was replaced by NumPack 0.1-0.7; "npkfs repair {path}" restores the store from '
+        "metadata.npkm.bak"
     )
 
 
