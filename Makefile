@@ -13,6 +13,8 @@ UNITDIR ?= /etc/systemd/system
 NPKFS ?= target/release/npkfs
 # Options for the benchmark, for example: make bench BENCH="--only mount --rounds 11"
 BENCH ?=
+# How long torture takes, in minutes.
+MINUTES ?= 10
 
 VENV := .venv
 VPY := $(VENV)/bin/python
@@ -23,16 +25,18 @@ SOURCES := $(shell find src python/numpack python/build_backend.py -type f \( -n
 export PYTHON
 
 .NOTPARALLEL:
-.PHONY: help build demo test bench bench-quick bench-compressed bench-mounted bench-api bench-python lint clean setup setup-mount \
-	setup-bench install install-files uninstall
+.PHONY: help build demo test torture bench bench-quick bench-compressed bench-mounted bench-folder bench-api bench-python \
+	lint clean setup setup-mount setup-proofs setup-bench install install-files uninstall
 
 help:
 	@echo 'make demo         see it work on real data: import, mount, np.load, edit, append'
 	@echo 'make test         every check and test; ends with a list of what ran and what could not'
+	@echo 'make torture      what looks for lost data, again and again for MINUTES=$(MINUTES)'
 	@echo 'make bench        the benchmark of README.md (about 2 minutes)'
 	@echo 'make bench-quick  the same with little data and few rounds (about 15 seconds)'
 	@echo 'make bench-compressed  compressed arrays against zarr, blosc2, HDF5 and npz'
 	@echo 'make bench-mounted     mounted compressed arrays against file systems that compress'
+	@echo 'make bench-folder      saving through a mount, many small arrays, operations on names'
 	@echo 'make bench-api    each call against NumPy by hand, and against NumPack 0.3.0'
 	@echo 'make bench-python the Python backend against that of NumPack 0.3.0'
 	@echo 'make build        numpack and npkfs, optimised, into .venv/'
@@ -50,10 +54,13 @@ demo: setup-mount
 	$(MAKE_STAMPS) $(VENV)/.built $(VENV)/.demo
 	@$(VPY) python/demo/demo.py
 
-test: setup-mount
+test: setup-mount setup-proofs
 	@sh .ci/setup.sh checks
 	$(MAKE_STAMPS) $(VENV)/.test
 	@sh .ci/test.sh all
+
+torture: setup-mount
+	@sh .ci/torture.sh '$(MINUTES)'
 
 lint: setup
 	@sh .ci/setup.sh checks
@@ -77,6 +84,10 @@ bench-mounted: setup-mount setup-bench
 	$(MAKE_STAMPS) $(VENV)/.built $(VENV)/.bench
 	@cargo build --release --quiet --example null_mount
 	@$(VPY) benches/bench.py mounted $(BENCH)
+
+bench-folder: setup-mount setup-bench
+	$(MAKE_STAMPS) $(VENV)/.built
+	@$(VPY) benches/bench.py folder $(BENCH)
 
 bench-api: setup
 	$(MAKE_STAMPS) $(VENV)/.built
@@ -118,6 +129,10 @@ setup:
 # What mounting needs besides. Never fails: who mounts says what is missing.
 setup-mount: setup
 	@sh .ci/setup.sh mount
+
+# What mounts are tested with. Never fails: the tests say what is missing.
+setup-proofs: setup
+	@sh .ci/setup.sh proofs
 
 # What mounts are measured against. Never fails: the table says what is missing.
 setup-bench: setup

@@ -4,6 +4,7 @@
 #     sh .ci/setup.sh tools   Rust, a C compiler, Python with venv: fails when one is missing and cannot be installed
 #     sh .ci/setup.sh checks  rustfmt and clippy: says what is missing, never fails
 #     sh .ci/setup.sh mount   fusermount3 and /dev/fuse: says what is missing, never fails
+#     sh .ci/setup.sh proofs  the programs that mounts are tested with: says what is missing, never fails
 #     sh .ci/setup.sh bench   the file systems that mounts are measured against: says what is missing, never fails
 #
 # Says what it installs before it does. Safe to run any number of times; silent when there is nothing to do.
@@ -107,6 +108,29 @@ setup_mount() {
     fi
 }
 
+# A program that is missing is reported by test.sh as not run.
+setup_proofs() {
+    [ "$(uname -s)" = Linux ] || return 0
+    set --
+    have fio || set -- "$@" fio
+    have stress-ng || set -- "$@" stress-ng
+    # pjdfstest is linked with it.
+    [ -e /usr/include/sys/acl.h ] || set -- "$@" libacl1-dev
+    [ $# = 0 ] || apt_install 'what mounts are tested with' "$@" || true
+    build_tool fsx 0.3.2
+    build_tool pjdfstest 0.2.2
+}
+
+# build_tool NAME VERSION. Not optimised: that takes four times as long to build, and the disk is what they wait for.
+build_tool() {
+    tools=target/tools
+    [ "$("$tools/bin/$1" --version 2>/dev/null)" = "$1 $2" ] && return
+    say "building $1 $2 with cargo, into $tools/ (half a minute)"
+    CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --debug --root "$tools" --target-dir "$tools/build" \
+        --version "$2" "$1" </dev/null || say "$1 cannot be built; it will not be run"
+    rm -rf "$tools/build"
+}
+
 # A file system that is missing is left out of the table, which says so.
 setup_bench() {
     [ "$(uname -s)" = Linux ] || return 0
@@ -115,6 +139,8 @@ setup_bench() {
     have squashfuse_ll || have squashfuse || set -- "$@" squashfuse
     have mkfs.erofs || set -- "$@" erofs-utils
     have mkfs.btrfs || set -- "$@" btrfs-progs
+    # With the example that operations on names are compared with.
+    [ -e /usr/share/doc/libfuse3-dev/examples ] || set -- "$@" libfuse3-dev pkg-config
     [ $# = 0 ] || apt_install 'what makes file systems to compare with' "$@" || true
     for kind in squashfs erofs btrfs; do
         grep -qw "$kind" /proc/filesystems || modprobe "$kind" 2>/dev/null ||
@@ -126,6 +152,7 @@ case ${1-} in
     tools) setup_rust; setup_compiler; setup_python ;;
     checks) setup_checks ;;
     mount) setup_mount ;;
+    proofs) setup_proofs ;;
     bench) setup_bench ;;
-    *) fail "usage: sh .ci/setup.sh tools|checks|mount|bench" ;;
+    *) fail "usage: sh .ci/setup.sh tools|checks|mount|proofs|bench" ;;
 esac

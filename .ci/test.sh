@@ -34,6 +34,9 @@ check() {
     secs=$(($(date +%s) - start))
     if [ "$status" = 0 ]; then
         record passed "$name" "$secs s$(counts "$log")"
+    elif [ "$status" = 77 ]; then
+        # As it is agreed among test programs: it cannot run here, and the last line says why.
+        record 'not run' "$name" "$(tail -n 1 "$log")"
     else
         failed=1
         [ "$status" = 124 ] && why='stopped: took too long' || why="exit code $status"
@@ -98,12 +101,22 @@ tests() {
             check "pytest-$backend" "Python tests, backend $backend" \
                 limit 900 env NUMPACK_BACKEND="$backend" "$bin/python" -m pytest -rs tests/python
         done
+        # Programs that nobody here wrote.
+        for program in fsx fio pjdfstest stress-ng numpy; do
+            check "proof-$program" "$program on mounts" limit 900 "$bin/python" tests/proofs "$program"
+        done
     else
         record 'not run' 'type stubs' 'the build failed'
         record 'not run' 'Python tests' 'the build failed'
+        record 'not run' 'programs on mounts' 'the build failed'
     fi
+    # What was tried, as the tests say themselves.
+    sed -n 's/^covered: \([0-9][0-9]*\) \(.*\)$/\1 \2/p' "$logs/cargo-test.log" 2>/dev/null |
+        awk '{ n = $1; sub(/^[0-9]+ /, ""); total[$0] += n } END { for (what in total) print total[what], what }' |
+        sort -k 2 >"$logs/covered"
+    while read -r n what; do record covered "$n" "$what"; done <"$logs/covered"
     # Tests that had to leave something out say so themselves.
-    sed -nE 's/^.*SKIPPED:? (\[[0-9]+\] )?//p' "$logs/cargo-test.log" "$logs"/pytest-*.log 2>/dev/null |
+    sed -nE 's/^.*SKIPPED:? (\[[0-9]+\] )?//p' "$logs/cargo-test.log" "$logs"/pytest-*.log "$logs"/proof-*.log 2>/dev/null |
         sort | uniq -c >"$logs/skipped"
     while read -r n why; do record 'not run' "part of the tests, $n times" "$why"; done <"$logs/skipped"
 }

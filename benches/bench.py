@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import api_rows  # noqa: E402
+import folder_rows  # noqa: E402
 import harness  # noqa: E402
 import mount_rows  # noqa: E402
 import mounts  # noqa: E402
@@ -48,6 +49,7 @@ SETS = {
     "plain": Set(mount_rows.ROWS + native_rows.ROWS, "bench", "float32", rounds=15),
     "compressed": Set(peers.ROWS, "bench-compressed", "of each kind of data", rounds=7),
     "mounted": Set(mounts.ROWS, "bench-mounted", "of each kind of data", rounds=7),
+    "folder": Set(folder_rows.ROWS, "bench-folder", "float32", rounds=9),
     "api": Set(api_rows.ROWS, "bench-api", "float32", rounds=9, size=TABLES),
     "python": Set(api_rows.PYTHON_ROWS, "bench-python", "float32, Python backend", rounds=5, size=TABLES),
 }

@@ -169,6 +169,29 @@ def update_without_passthrough(world, row):
     return [result]
 
 
+def member_of_all(world, row):
+    """The array out of all.npz, whose checksum the daemon computes first and Python then, against its file on the disk."""
+    work = Work(world)
+    first = Result(row.name + "/first", "cached: `np.load` of it from `.views/all.npz`, first pass", reference_name="disk")
+    later = Result(row.name + "/later", "cached: `np.load` of it from `.views/all.npz`, later passes", reference_name="disk")
+
+    def load_member(mount):
+        seconds, value = timed(lambda: np.load(mount.path / ".views" / "all.npz")["big"])
+        work.check_load(value, world.data)
+        return seconds
+
+    for i in range(world.rounds):
+
+        def through_mount():
+            with world.mount("passthrough=off") as mount:
+                first.ours.append(load_member(mount))
+                later.ours.append(sorted(load_member(mount) for _ in range(PASSES))[PASSES // 2])
+
+        in_turn(i, through_mount, lambda: first.reference.append(median_pass(work, "load", world.backing)))
+    later.reference = list(first.reference)
+    return [first, later]
+
+
 def memory(world, row):
     """The process's own memory while 1 GiB goes through it twice, read and mapped."""
     result = Result(row.name, "cached: memory of the process while a client streams 1 GiB", unit="MiB", goal=Goal(most=64))
@@ -186,5 +209,6 @@ ROWS = [
     *(Row(f"passthrough/{name}", with_passthrough(name)) for name in WHAT),
     *(Row(f"cached/{name}", without_passthrough(name)) for name in ("load", "sum", "touch")),
     Row("cached/update", update_without_passthrough),
+    Row("cached/npz", member_of_all),
     Row("cached/memory", memory),
 ]

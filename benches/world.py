@@ -111,6 +111,39 @@ class World:
         self.resources.callback(shutil.rmtree, path, ignore_errors=True)
         return path
 
+    @functools.cached_property
+    def empty_store(self):
+        from numpack import NumPack
+
+        path = self.root / "empty.npk"
+        with NumPack(path):
+            return path
+
+    @functools.cached_property
+    def small_names(self):
+        """The names of the files of 1 KiB arrays."""
+        return [f"small{i:06}.npy" for i in range(self.many_arrays)]
+
+    @functools.cached_property
+    def small_folder(self):
+        """An ordinary folder of arrays of 1 KiB, each filled with its number."""
+        path = self.root / "small"
+        path.mkdir()
+        for i, name in enumerate(self.small_names):
+            np.save(path / name, np.full(256, i, np.float32))
+        return path
+
+    @functools.cached_property
+    def small_store(self):
+        """A store of the same arrays."""
+        from numpack import NumPack
+
+        path = self.root / "small.npk"
+        with NumPack(path) as npk:
+            npk.save({name.removesuffix(".npy"): np.full(256, i, np.float32) for i, name in enumerate(self.small_names)})
+        os.sync()
+        return path
+
     @functools.cache
     def store_with(self, n_arrays):
         """A store of ``n_arrays`` arrays: `rows` with 100,000 rows, the others tiny."""

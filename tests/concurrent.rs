@@ -11,7 +11,7 @@ use std::thread;
 use numpack::store::{Access, Array, Compression, Dtype, Filter, NewArray, Store};
 use tempfile::TempDir;
 
-use common::{FaultyStorage, MemStorage, blocks};
+use common::{FaultyStorage, MemStorage, blocks, rng};
 
 const BLOCK_LEN: usize = 4096;
 const BLOCKS: Compression = Compression { level: 1, block_len: BLOCK_LEN as u32, filter: Some(Filter::None) };
@@ -191,7 +191,7 @@ fn readers_see_each_block_as_it_was_committed() {
             }
         }
     });
-    eprintln!("{} reads", shared.n_reads.into_inner());
+    rng::covered(shared.n_reads.into_inner(), "reads beside writers of compressed arrays");
     let usage = store.array("a").unwrap().usage().unwrap().unwrap();
     let most = usage.n_blocks * BLOCK_LEN as u64;
     assert!(usage.live + usage.dead < 4 * most, "space was used again: {usage:?}");
@@ -229,7 +229,7 @@ fn readers_of_a_version_that_is_gone_see_what_is_written_to_it() {
             }
         }
     });
-    eprintln!("{} reads", shared.n_reads.into_inner());
+    rng::covered(shared.n_reads.into_inner(), "reads beside writers of compressed arrays");
 }
 
 /// Two contents in turn, in two places of the file in turn: every second state has the same index, byte for byte. A

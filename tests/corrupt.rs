@@ -24,6 +24,9 @@ use numpack::sys::Storage as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sample::{MANIFEST, Sample, Seen, look, read, sample, snapshot_of};
 
+/// What the tests here cover.
+const MUTATIONS: &str = "stores with flipped, cut or forged bytes";
+
 /// Ends the whole test process should it ever want much memory, or not come to an end.
 fn limit_resources() {
     static ONCE: Once = Once::new();
@@ -150,6 +153,7 @@ fn flipped_byte_of_the_manifest_is_an_error_or_harmless() {
             }
         }
         eprintln!("{n} flips, {n_errors} errors");
+        rng::covered(n as u64, MUTATIONS);
     }
 }
 
@@ -166,6 +170,7 @@ fn cut_manifest_is_an_error_or_an_earlier_state() {
             let is_error = assert_damaged(&sample.with(MANIFEST, &manifest[..len]), &sample, &allowed);
             assert_eq!(is_error, n_frames == 0);
         }
+        rng::covered(manifest.len() as u64, MUTATIONS);
     }
 }
 
@@ -187,6 +192,7 @@ fn random_damage_to_the_manifest_is_an_error_or_a_state_that_was() {
     limit_resources();
     let log = sample();
     let samples = [snapshot_of(&log), log];
+    rng::covered(rng::n_cases(1500), MUTATIONS);
     for mut rng in rng::cases(1500) {
         let sample = rng.pick(&samples).clone();
         let mut bytes = sample.files[MANIFEST].clone();

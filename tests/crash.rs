@@ -1,13 +1,16 @@
 //! A process that dies at any call of an operation leaves every array as it was before or as it was to be, and what it
 //! left over is gone after the next write.
 //!
-//! `crash/power_loss.rs` loses unsynced writes as well; in `crash/errors.rs` calls fail and the process lives on.
+//! `crash/power_loss.rs` loses unsynced writes as well; in `crash/mounted.rs` the process is one that serves a mount; in
+//! `crash/errors.rs` calls fail and the process lives on.
 
 mod common;
 #[path = "crash/disk.rs"]
 mod disk;
 #[path = "crash/errors.rs"]
 mod errors;
+#[path = "crash/mounted.rs"]
+mod mounted;
 #[path = "crash/power_loss.rs"]
 mod power_loss;
 #[path = "crash/stories.rs"]
@@ -124,6 +127,9 @@ fn write_next(store: &Store, model: &mut Model) {
     store.set_attrs(None, set, &[]).expect("the next write works");
 }
 
+/// What the tests here cover.
+const DEATHS: &str = "cut points: the process dies";
+
 /// Calls of which a part may be done.
 const TORN_CALLS: [&str; 3] = ["write_at", "copy_from", "punch"];
 
@@ -167,6 +173,7 @@ fn death_at_any_call_leaves_old_or_new_in_memory() {
     for story in stories() {
         let n_deaths = die_everywhere(Place::Memory, &story);
         eprintln!("{}: {n_deaths} deaths", story.name);
+        rng::covered(n_deaths as u64, DEATHS);
     }
 }
 
@@ -175,6 +182,7 @@ fn death_at_any_call_leaves_old_or_new_on_disk() {
     for story in stories().into_iter().filter(|story| story.durable || !story.has_blocks()) {
         let n_deaths = die_everywhere(Place::Disk, &story);
         eprintln!("{}: {n_deaths} deaths", story.name);
+        rng::covered(n_deaths as u64, DEATHS);
     }
 }
 
@@ -186,7 +194,7 @@ fn death_at_any_call_of_random_operations() {
         let story = Story::random(&mut rng, 8, is_durable);
         n_deaths += die_everywhere(Place::Memory, &story);
     }
-    eprintln!("{n_deaths} deaths");
+    rng::covered(n_deaths as u64, DEATHS);
 }
 
 /// Where a name is to replace another, there is a temporary one for a moment.
@@ -250,5 +258,5 @@ fn leftovers_are_gone_after_a_write_of_a_handle_that_was_open_all_the_time() {
             }
         }
     }
-    eprintln!("{n_deaths} deaths");
+    rng::covered(n_deaths as u64, DEATHS);
 }

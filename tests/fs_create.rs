@@ -683,7 +683,17 @@ fn a_file_of_another_name_is_one_file_for_everybody_who_has_it_open() {
     // As the kernel asks of who found no such name: he looks it up again.
     let new = NewFile { write: true, truncate: true, ..NewFile::default() };
     assert_errno(f.fs.create(Ino::ROOT, OsStr::new("log.txt"), new, ME), libc::ESTALE);
+    // Removing it waits for nobody, and whoever has it open goes on.
+    let remove = |name: &str| f.fs.unlink_other(Ino::ROOT, OsStr::new(name));
+    assert!(remove("log.txt").unwrap());
+    assert_errno(remove("log.txt"), libc::ENOENT);
+    assert_errno(f.lookup("log.txt"), libc::ENOENT);
+    f.write(log, 9, b"!").unwrap();
+    assert_eq!((f.read(log), f.fs.getattr(ino).unwrap().nlink), (b"new lines!".to_vec(), 0));
     f.close(log).unwrap();
+    f.put("empty.npy", b"").unwrap();
+    assert!(!remove("empty.npy").unwrap());
+    f.unlink("empty.npy").unwrap();
 
     // Half of an array under a temporary name as well: what was written is begun anew.
     let bytes = npy(100, 0);

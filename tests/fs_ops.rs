@@ -290,6 +290,14 @@ fn attributes_that_are_as_asked_may_be_set() {
     let folder = |set| f.fs.setattr(Ino::ROOT, set);
     assert_eq!(folder(SetAttr { mtime: Some(earlier), ..none }).unwrap().mtime, earlier);
     assert_eq!(f.fs.getattr(Ino::ROOT).unwrap().mtime, earlier);
+    // Found by pjdfstest: all times of a folder were as that when a name in it changed.
+    let set = folder(SetAttr { atime: Some(later), ..none }).unwrap();
+    assert_eq!(set.atime, later);
+    let before = set.ctime;
+    std::thread::sleep(std::time::Duration::from_millis(1));
+    let set = folder(SetAttr { perm: Some(0o700), ..none }).unwrap();
+    assert!(set.ctime > before && set.mtime == earlier);
+    assert_eq!(f.fs.getattr(Ino::ROOT).unwrap().mtime, earlier);
     save(&f.other, "b", 1, 0);
     f.lookup("b.npy").unwrap();
     assert!(f.fs.getattr(Ino::ROOT).unwrap().mtime > earlier);

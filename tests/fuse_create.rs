@@ -515,7 +515,18 @@ fn a_folder_that_is_made_anew_is_another_one() {
             assert_ne!(fs::metadata(&path).unwrap().ino(), ino);
             fs::write(path.join("f"), b"text").unwrap();
             assert_eq!(fs::read(path.join("f")).unwrap(), b"text");
-            assert_eq!(old.metadata().map(|stat| stat.ino()).unwrap_or(ino), ino);
+            // Nor has it the number of one that was made under its path and renamed since.
+            fs::rename(&path, m.path("h")).unwrap();
+            for _ in 0..3 {
+                fs::create_dir(&path).unwrap();
+                assert_ne!(fs::metadata(&path).unwrap().ino(), ino);
+                fs::remove_dir(&path).unwrap();
+            }
+            let renamed = File::open(m.path("h")).unwrap();
+            fs::remove_dir_all(m.path("h")).unwrap();
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("f"), b"text").unwrap();
+            drop((old, renamed));
         }
         fs::remove_dir_all(m.path("g")).unwrap();
         for _ in 0..300 {

@@ -4,6 +4,8 @@
 //! later version is made: in a new folder, beside the old one.
 
 mod common;
+#[path = "golden/subarrays.rs"]
+mod subarrays;
 #[path = "golden/zstd.rs"]
 mod zstd;
 

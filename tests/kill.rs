@@ -8,12 +8,12 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use common::blocks;
+use common::{blocks, rng};
 use numpack::store::{Access, Array, Compression, Dtype, Filter, NewArray, Store};
 use numpack::sys::DirStorage;
 
-/// Rounds: each starts a writer and kills it.
-const N_ROUNDS: u32 = 120;
+/// Rounds: each starts a writer and kills it. `NUMPACK_TEST_CASES` sets another number.
+const N_ROUNDS: u64 = 120;
 /// Tells a process of this test that it is a writer: the store's path and the number of its first operation.
 const WRITER: &str = "NUMPACK_TEST_WRITER";
 
@@ -176,12 +176,13 @@ fn a_killed_writer_leaves_each_operation_wholly_or_not_at_all() {
     let mut next = 0;
     let (mut n_done, mut n_halfway) = (0, 0);
     let mut held: Vec<Array> = Vec::new();
-    for round in 0..N_ROUNDS {
+    let n_rounds = rng::n_cases(N_ROUNDS);
+    for round in 0..n_rounds {
         let reader = Store::open(&path, Access::Read).unwrap();
         held.extend(reader.names().iter().map(|name| reader.array(name).unwrap()));
         let mut writer = start_writer(&path, next);
         // Delays of all lengths up to that of some hundred operations, start-up included.
-        std::thread::sleep(Duration::from_micros(u64::from(round * 7919 % 40_000)));
+        std::thread::sleep(Duration::from_micros(round * 7919 % 40_000));
         writer.kill().unwrap();
         let done = last_done(&mut writer);
         writer.wait().unwrap();
@@ -210,8 +211,9 @@ fn a_killed_writer_leaves_each_operation_wholly_or_not_at_all() {
         held.drain(..held.len().saturating_sub(6));
     }
     println!(
-        "{N_ROUNDS} writers killed after {n_done} operations; {n_halfway} between a commit and its report"
+        "{n_rounds} writers killed after {n_done} operations; {n_halfway} between a commit and its report"
     );
+    rng::covered(n_rounds, "writers killed");
     assert!(n_done > 0, "no writer ever got to work");
     // What they left behind goes with the next write.
     let store = Store::open(&path, Access::Write).unwrap();

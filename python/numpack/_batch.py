@@ -18,7 +18,7 @@ import numpy as np
 from numpack import _rows
 from numpack._attrs import plain_attrs
 from numpack._errors import AppendTargetError, ArrayExistsError, ArrayNotFoundError, RowIndexError
-from numpack._memory import mapped_temporary
+from numpack._memory import mapped_temporary, zeros
 from numpack._rows import AnyArray, RowIndex
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class Overlay:
         """A new array with any items, and what of it counts for the limit: nothing if it lies in a file."""
         nbytes = math.prod(shape) * dtype.itemsize
         if self.memory_limit is None or self.in_memory + nbytes <= self.memory_limit:
-            return np.empty(shape, dtype), nbytes
+            return np.ndarray(shape, dtype), nbytes
         return mapped_temporary(self.folder, shape, dtype), 0
 
     def merged(self, name: str, entry: Entry) -> AnyArray:
@@ -209,23 +209,26 @@ class Overlay:
         return entry.array
 
     def commit(self, store: "NumPack") -> None:
-        """Write what the block changed: the arrays and their removal in one commit."""
+        """Write what the block changed, in one commit."""
         changed = {name: entry for name, entry in self.entries.items() if entry.is_changed()}
         arrays = {name: self.merged(name, entry) for name, entry in changed.items()}
+        # One that was dropped and saved again is a new one: it has nothing of the old one's but the place.
+        compress: dict[str, Any] = {name: None for name in arrays if name in self.gone}
+        compress |= {name: entry.compress[0] for name, entry in changed.items() if entry.compress}
         # Not what the block, or a class derived by somebody else, has under these names.
         public = store._public
-        if arrays or self.gone:
-            public._commit(store, arrays, [name for name in self.gone if name not in arrays])
-        for name, entry in changed.items():
-            if entry.compress:
-                public.recompress(store, name, entry.compress[0])
+        attrs = {}
         for of, wanted in self.attrs.items():
-            if of is None or of not in self.gone or of in arrays:
-                found = public._get_attrs(store, of)
+            if of is None or of in arrays or of not in self.gone:
+                is_new = of in arrays and not public.has_array(store, of)
+                found = {} if is_new else public._get_attrs(store, of)
                 new = {key: value for key, value in wanted.items() if key not in found or found[key] != value}
                 old = [key for key in found if key not in wanted]
                 if new or old:
-                    public._set_attrs(store, of, new, old)
+                    attrs[of] = (new, old)
+        removed = [name for name in self.gone if name not in arrays]
+        if arrays or removed or attrs:
+            public._commit(store, arrays, removed, compress, attrs)
 
 
 P = ParamSpec("P")
@@ -538,12 +541,11 @@ class BatchMethods(_Core):
         overlay = self._overlay
         self._check_free(name)
         _rows.check_compress("compress", compress)
-        dims = (operator.index(shape),) if not np.iterable(shape) else tuple(map(operator.index, shape))
-        kind = np.dtype(dtype)
-        _rows.storable(name, np.empty(0, kind))
+        dims, kind = _rows.check_shape(name, shape), np.dtype(dtype)
+        _rows.check_dtype(name, kind)
         nbytes = math.prod(dims) * kind.itemsize
         if overlay.memory_limit is None or overlay.in_memory + nbytes <= overlay.memory_limit:
-            entry = Entry(np.zeros(dims, kind), in_memory=nbytes)
+            entry = Entry(zeros(dims, kind), in_memory=nbytes)
         else:
             # What was never written in a file is zero.
             entry = Entry(mapped_temporary(overlay.folder, dims, kind))

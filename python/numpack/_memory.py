@@ -27,7 +27,7 @@ def mapped_temporary(folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any])
     """
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes == 0:
-        return np.zeros(shape, dtype)
+        return zeros(shape, dtype)
     with temporary_file(folder) as file:
         reserve: Callable[[int, int, int], None] | None = getattr(os, "posix_fallocate", None)
         if reserve is None:
@@ -35,6 +35,15 @@ def mapped_temporary(folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any])
         else:
             reserve(file.fileno(), 0, nbytes)
         return np.ndarray(shape, dtype, buffer=mmap.mmap(file.fileno(), nbytes))
+
+
+def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
+    """A new array of zeros in C order.
+
+    `numpy.zeros` and `numpy.empty` give strings of no width a width, and times without a unit the machine's byte order.
+    """
+    nbytes = math.prod(shape) * dtype.itemsize
+    return np.ndarray(shape, dtype, np.zeros(nbytes, np.uint8) if nbytes else None)
 
 
 def temporary_file(folder: Path) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from numpack._dtypes import Indescribable, describe
 from numpack._errors import RowIndexError
 from numpack._text import quoted
 
@@ -69,21 +70,47 @@ def storable(name: str, value: object) -> AnyArray:
         If its items have no fixed size.
     """
     array = np.asarray(value)
-    dtype = array.dtype
-    if type(dtype).__name__ == "StringDType":
-        remedy = "its strings have no fixed width; convert it, for example with .astype('U16')"
-    elif dtype.hasobject:
-        remedy = "its items are Python objects; convert it to a dtype of fixed size, such as float64 or 'U16'"
-    elif dtype.isbuiltin == 2:
-        remedy = "NumPy has no description of it; store a view as a dtype of NumPy's, such as .view('u2')"
-    else:
-        try:
-            _ = dtype.descr
-        except ValueError:
-            remedy = "its fields overlap or are out of order; see numpy.lib.recfunctions.repack_fields"
-        else:
-            return array
-    raise TypeError(f"array '{name}' has dtype {dtype}, which cannot be stored: {remedy}")
+    check_dtype(name, array.dtype)
+    return array
+
+
+def check_dtype(name: str, dtype: np.dtype[Any]) -> None:
+    """Check that a store can hold items of this dtype.
+
+    Raises
+    ------
+    TypeError
+    """
+    if dtype.kind in "biufcSU" and dtype.isbuiltin == 1:
+        return
+    try:
+        describe(dtype)
+    except Indescribable as error:
+        raise unstorable(name, dtype, str(error)) from None
+
+
+def unstorable(name: str, dtype: np.dtype[Any], remedy: str) -> TypeError:
+    """The refusal of a dtype."""
+    return TypeError(f"array '{name}' has dtype {dtype}, which cannot be stored: {remedy}")
+
+
+def check_shape(name: str, value: Any) -> tuple[int, ...]:
+    """The shape that a caller wants, as a tuple.
+
+    Raises
+    ------
+    ValueError
+    """
+    refused = ValueError(
+        f"array '{name}': {value!r} is no shape: expected an int, or a tuple of int, none negative"
+    )
+    try:
+        dims = (operator.index(value),) if isinstance(value, SupportsIndex) else tuple(map(operator.index, value))
+    except TypeError:
+        raise refused from None
+    if any(dim < 0 for dim in dims):
+        raise refused
+    return dims
 
 
 def rows_like(name: str, value: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:

@@ -60,10 +60,10 @@ class StoreMethods(_Core):
         - `getitem`, `stream_load`, and `load` with `rows` or `out`, of arrays that the block did not load or change,
           read the store and keep nothing.
 
-        At the end, all arrays that changed are written in one commit: other readers see all of it or nothing, and so
-        does who opens the store after a crash. Codecs and attributes that were changed in the block follow in commits
-        of their own. Each array that changed is written whole, and what others wrote to it meanwhile is lost. **If the
-        block raises, nothing of it is written.** An array whose codec nobody named keeps the one it has.
+        At the end, all that changed is written in one commit, codecs and attributes included: other readers see all
+        of it or nothing, and so does who opens the store after a crash. Each array that changed is written whole, and
+        what others wrote to it meanwhile is lost. **If the block raises, nothing of it is written.** An array whose
+        codec nobody named keeps the one it has, unless the block dropped it first.
 
         A block within a block joins it: the outer one commits. It is the store that is in a block: the calls of other
         threads through the same object belong to it.

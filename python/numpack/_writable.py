@@ -14,7 +14,7 @@ import numpy as np
 
 from numpack import _rows
 from numpack._errors import ArrayNotFoundError
-from numpack._memory import mapped_temporary
+from numpack._memory import mapped_temporary, zeros
 from numpack._rows import AnyArray
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ class WritableArray:
             If the file is shorter than the array.
         """
         if 0 in self.shape or not self.dtype.itemsize:
-            return np.zeros(self.shape, self.dtype)
+            return zeros(self.shape, self.dtype)
         self._mapped = np.memmap(self.file_path, self.dtype, self.mode, shape=self.shape)  # type: ignore[call-overload]
         return np.asarray(self._mapped)
 

@@ -10,7 +10,7 @@ use super::error::CliError;
 use super::mount::Choices;
 use super::opts::{
     BlockOpts, CommandOpts, CompactOpts, ExportOpts, FilterOpt, ImportOpts, InfoOpts, LsOpts, MountOpts,
-    MvOpts, Opts, RecompressOpts, RmOpts, StatusOpts, UmountOpts, UpgradeOpts, VerifyOpts,
+    MvOpts, Opts, RecompressOpts, RepairOpts, RmOpts, StatusOpts, UmountOpts, UpgradeOpts, VerifyOpts,
 };
 use super::units;
 use crate::store::Compression;
@@ -41,6 +41,7 @@ pub enum Command {
     Ls(LsOpts),
     Info(InfoOpts),
     Verify(VerifyConfig),
+    Repair(RepairConfig),
     Rm(RmOpts),
     Mv(MvOpts),
     Compact(CompactOpts),
@@ -113,6 +114,15 @@ pub struct VerifyConfig {
 }
 
 #[derive(Debug)]
+pub struct RepairConfig {
+    pub store: PathBuf,
+    /// `None`: in its place.
+    pub to: Option<PathBuf>,
+    pub json: bool,
+    pub quiet: bool,
+}
+
+#[derive(Debug)]
 pub struct RecompressConfig {
     pub store: PathBuf,
     /// Arrays and groups; none stands for all.
@@ -174,6 +184,9 @@ impl TryFrom<Opts> for Config {
             CommandOpts::Info(opts) => Command::Info(opts),
             CommandOpts::Verify(VerifyOpts { store, deep, json }) => {
                 Command::Verify(VerifyConfig { store, deep, json, quiet })
+            }
+            CommandOpts::Repair(RepairOpts { store, to, json }) => {
+                Command::Repair(RepairConfig { store, to, json, quiet })
             }
             CommandOpts::Rm(opts) => Command::Rm(opts),
             CommandOpts::Mv(opts) => Command::Mv(opts),

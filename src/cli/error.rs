@@ -40,7 +40,9 @@ pub enum CliError {
     /// `upgrade --to` of a store that is new already.
     NotOld { store: PathBuf },
     /// `verify` found damage; each was reported.
-    Damaged { store: PathBuf, n_problems: usize },
+    Damaged { store: PathBuf, n_problems: usize, is_old: bool },
+    /// `repair` could not bring everything back; each loss was reported.
+    Lossy { store: PathBuf, n_arrays: usize },
     /// Mounting failed.
     Mount { source: MountError },
     /// Unmounting failed.
@@ -84,7 +86,7 @@ impl CliError {
             | CliError::Stdout { .. } => Exit::Failed,
             CliError::Store { source } => store_exit(source),
             CliError::NotUpgraded { source, .. } => store_exit(source),
-            CliError::Damaged { .. } => Exit::Damaged,
+            CliError::Damaged { .. } | CliError::Lossy { .. } => Exit::Damaged,
             CliError::Mount { source } => source.exit(),
             CliError::Umount { source } => source.exit(),
             CliError::Background { exit, .. } | CliError::Partly { exit, .. } => *exit,
@@ -136,9 +138,19 @@ impl fmt::Display for CliError {
                 "{}: is of this release already; nothing was written; copy it with cp -r",
                 store.display()
             ),
-            CliError::Damaged { store, n_problems } => {
+            CliError::Damaged { store, n_problems, is_old } => {
                 let problems = if *n_problems == 1 { "problem" } else { "problems" };
-                write!(f, "{}: damaged: {n_problems} {problems}", store.display())
+                let store = store.display();
+                // What an old release wrote is not repaired, but copied as far as it can be read.
+                let next = if *is_old { "upgrade --to DIR --skip-damaged" } else { "repair" };
+                write!(f, "{store}: damaged: {n_problems} {problems}; run \"npkfs {next} {store}\"")
+            }
+            CliError::Lossy { store, n_arrays: 0 } => {
+                write!(f, "{}: repaired; commits of the lost manifest may be missing", store.display())
+            }
+            CliError::Lossy { store, n_arrays } => {
+                let arrays = super::output::count(*n_arrays, "array");
+                write!(f, "{}: repaired, but not all is as it was: see {arrays} above", store.display())
             }
             CliError::Mount { source } => source.fmt(f),
             CliError::Umount { source } => source.fmt(f),
@@ -202,7 +214,10 @@ pub fn store_exit(error: &StoreError) -> Exit {
             _ => Exit::Damaged,
         },
         StoreError::NotAStore { found, .. } => match found {
-            NotAStore::ManifestLost | NotAStore::TableLost | NotAStore::Overwritten => Exit::Damaged,
+            NotAStore::ManifestLost
+            | NotAStore::TableLost
+            | NotAStore::Overwritten
+            | NotAStore::NothingLeft => Exit::Damaged,
             NotAStore::Missing | NotAStore::NotADirectory | NotAStore::NoManifest => Exit::Failed,
         },
         StoreError::Poisoned { first, .. } => store_exit(first),
@@ -230,11 +245,16 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::sys::lock::Holder;
 
     #[test]
     fn exit_codes_tell_damage_from_use_and_refusal() {
         let store = || PathBuf::from("data.npk");
-        let locked = StoreError::Locked { store: store(), waited: Duration::from_secs(30), holder: Some(7) };
+        let locked = StoreError::Locked {
+            store: store(),
+            waited: Duration::from_secs(30),
+            holder: Some(Holder::Process(7)),
+        };
         assert_eq!(store_exit(&locked), Exit::InUse);
         let broken = |source| StoreError::Format { path: "data.npk/metadata.npkm".into(), source };
         let magic = || FormatError::Magic { expected: "manifest", found: b"RIFF".to_vec() };

@@ -3,8 +3,9 @@
 use rmpv::Value as Attr;
 use serde_json::{Value, json};
 
-use crate::format::Dtype;
+use crate::format::{Dtype, names};
 use crate::store::{Access, Array, Attrs, Compression, Filter, Store};
+use crate::sys::netfs::{LockReach, Place};
 
 use super::error::CliError;
 use super::opts::InfoOpts;
@@ -61,6 +62,9 @@ fn store_text(store: &Store, out: &mut Out) -> Result<(), CliError> {
     for (key, value) in store.attrs() {
         out.line(&format!("attribute {}: {}", output::printable_name(&key), attr_json(&value)))?;
     }
+    for line in place_text(store.stat_fs()?.place) {
+        out.line(&line)?;
+    }
     let dead = match totals.dead {
         0 => String::new(),
         dead => format!(", {} of it dead", output::size(dead)),
@@ -78,6 +82,25 @@ fn store_text(store: &Store, out: &mut Out) -> Result<(), CliError> {
         output::size(totals.nbytes),
         output::size(totals.on_disk),
     ))
+}
+
+/// What is different where other hosts may write to the store.
+fn place_text(place: Place) -> Vec<String> {
+    if !place.kind.is_shared() {
+        return Vec::new();
+    }
+    let mut lines = vec![format!(
+        "on {}, which other hosts may share: others' commits are looked for in the file each time, mounts look once a second",
+        place.kind
+    )];
+    lines.push(match place.locks {
+        LockReach::Everybody => "locks keep out writers on other hosts".to_owned(),
+        LockReach::ThisMount => format!(
+            "locks keep out this mount only: a writer also makes {}, and each commit waits for the disk",
+            names::CLAIM
+        ),
+    });
+    lines
 }
 
 fn array_text(array: &Array, out: &mut Out) -> Result<(), CliError> {
@@ -121,10 +144,13 @@ fn array_text(array: &Array, out: &mut Out) -> Result<(), CliError> {
 fn store_json(store: &Store) -> Result<Value, CliError> {
     let arrays = store.arrays()?;
     let totals = Totals::of(&arrays)?;
+    let place = store.stat_fs()?.place;
     Ok(json!({
         "store": store.path().to_string_lossy(),
         "format": store.old_layout().is_none().then(|| store.format_version()),
         "old_layout": store.old_layout().map(|layout| layout.to_string()),
+        "file_system": place.kind.to_string(),
+        "locks_keep_out": place.locks.to_string(),
         "generation": store.generation().0,
         "n_arrays": arrays.len(),
         "nbytes": totals.nbytes,

@@ -16,6 +16,7 @@ mod opts;
 mod output;
 mod progress;
 mod recompress;
+mod repair;
 mod select;
 mod settings;
 mod units;
@@ -60,6 +61,7 @@ fn carry_out(config: Config) -> Result<(), CliError> {
         Command::Ls(opts) => ls::ls(&opts),
         Command::Info(opts) => info::info(&opts),
         Command::Verify(config) => verify::verify(&config),
+        Command::Repair(config) => repair::repair(&config),
         Command::Rm(opts) => edit::rm(&opts),
         Command::Mv(opts) => edit::mv(&opts),
         Command::Compact(opts) => edit::compact(&opts),

@@ -38,6 +38,7 @@ pub enum CommandOpts {
     Ls(LsOpts),
     Info(InfoOpts),
     Verify(VerifyOpts),
+    Repair(RepairOpts),
     Rm(RmOpts),
     Mv(MvOpts),
     Compact(CompactOpts),
@@ -281,6 +282,28 @@ pub struct VerifyOpts {
     pub deep: bool,
 
     /// JSON, offsets and sizes in bytes (default: text)
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Make of a damaged store one that can be used, and say what is lost
+///
+/// A manifest that is lost or damaged is made anew: of its own good parts, its backup, or the headers of the data files.
+/// A damaged array is replaced by what can be read of it: what cannot is zeros, and the rows that it was in are told, and
+/// named in the array's attribute npkfs.lost_rows. Nothing damaged is removed or overwritten: the originals are in the
+/// folder lost+found in the store. Everything is read; what is sound is not changed. It can be run again at any time, also
+/// after it was interrupted. Exit code 3 if something is lost, or in doubt.
+#[derive(Debug, Args)]
+pub struct RepairOpts {
+    /// The store
+    pub store: PathBuf,
+
+    /// Write what is left to a new store in this folder, which is created, and leave the damaged one as it is (default:
+    /// in its place)
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+
+    /// JSON, offsets in bytes, ranges of rows without the last number (default: text)
     #[arg(long)]
     pub json: bool,
 }

@@ -28,7 +28,10 @@ pub fn verify(config: &VerifyConfig) -> Result<(), CliError> {
     out.finish()?;
     match report.problems.len() {
         0 => Ok(()),
-        n_problems => Err(CliError::Damaged { store: config.store.clone(), n_problems }),
+        n_problems => {
+            let is_old = report.old_layout.is_some();
+            Err(CliError::Damaged { store: config.store.clone(), n_problems, is_old })
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! the whole array: a block or page that was overwritten, torn or damaged since is never taken for good. Blocks and
 //! pages are pure values here; `store` reads and writes them.
 
+use super::messagepack::read_all;
 use super::{BlockKind, Codec, FormatError, npy};
 use crate::bytes::{array_at, put_u32, put_u64, u32_at, u64_at};
 
@@ -336,8 +337,7 @@ impl FileHeader {
             return Err(FormatError::TooLong { part: "the .npy header", len: npy_len, max });
         }
         let codec = covered.get(CODEC_OFFSET..).unwrap_or(&[]);
-        let codec = rmp_serde::from_slice(codec)
-            .map_err(|source| FormatError::Payload { offset: CODEC_OFFSET as u64, source })?;
+        let codec = read_all(codec, Codec::read).map_err(|wrong| wrong.at(CODEC_OFFSET as u64))?;
         Ok(Self { npy_len, codec })
     }
 }

@@ -6,10 +6,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Serialize, Serializer};
 
 use super::FormatError;
+use super::messagepack::{Malformed, Reader, needed, once, unknown};
 
 /// Raw length of a block is a multiple of this: the memory page, so that a page never spans two blocks.
 pub const BLOCK_ALIGN: u32 = 4096;
@@ -31,6 +31,9 @@ pub const DEFAULT_BLOCK_LEN: u32 = 64 << 10;
 
 /// The name of the only codec, as it stands on disk.
 const ZSTD: &str = "zstd";
+
+/// Deepest nesting of a parameter of a codec that is not known.
+const MAX_PARAMETER_DEPTH: usize = 64;
 
 /// The reversible step before compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -125,17 +128,11 @@ impl Serialize for Filter {
     }
 }
 
-impl<'de> Deserialize<'de> for Filter {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
-}
-
 /// How the blocks of an array are encoded: always zstd. Checked when it was made.
 ///
 /// On disk: a map with `name`, `level`, `block` and `filter`; spec/npk-format.md, "Codecs".
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(into = "StoredCodec", try_from = "StoredCodec")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(into = "StoredCompression")]
 pub struct Codec {
     /// The level of zstd, [`MIN_LEVEL`] to [`MAX_LEVEL`].
     pub level: i32,
@@ -146,6 +143,12 @@ pub struct Codec {
 }
 
 impl Codec {
+    /// Reads a codec as it stands on disk.
+    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let stored = StoredCompression::read(reader)?;
+        Ok(Self::new(stored.level, stored.block, needed(stored.filter, "filter")?)?)
+    }
+
     /// A codec with these parameters.
     ///
     /// # Errors
@@ -210,74 +213,82 @@ impl Compression {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StoredCompression {
-    name: CodecName,
-    level: i32,
-    block: u32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    filter: Option<Filter>,
-}
-
-impl Serialize for Compression {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { level, block_len, filter } = *self;
-        StoredCompression { name: CodecName, level, block: block_len, filter }.serialize(serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Compression {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let stored = StoredCompression::deserialize(deserializer)?;
+impl Compression {
+    /// Reads a compression as it stands on disk.
+    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let stored = StoredCompression::read(reader)?;
         let compression = Self { level: stored.level, block_len: stored.block, filter: stored.filter };
-        compression.codec(Filter::None).map_err(D::Error::custom)?;
+        compression.codec(Filter::None)?;
         Ok(compression)
     }
 }
 
-/// A codec as it stands on disk. The name comes first, so that an unknown one is refused by its name and not for
-/// the parameters that it has.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StoredCodec {
-    name: CodecName,
+/// A codec or compression as it stands on disk.
+#[derive(Serialize)]
+struct StoredCompression {
+    name: &'static str,
     level: i32,
     block: u32,
-    filter: Filter,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    filter: Option<Filter>,
 }
 
-impl From<Codec> for StoredCodec {
-    fn from(codec: Codec) -> Self {
-        Self { name: CodecName, level: codec.level, block: codec.block_len, filter: codec.filter }
+impl StoredCompression {
+    fn new(level: i32, block: u32, filter: Option<Filter>) -> Self {
+        Self { name: ZSTD, level, block, filter }
     }
-}
 
-impl TryFrom<StoredCodec> for Codec {
-    type Error = FormatError;
-
-    fn try_from(stored: StoredCodec) -> Result<Self, FormatError> {
-        Self::new(stored.level, stored.block, stored.filter)
-    }
-}
-
-/// The string "zstd".
-struct CodecName;
-
-impl Serialize for CodecName {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(ZSTD)
-    }
-}
-
-impl<'de> Deserialize<'de> for CodecName {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let name = String::deserialize(deserializer)?;
-        if name == ZSTD {
-            Ok(Self)
-        } else {
-            Err(D::Error::custom(FormatError::UnknownCodec { part: "codec", name }))
+    /// An unknown codec is refused by its name, and not for the parameters that it has.
+    fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let (mut name, mut level, mut block, mut filter, mut wrong) = (None, None, None, None, None);
+        reader.fields(|reader, key| {
+            match key {
+                "name" => return once(&mut name, key, reader.str()?),
+                "level" | "block" | "filter" => {}
+                key => wrong = wrong.take().or(Some(unknown(key))),
+            }
+            let value = reader.value(MAX_PARAMETER_DEPTH)?;
+            match key {
+                "level" => once(&mut level, key, value),
+                "block" => once(&mut block, key, value),
+                "filter" => once(&mut filter, key, value),
+                _ => Ok(()),
+            }
+        })?;
+        let name = needed(name, "name")?;
+        if name != ZSTD {
+            return Err(FormatError::UnknownCodec { part: "codec", name: name.to_owned() }.into());
         }
+        if let Some(wrong) = wrong {
+            return Err(wrong);
+        }
+        let (level, block) = (needed(level, "level")?, needed(block, "block")?);
+        let level_value = level.as_i64().and_then(|level| i32::try_from(level).ok());
+        let block_value = block.as_u64().and_then(|block| u32::try_from(block).ok());
+        let filter = match filter {
+            None => None,
+            Some(filter) => match filter.as_str() {
+                Some(name) => Some(name.parse()?),
+                None => return Err(Malformed(format!("codec: filter is {filter}, expected a string"))),
+            },
+        };
+        match (level_value, block_value) {
+            (Some(level), Some(block)) => Ok(Self::new(level, block, filter)),
+            (None, _) => Err(Malformed(format!("codec: level is {level}, expected -7 to 22"))),
+            (_, None) => Err(Malformed(format!("codec: block length is {block}, expected 4096 to 16777216"))),
+        }
+    }
+}
+
+impl From<Codec> for StoredCompression {
+    fn from(codec: Codec) -> Self {
+        Self::new(codec.level, codec.block_len, Some(codec.filter))
+    }
+}
+
+impl Serialize for Compression {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        StoredCompression::new(self.level, self.block_len, self.filter).serialize(serializer)
     }
 }
 
@@ -346,6 +357,7 @@ impl BlockKind {
 
 #[cfg(test)]
 mod tests {
+    use super::super::messagepack::read_all;
     use super::*;
 
     /// Maps that no `Codec` writes.
@@ -354,7 +366,7 @@ mod tests {
     }
 
     fn refusal(value: &rmpv::Value) -> String {
-        rmp_serde::from_slice::<Codec>(&rmp_serde::to_vec_named(value).unwrap()).unwrap_err().to_string()
+        read_all(&rmp_serde::to_vec_named(value).unwrap(), Codec::read).unwrap_err().0
     }
 
     #[test]
@@ -369,7 +381,7 @@ mod tests {
         ]);
         assert_eq!(rmp_serde::from_slice::<rmpv::Value>(&bytes).unwrap(), expected);
         assert_eq!(bytes, rmp_serde::to_vec_named(&expected).unwrap());
-        assert_eq!(rmp_serde::from_slice::<Codec>(&bytes).unwrap(), codec);
+        assert_eq!(read_all(&bytes, Codec::read).unwrap(), codec);
     }
 
     #[test]

@@ -2,35 +2,52 @@
 //!
 //! Every fixed-size dtype is known; objects and variable-width strings are refused here, once for all layers.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::FormatError;
 use super::literal::{self, Literal};
 
-/// Deepest nesting of structured dtypes.
-const MAX_DEPTH: usize = 32;
+/// Deepest nesting of structured dtypes and subarrays.
+pub(super) const MAX_DEPTH: usize = 32;
 
-/// Largest item that NumPy can have, in bytes.
+/// Largest item, and largest dimension of a field, that NumPy can have.
 const MAX_ITEMSIZE: u64 = i32::MAX as u64;
+
+/// Most dimensions of a field.
+const MAX_FIELD_NDIM: usize = 64;
+
+const UNKNOWN: &str = "is not a dtype of NumPy's";
+const TOO_LARGE: &str = "has items over 2 GiB";
 
 /// A dtype as NumPy describes it.
 ///
-/// On disk: a string, or a list of fields; spec/npk-format.md, "Data types".
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// On disk: a string, a list of fields, or the map of a subarray; spec/npk-format.md, "Data types".
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(untagged)]
 pub enum Descr {
     /// A typestring such as `<f4`, `|b1`, `<M8[ns]`, `|S5`.
     Scalar(String),
     /// The fields of a structured dtype, in memory order.
     Fields(Vec<Field>),
+    /// Elements of a field that are arrays themselves.
+    Subarray(Box<Subarray>),
+}
+
+/// An array within an element: the dtype of the elements of a field that has a shape.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub struct Subarray {
+    /// The dtype of one element.
+    pub descr: Descr,
+    /// The shape, not empty.
+    pub shape: Vec<u64>,
 }
 
 /// One field of a structured dtype. Padding is a field with an empty name and dtype `|V<n>`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Field {
     /// The field's second name, empty where it has none.
     pub title: String,
@@ -53,8 +70,11 @@ impl Dtype {
     /// Checks `descr` and computes its item size.
     ///
     /// # Errors
-    /// `Dtype` if it is not a fixed-size dtype of NumPy.
+    /// `Dtype` if it is not the description that NumPy has for a fixed-size dtype.
     pub fn from_descr(descr: Descr) -> Result<Self, FormatError> {
+        if matches!(descr, Descr::Subarray(_)) {
+            return Err(refused(&descr, "is that of an array, which only fields can have"));
+        }
         let itemsize = itemsize(&descr, 0)?;
         Ok(Self { descr: Arc::new(descr), itemsize })
     }
@@ -91,7 +111,7 @@ impl fmt::Display for Dtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.descr {
             Descr::Scalar(typestring) => f.write_str(typestring),
-            Descr::Fields(_) => f.write_str(&self.to_python()),
+            Descr::Fields(_) | Descr::Subarray(_) => f.write_str(&self.to_python()),
         }
     }
 }
@@ -104,80 +124,171 @@ fn itemsize(descr: &Descr, depth: usize) -> Result<u64, FormatError> {
     if depth > MAX_DEPTH {
         return Err(FormatError::Dtype { descr: "[...]".into(), what: "is nested too deeply" });
     }
+    let inner = depth.saturating_add(1);
     let size = match descr {
-        Descr::Scalar(typestring) => scalar_itemsize(typestring).map_err(|what| refused(descr, what))?,
+        Descr::Scalar(typestring) => {
+            let known = Scalar::parse(typestring).map_err(|what| refused(descr, what))?;
+            if known.text != *typestring {
+                return Err(refused(descr, "is not as NumPy writes it"));
+            }
+            known.size
+        }
+        Descr::Subarray(array) => {
+            if array.shape.is_empty() {
+                return Err(refused(descr, "is that of an array without a shape"));
+            }
+            let element_len = itemsize(&array.descr, inner)?;
+            nbytes(element_len, &array.shape).map_err(|what| refused(descr, what))?
+        }
         Descr::Fields(fields) => {
+            check_names(fields).map_err(|what| refused(descr, what))?;
             let mut sum = 0_u64;
             for field in fields {
-                let element_len = itemsize(&field.descr, depth.saturating_add(1))?;
-                sum = field
-                    .shape
-                    .iter()
-                    .try_fold(element_len, |len, dim| len.checked_mul(*dim))
-                    .and_then(|len| sum.checked_add(len))
-                    .filter(|sum| *sum <= MAX_ITEMSIZE)
-                    .ok_or_else(|| refused(descr, "has items over 2 GiB"))?;
+                if field.shape.is_empty() && matches!(field.descr, Descr::Subarray(_)) {
+                    return Err(refused(descr, "has a field of arrays that has no shape"));
+                }
+                let element_len = itemsize(&field.descr, inner)?;
+                let len = nbytes(element_len, &field.shape).map_err(|what| refused(descr, what))?;
+                // Of lengths up to 2^31 each, there are fewer than would be too many for a sum.
+                sum = sum.saturating_add(len);
+                if sum > MAX_ITEMSIZE {
+                    return Err(refused(descr, TOO_LARGE));
+                }
             }
             sum
         }
     };
     if size > MAX_ITEMSIZE {
-        return Err(refused(descr, "has items over 2 GiB"));
+        return Err(refused(descr, TOO_LARGE));
     }
     Ok(size)
 }
 
-fn scalar_itemsize(typestring: &str) -> Result<u64, &'static str> {
-    const UNKNOWN: &str = "is not a dtype of NumPy's";
-    let code = typestring.strip_prefix(['<', '>', '|', '=']).unwrap_or(typestring);
-    let mut chars = code.chars();
-    let kind = chars.next().ok_or(UNKNOWN)?;
-    let rest = chars.as_str();
-    if matches!(kind, 'M' | 'm') {
-        let unit = rest.strip_prefix('8').ok_or(UNKNOWN)?;
-        return if is_time_unit(unit) { Ok(8) } else { Err(UNKNOWN) };
+/// Bytes of a field of this shape.
+fn nbytes(element_len: u64, shape: &[u64]) -> Result<u64, &'static str> {
+    if shape.len() > MAX_FIELD_NDIM {
+        return Err("has a field of more than 64 dimensions");
     }
-    if kind == 'O' {
-        return Err(
-            "object arrays hold Python objects, which cannot be stored without pickle; convert to a fixed-size dtype",
-        );
+    if shape.iter().any(|&dim| dim > MAX_ITEMSIZE) {
+        return Err(TOO_LARGE);
     }
-    if kind == 'T' {
-        return Err("variable-width strings cannot be stored; convert to a fixed width such as U16");
+    if shape.contains(&0) {
+        return Ok(0);
     }
-    if rest.is_empty() || !rest.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(UNKNOWN);
-    }
-    let size: u64 = rest.parse().map_err(|_| "has items over 2 GiB")?;
-    match (kind, size) {
-        ('b', 1) | ('i' | 'u', 1 | 2 | 4 | 8) | ('f', 2 | 4 | 8 | 12 | 16) | ('c', 8 | 16 | 24 | 32) => {
-            Ok(size)
+    let len = shape.iter().try_fold(element_len, |len, dim| len.checked_mul(*dim));
+    len.filter(|len| *len <= MAX_ITEMSIZE).ok_or(TOO_LARGE)
+}
+
+/// Names and titles of fields are different from each other. Padding has none.
+fn check_names(fields: &[Field]) -> Result<(), &'static str> {
+    let mut taken = HashSet::new();
+    for field in fields.iter().filter(|field| !field.is_padding()) {
+        let is_new = taken.insert(&field.name) && (field.title.is_empty() || taken.insert(&field.title));
+        if !is_new {
+            return Err("has two fields of one name or title");
         }
-        ('S' | 'a' | 'V', _) => Ok(size),
-        ('U', _) => size.checked_mul(4).ok_or("has items over 2 GiB"),
-        _ => Err(UNKNOWN),
+    }
+    Ok(())
+}
+
+impl Field {
+    /// Whether NumPy takes it for bytes between fields.
+    fn is_padding(&self) -> bool {
+        let is_void = match &self.descr {
+            Descr::Scalar(typestring) => typestring.starts_with("|V"),
+            Descr::Fields(_) => false,
+            Descr::Subarray(_) => true,
+        };
+        self.name.is_empty() && (is_void || !self.shape.is_empty())
     }
 }
 
-fn is_time_unit(unit: &str) -> bool {
-    const UNITS: [&str; 14] =
-        ["Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "fs", "as", "generic"];
+/// A dtype without fields.
+struct Scalar {
+    /// The typestring as NumPy writes it.
+    text: String,
+    /// Bytes of one item.
+    size: u64,
+}
+
+impl Scalar {
+    /// Reads a typestring, also one that NumPy reads but does not write: `f4`, `<u1`, `M8[1s]`.
+    fn parse(typestring: &str) -> Result<Self, &'static str> {
+        let (order, code) = match typestring.strip_prefix(['<', '>', '|', '=']) {
+            Some(code) => (typestring.chars().next(), code),
+            None => (None, typestring),
+        };
+        let mut chars = code.chars();
+        let kind = chars.next().ok_or(UNKNOWN)?;
+        let rest = chars.as_str();
+        let native = if cfg!(target_endian = "big") { '>' } else { '<' };
+        let order = match order {
+            Some(order @ ('<' | '>')) => order,
+            _ => native,
+        };
+        if matches!(kind, 'M' | 'm') {
+            let unit = time_unit(rest.strip_prefix('8').ok_or(UNKNOWN)?).ok_or(UNKNOWN)?;
+            return Ok(Self { text: format!("{order}{kind}8{unit}"), size: 8 });
+        }
+        if kind == 'O' {
+            return Err(
+                "object arrays hold Python objects, which cannot be stored without pickle; convert to a fixed-size dtype",
+            );
+        }
+        if kind == 'T' {
+            return Err("variable-width strings cannot be stored; convert to a fixed width such as U16");
+        }
+        if rest.is_empty() || !rest.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(UNKNOWN);
+        }
+        let len: u64 = rest.parse().map_err(|_| TOO_LARGE)?;
+        let (order, size) = match (kind, len) {
+            ('b' | 'i' | 'u', 1) => ('|', 1),
+            ('i' | 'u', 2 | 4 | 8) | ('f', 2 | 4 | 8 | 12 | 16) | ('c', 8 | 16 | 24 | 32) => (order, len),
+            ('S' | 'a' | 'V', _) => ('|', len),
+            ('U', _) => (order, len.checked_mul(4).ok_or(TOO_LARGE)?),
+            _ => return Err(UNKNOWN),
+        };
+        let kind = if kind == 'a' { 'S' } else { kind };
+        Ok(Self { text: format!("{order}{kind}{len}"), size })
+    }
+}
+
+/// The unit of times as NumPy writes it, such as `[25s]`; nothing for times without one.
+fn time_unit(unit: &str) -> Option<String> {
+    const UNITS: [&str; 13] = ["Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "fs", "as"];
     if unit.is_empty() {
-        return true;
+        return Some(String::new());
     }
-    unit.strip_prefix('[')
-        .and_then(|unit| unit.strip_suffix(']'))
-        .map(|unit| unit.trim_start_matches(|c: char| c.is_ascii_digit()))
-        .is_some_and(|unit| UNITS.contains(&unit))
+    let unit = unit.strip_prefix('[')?.strip_suffix(']')?;
+    let name = unit.trim_start_matches(|c: char| c.is_ascii_digit());
+    let count = unit.strip_suffix(name)?;
+    let count: i32 = if count.is_empty() { 1 } else { count.parse().ok()? };
+    match count {
+        _ if name == "generic" => Some(String::new()),
+        _ if !UNITS.contains(&name) => None,
+        1 => Some(format!("[{name}]")),
+        _ => Some(format!("[{count}{name}]")),
+    }
 }
 
+/// The description that a header has, as NumPy itself would write it.
 fn descr_of(literal: &Literal, depth: usize) -> Result<Descr, FormatError> {
     let malformed = || FormatError::NpyHeader { what: "descr is not a dtype description".into() };
     if depth > MAX_DEPTH {
         return Err(malformed());
     }
+    let inner = depth.saturating_add(1);
     match literal {
-        Literal::Str(typestring) => Ok(Descr::Scalar(typestring.clone())),
+        Literal::Str(typestring) => match Scalar::parse(typestring) {
+            Ok(known) => Ok(Descr::Scalar(known.text)),
+            Err(what) => Err(refused(&Descr::Scalar(typestring.clone()), what)),
+        },
+        Literal::Tuple(parts) => {
+            let [descr, shape] = parts.as_slice() else { return Err(malformed()) };
+            let (descr, shape) = (descr_of(descr, inner)?, shape_of(shape).ok_or_else(malformed)?);
+            Ok(if shape.is_empty() { descr } else { Descr::Subarray(Box::new(Subarray { descr, shape })) })
+        }
         Literal::List(items) => {
             let mut fields = Vec::with_capacity(items.len());
             for item in items {
@@ -195,12 +306,21 @@ fn descr_of(literal: &Literal, depth: usize) -> Result<Descr, FormatError> {
                     },
                     _ => return Err(malformed()),
                 };
-                let descr = descr_of(descr, depth.saturating_add(1))?;
-                fields.push(Field { title, name, descr, shape });
+                fields.push(Field::new(title, name, descr_of(descr, inner)?, shape));
             }
             Ok(Descr::Fields(fields))
         }
         _ => Err(malformed()),
+    }
+}
+
+impl Field {
+    /// A field. One of arrays that has no shape has that of the arrays, as in NumPy.
+    pub fn new(title: String, name: String, descr: Descr, shape: Vec<u64>) -> Self {
+        match descr {
+            Descr::Subarray(array) if shape.is_empty() => Self::new(title, name, array.descr, array.shape),
+            descr => Self { title, name, descr, shape },
+        }
     }
 }
 
@@ -237,6 +357,7 @@ fn python_text(descr: &Descr) -> String {
             let fields: Vec<String> = fields.iter().map(field_text).collect();
             format!("[{}]", fields.join(", "))
         }
+        Descr::Subarray(array) => format!("({}, {})", python_text(&array.descr), shape_text(&array.shape)),
     }
 }
 
@@ -273,17 +394,49 @@ mod tests {
         assert_eq!(size("[('a', '<f4'), ('b', '<i8', (2, 3))]"), 52);
         assert_eq!(size("[('a', '|i1'), ('', '|V3'), ('b', [('x', '<f8')], (2,))]"), 20);
         assert_eq!(size("[(('a title', 'a'), '<f4')]"), 4);
+        assert_eq!(size("[('a', '<i4'), ('c', ('<f8', (5,)), (2,))]"), 84);
+        assert_eq!(size("[('a', '<i4', (0, 1000))]"), 0);
     }
 
     #[test]
     fn descriptions_survive_the_header_text() {
-        for text in
-            ["'<f4'", "[('a', '<f4'), ('b', '<i8', (2,))]", "[(('t', 'n'), '|S3'), ('it\\'s \"x\"', '<f8')]"]
-        {
+        for text in [
+            "'<f4'",
+            "'<M8[0s]'",
+            "[]",
+            "[('a', '<f4'), ('b', '<i8', (2,))]",
+            "[(('t', 'n'), '|S3'), ('it\\'s \"x\"', '<f8')]",
+            "[('a', '<i4'), ('c', ('<f8', (5,)), (2,))]",
+            "[('a', ([('x', '<f4'), ('', '|V4')], (2, 3)), (0,))]",
+        ] {
             let dtype = Dtype::parse_python(text).unwrap();
             assert_eq!(Dtype::parse_python(&dtype.to_python()).unwrap(), dtype);
         }
-        assert_eq!(Dtype::parse_python("[('a', '<f4', 3)]").unwrap().to_python(), "[('a', '<f4', (3,))]");
+    }
+
+    #[test]
+    fn dtypes_are_described_as_numpy_describes_them() {
+        for (text, canonical) in [
+            ("'<u1'", "'|u1'"),
+            ("'=i4'", "'<i4'"),
+            ("'|f8'", "'<f8'"),
+            ("'f04'", "'<f4'"),
+            ("'<S5'", "'|S5'"),
+            ("'a5'", "'|S5'"),
+            ("'M8[generic]'", "'<M8'"),
+            ("'>m8[1s]'", "'>m8[s]'"),
+            ("'<M8[060s]'", "'<M8[60s]'"),
+            ("[('a', '<f4', 3)]", "[('a', '<f4', (3,))]"),
+            ("[('a', '<f4', ())]", "[('a', '<f4')]"),
+            ("[('a', ('<f4', (3,)))]", "[('a', '<f4', (3,))]"),
+            ("[('a', (('<f4', ()), (3,)), 2)]", "[('a', ('<f4', (3,)), (2,))]"),
+        ] {
+            assert_eq!(Dtype::parse_python(text).unwrap().to_python(), canonical, "{text}");
+        }
+        for typestring in ["f4", "<u1", "<S5", "<M8[1s]"] {
+            let error = Dtype::from_descr(Descr::Scalar(typestring.into())).unwrap_err().to_string();
+            assert!(error.contains("is not as NumPy writes it"), "{error}");
+        }
     }
 
     #[test]
@@ -300,9 +453,18 @@ mod tests {
             "[('a',)]",
             "3",
             "'<U999999999999'",
+            "('<f4', (3,))",
+            "'<M8[2147483648s]'",
+            "'<M8[-1s]'",
+            "[('a', '<f4'), ('a', '<f4')]",
+            "[(('b', 'a'), '<f4'), ('b', '<f4')]",
+            "[(('a', 'a'), '<f4')]",
+            "[('a', '<f4', (0, 2147483648))]",
+            "[('a', '|V1073741824'), ('b', '|V1073741824')]",
         ] {
             assert!(Dtype::parse_python(text).is_err(), "{text}");
         }
+        assert!(Dtype::parse_python("[('', '|V1'), ('', '|V2'), ('', '<f4', (2,))]").is_ok());
         assert!(Dtype::parse_python("[('a', '<f8', (4294967296, 4294967296))]").is_err());
     }
 

@@ -61,8 +61,8 @@ pub enum FormatError {
     Payload {
         /// Where the frame starts.
         offset: u64,
-        /// What the decoder said.
-        source: rmp_serde::decode::Error,
+        /// What is wrong with it.
+        what: String,
     },
     /// An edit that does not fit the table that it changes.
     Edit {
@@ -159,8 +159,8 @@ impl fmt::Display for FormatError {
             Self::TooLong { part, len, max } => {
                 write!(f, "{part} claims {len} bytes, the limit is {max}")
             }
-            Self::Payload { offset, source } => {
-                write!(f, "frame at byte {offset} does not decode: {source}")
+            Self::Payload { offset, what } => {
+                write!(f, "frame at byte {offset} does not decode: {what}")
             }
             Self::Edit { generation, what } => write!(f, "edit of generation {generation}: {what}"),
             Self::NpyHeader { what } => write!(f, "npy header: {what}"),
@@ -180,14 +180,7 @@ impl fmt::Display for FormatError {
     }
 }
 
-impl Error for FormatError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Payload { source, .. } => Some(source),
-            _ => None,
-        }
-    }
-}
+impl Error for FormatError {}
 
 /// Bytes of a file as a person can read them.
 struct Bytes<'a>(&'a [u8]);

@@ -4,6 +4,8 @@
 //! frame decides whether it is such an end, which is silently not there, or damage, which is an error: see
 //! [`Log::next`] and spec/npk-format.md, "Torn ends and damage".
 
+use std::ops::Range;
+
 use super::FormatError;
 use crate::bytes::{array_at, put_u32, put_u64, u32_at, u64_at};
 
@@ -176,6 +178,15 @@ impl<'a> Log<'a> {
                 _ => Ok(None),
             },
         }
+    }
+
+    /// After a bad frame: goes on with the first good one behind it, and returns the offsets of what is left out. `None`
+    /// if no good one follows. For those who want what is left of a damaged manifest.
+    pub fn skip_damage(&mut self) -> Option<Range<u64>> {
+        let from = self.offset();
+        let to = self.frame_after(self.pos)?.offset;
+        self.pos = usize::try_from(to.saturating_sub(self.start)).ok()?;
+        Some(from..to)
     }
 
     fn frame_at(&self, pos: usize) -> Result<Frame<'a>, FormatError> {

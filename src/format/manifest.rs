@@ -9,12 +9,11 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use roaring::RoaringTreemap;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::block_index::{FILE_HEADER_LEN, Index};
 use super::stored::{
-    Blob, RowsEdit, Snapshot, StoredEntry, decode_record, decode_rows, encode_record, from_bytes, record_id,
-    to_bytes,
+    Blob, RowsEdit, Snapshot, StoredEntry, decode_record, decode_rows, encode_record, record_id, to_bytes,
 };
 use super::{Codec, Compression, Dtype, FormatError, Layout, names, upstream};
 
@@ -52,12 +51,12 @@ fn is_shallow(value: &rmpv::Value, depth: usize) -> bool {
 }
 
 /// The identity of one version of an array. Never reused within a store; 0 is nobody's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct ArrayId(pub u64);
 
 /// The number of commits that led to a state of the store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Generation(pub u64);
 
@@ -382,7 +381,7 @@ impl Table {
     ) -> Result<Self, FormatError> {
         let stored = StoredRecords { bytes, payload, offset };
         let payload = stored.payload();
-        let snapshot: Snapshot<'_> = from_bytes(payload, offset)?;
+        let snapshot = Snapshot::decode(payload, offset)?;
         let refused = |what: String| FormatError::Edit { generation: snapshot.generation.0, what };
         if snapshot.generation.0 >= MAX_COUNT || snapshot.next_id.0 >= MAX_COUNT {
             return Err(refused(format!("counts up to 2**63: the next id is {}", snapshot.next_id.0)));

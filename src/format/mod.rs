@@ -27,6 +27,7 @@ pub mod frame;
 mod layout;
 mod literal;
 pub mod manifest;
+mod messagepack;
 pub mod names;
 pub mod npy;
 mod stored;
@@ -34,7 +35,7 @@ pub mod upstream;
 
 pub use block_index::Index;
 pub use codec::{BLOCK_ALIGN, BlockKind, Codec, Compression, Filter, MAX_BLOCK_LEN, MAX_LEVEL, MIN_LEVEL};
-pub use dtype::{Descr, Dtype, Field};
+pub use dtype::{Descr, Dtype, Field, Subarray};
 pub use error::FormatError;
 pub use layout::{Layout, MAX_NDIM};
 pub use manifest::{ArrayId, Attrs, Blocks, DeletedRows, Edit, Generation, Op, Record, Table};

@@ -10,6 +10,8 @@ pub const MANIFEST_BACKUP: &str = "metadata.npkm.bak";
 pub const LOST_AND_FOUND: &str = "lost+found";
 /// The file that writers lock.
 pub const LOCK: &str = "metadata.npkm.lock";
+/// What a writer makes beside [`LOCK`] where that does not keep out other hosts.
+pub const CLAIM: &str = "metadata.npkm.lock.host";
 
 const DATA_PREFIX: &str = "data_";
 const DATA_SUFFIX: &str = ".npkd";
@@ -19,6 +21,9 @@ pub const MAX_NAME_LEN: usize = 4096;
 
 /// Bytes of the escaped name that go into a file name; file systems allow 255 in all.
 const MAX_ESCAPED_LEN: usize = 200;
+
+/// Longest name of a file, in bytes.
+const MAX_FILE_NAME_LEN: usize = 255;
 
 /// Checks that an array may have this name.
 ///
@@ -56,10 +61,45 @@ pub fn data_file(name: &str, id: ArrayId) -> String {
 
 /// Whether `file` is a name that data files have: within the store's folder, and nothing else's.
 pub fn is_data_file(file: &str) -> bool {
-    file.len() <= 255
+    file.len() <= MAX_FILE_NAME_LEN
         && file.starts_with(DATA_PREFIX)
         && file.ends_with(DATA_SUFFIX)
         && !file.bytes().any(|byte| byte == b'/' || byte == 0)
+}
+
+/// What the name of a data file tells of the array that it was made for. Renamed arrays keep their files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileName {
+    /// The array's name, or the first part of it.
+    pub name: String,
+    /// The identity of the version, if it is not the first of its name.
+    pub id: Option<ArrayId>,
+    /// The array's name may go on: it was too long for a file's.
+    pub is_cut: bool,
+}
+
+/// Reads what [`first_data_file`] and [`data_file`] have written; `None` if it is not from them.
+pub fn parse_data_file(file: &str) -> Option<FileName> {
+    let text = file.strip_prefix(DATA_PREFIX)?.strip_suffix(DATA_SUFFIX)?;
+    // A `~` in the array's name is escaped.
+    let (escaped, id) = match text.rsplit_once('~') {
+        Some((escaped, id)) => (escaped, Some(ArrayId(id.parse().ok()?))),
+        None => (text, None),
+    };
+    let name = unescape(escaped)?;
+    let is_cut = id.is_some() && escaped.len() >= MAX_ESCAPED_LEN.saturating_sub(2);
+    // Escapes are not cut, but a character of several may be: what is left of it is in no name.
+    let own = escape(&name);
+    let is_own = if is_cut { escaped.starts_with(&own) } else { own == escaped };
+    (is_own && check(&name).is_ok()).then_some(FileName { name, id, is_cut })
+}
+
+/// The name in [`LOST_AND_FOUND`] for a file of the store that is kept there; `n` counts up while it is taken.
+pub fn kept_file(file: &str, n: u32) -> String {
+    let suffix = if n > 0 { format!("~{n}") } else { String::new() };
+    let room = MAX_FILE_NAME_LEN.saturating_sub(suffix.len());
+    let cut = (0..=room.min(file.len())).rfind(|cut| file.is_char_boundary(*cut)).unwrap_or(0);
+    format!("{}{suffix}", file.get(..cut).unwrap_or(""))
 }
 
 /// The name in [`LOST_AND_FOUND`] for a file that had the path `path` in a mount; `n` counts up while it is taken.
@@ -89,6 +129,29 @@ fn escape(name: &str) -> String {
     out
 }
 
+/// Undoes [`escape`]; `None` for what it has not written. Of a character that was cut, what is left is left out.
+fn unescape(escaped: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(escaped.len());
+    let mut rest = escaped.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let digits = [rest.next()?, rest.next()?];
+        let digits = std::str::from_utf8(&digits).ok()?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+    }
+    match String::from_utf8(bytes) {
+        Ok(name) => Some(name),
+        Err(error) if error.utf8_error().error_len().is_none() => {
+            let valid = error.utf8_error().valid_up_to();
+            String::from_utf8(error.into_bytes().get(..valid)?.to_vec()).ok()
+        }
+        Err(_) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +164,30 @@ mod tests {
         assert_eq!(first_data_file("").unwrap(), "data_.npkd");
         assert_eq!(first_data_file("..").unwrap(), "data_...npkd");
         assert_eq!(first_data_file("\u{6570}").unwrap(), "data_%E6%95%B0.npkd");
+    }
+
+    #[test]
+    fn file_names_tell_what_they_were_made_for() {
+        for name in ["array1", "a/b c~d", "", "..", "~7", "%41", "\u{6570}\u{7ec4}"] {
+            let file = first_data_file(name).unwrap();
+            let parsed = FileName { name: name.to_owned(), id: None, is_cut: false };
+            assert_eq!(parse_data_file(&file), Some(parsed.clone()), "{file}");
+            let file = data_file(name, ArrayId(7));
+            assert_eq!(parse_data_file(&file), Some(FileName { id: Some(ArrayId(7)), ..parsed }), "{file}");
+        }
+        for n in 60..80 {
+            let name = "\u{6570}".repeat(n);
+            let found = parse_data_file(&data_file(&name, ArrayId(7))).unwrap();
+            assert!(name.starts_with(&found.name) && (found.is_cut || found.name == name), "{n}");
+        }
+        for file in
+            ["data_a%2.npkd", "data_a%zz.npkd", "data_a%e6.npkd", "data_a~b.npkd", "data_a b.npkd", "x"]
+        {
+            assert_eq!(parse_data_file(file), None, "{file}");
+        }
+        assert_eq!(kept_file("data_a.npkd", 0), "data_a.npkd");
+        assert_eq!(kept_file("data_a.npkd", 3), "data_a.npkd~3");
+        assert_eq!(kept_file(&"x".repeat(255), 10).len(), 255);
     }
 
     #[test]

@@ -82,13 +82,13 @@ pub fn header_len(prefix: &[u8]) -> Result<usize, FormatError> {
     };
     let len = text_len.ok_or_else(truncated)?.saturating_add(text_offset);
     if len > MAX_HEADER_LEN {
-        return Err(FormatError::TooLong {
-            part: "the npy header",
-            len: len as u64,
-            max: MAX_HEADER_LEN as u64,
-        });
+        return Err(too_long(len));
     }
     Ok(len)
+}
+
+fn too_long(len: usize) -> FormatError {
+    FormatError::TooLong { part: "the npy header", len: len as u64, max: MAX_HEADER_LEN as u64 }
 }
 
 /// Reads a header. `bytes` starts at the start of the file and holds the header whole.
@@ -151,11 +151,18 @@ pub fn encode(dtype: &Dtype, layout: &Layout) -> Result<Vec<u8>, FormatError> {
     let needed = V2_TEXT_OFFSET.saturating_add(text.len()).saturating_add(1);
     let aligned = needed.next_multiple_of(ALIGNED_HEADER_LEN);
     let len = if aligned <= MAX_ALIGNED_LEN { aligned } else { needed.next_multiple_of(NUMPY_ALIGN) };
-    encode_text(&text, len).ok_or(FormatError::TooLong {
-        part: "the npy header",
-        len: len as u64,
-        max: MAX_HEADER_LEN as u64,
-    })
+    encode_text(&text, len).ok_or(too_long(len))
+}
+
+/// Writes a header as short as NumPy's own, a multiple of 64 bytes, with at least `n_spaces` spaces before its newline.
+///
+/// # Errors
+/// `TooLong` over [`MAX_HEADER_LEN`].
+pub fn encode_short(dtype: &Dtype, layout: &Layout, n_spaces: usize) -> Result<Vec<u8>, FormatError> {
+    let text = text_of(dtype, layout);
+    let needed = V2_TEXT_OFFSET.saturating_add(text.len()).saturating_add(n_spaces).saturating_add(1);
+    let len = needed.next_multiple_of(NUMPY_ALIGN);
+    encode_text(&text, len).ok_or(too_long(len))
 }
 
 /// Writes a header of exactly `len` bytes, so that it can take the place of one; `None` if the text does not fit.
@@ -253,6 +260,18 @@ mod tests {
             bytes.len()
         );
         assert!(parse(&bytes).unwrap().describes(&dtype, &layout));
+    }
+
+    #[test]
+    fn a_short_header_has_the_room_that_is_asked_for() {
+        for (text, n_spaces) in [("'<f4'", 0), ("'<f4'", 32), ("[('\u{6570}', '<f4')]", 64)] {
+            let (dtype, layout) = header(text, &[3, 2], false);
+            let bytes = encode_short(&dtype, &layout, n_spaces).unwrap();
+            assert!(bytes.len().is_multiple_of(64) && bytes.len() <= 192);
+            let spaces = bytes.iter().rev().skip(1).take_while(|byte| **byte == b' ').count();
+            assert!(spaces >= n_spaces && bytes.ends_with(b"\n"));
+            assert!(parse(&bytes).unwrap().describes(&dtype, &layout));
+        }
     }
 
     #[test]

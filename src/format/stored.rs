@@ -1,24 +1,24 @@
 //! How snapshots, records and edits stand on disk: MessagePack maps, and what is checked when they are read.
+//!
+//! They are written with serde, and read with [`Reader`], which takes nothing for something else.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::sync::Arc;
 
 use roaring::RoaringTreemap;
-use serde::de::{Error as _, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Serialize, Serializer};
 
 use super::block_index::Index;
-use super::manifest::{Attrs, Blocks, DeletedRows, Edit, Op, Record, check_deleted};
+use super::dtype::MAX_DEPTH;
+use super::manifest::{Attrs, Blocks, DeletedRows, Edit, MAX_ATTR_DEPTH, Op, Record, check_deleted};
+use super::messagepack::{Malformed, Reader, Result, needed, once, read_all, unknown};
 use super::npy::MAX_HEADER_LEN;
-use super::{ArrayId, Codec, Compression, Descr, Dtype, FormatError, Generation, Layout, names};
-
-/// Deepest nesting in a payload: attributes or a structured dtype within an edit or a snapshot.
-const MAX_PAYLOAD_DEPTH: usize = 2 * super::manifest::MAX_ATTR_DEPTH;
+use super::{
+    ArrayId, Codec, Compression, Descr, Dtype, Field, FormatError, Generation, Layout, Subarray, names,
+};
 
 /// A record as it stands on disk, without its name.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Serialize)]
 struct StoredRecord<'a> {
     id: ArrayId,
     file: Arc<str>,
@@ -26,14 +26,14 @@ struct StoredRecord<'a> {
     shape: Vec<u64>,
     fortran_order: bool,
     offset: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     codec: Option<Codec>,
-    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     index: Option<Blob<'a>>,
-    #[serde(default, skip_serializing_if = "DeletedRows::is_empty")]
+    #[serde(skip_serializing_if = "DeletedRows::is_empty")]
     deleted: DeletedRows,
     mtime: i64,
-    #[serde(default, skip_serializing_if = "no_attrs")]
+    #[serde(skip_serializing_if = "no_attrs")]
     attrs: Arc<Attrs>,
 }
 
@@ -41,48 +41,229 @@ fn no_attrs(attrs: &Arc<Attrs>) -> bool {
     attrs.is_empty()
 }
 
+impl<'a> StoredRecord<'a> {
+    fn read(reader: &mut Reader<'a>) -> Result<Self> {
+        let (mut id, mut file, mut descr, mut shape) = (None, None, None, None);
+        let (mut fortran_order, mut offset, mut mtime) = (None, None, None);
+        let (mut codec, mut index, mut deleted, mut attrs) = (None, None, None, None);
+        reader.fields(|reader, key| match key {
+            "id" => once(&mut id, key, reader.uint()?),
+            "file" => once(&mut file, key, reader.str()?),
+            "descr" => once(&mut descr, key, read_descr(reader, 0)?),
+            "shape" => once(&mut shape, key, reader.list(Reader::uint)?),
+            "fortran_order" => once(&mut fortran_order, key, reader.bool()?),
+            "offset" => once(&mut offset, key, reader.uint()?),
+            "codec" => once(&mut codec, key, Codec::read(reader)?),
+            "index" => once(&mut index, key, reader.bin()?),
+            "deleted" => once(&mut deleted, key, read_deleted(reader)?),
+            "mtime" => once(&mut mtime, key, reader.int()?),
+            "attrs" => once(&mut attrs, key, read_attrs(reader)?),
+            key => Err(unknown(key)),
+        })?;
+        Ok(Self {
+            id: ArrayId(needed(id, "id")?),
+            file: needed(file, "file")?.into(),
+            descr: needed(descr, "descr")?,
+            shape: needed(shape, "shape")?,
+            fortran_order: needed(fortran_order, "fortran_order")?,
+            offset: needed(offset, "offset")?,
+            codec,
+            index: index.map(|bytes| Blob(Cow::Borrowed(bytes))),
+            deleted: deleted.unwrap_or_default(),
+            mtime: needed(mtime, "mtime")?,
+            attrs: attrs.map(Arc::new).unwrap_or_default(),
+        })
+    }
+}
+
 /// A name and its record: the record is a byte string of its own, so that a reader may leave it undecoded.
-#[derive(Serialize, Deserialize)]
-pub(super) struct StoredEntry<'a>(
-    #[serde(borrow)] pub(super) Cow<'a, str>,
-    #[serde(borrow)] pub(super) Blob<'a>,
-);
+#[derive(Serialize)]
+pub(super) struct StoredEntry<'a>(pub(super) Cow<'a, str>, pub(super) Blob<'a>);
+
+impl<'a> StoredEntry<'a> {
+    fn read(reader: &mut Reader<'a>) -> Result<Self> {
+        reader.tuple(2)?;
+        Ok(Self(Cow::Borrowed(reader.str()?), Blob(Cow::Borrowed(reader.bin()?))))
+    }
+}
 
 /// The first frame of a manifest.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Serialize)]
 pub(super) struct Snapshot<'a> {
     pub(super) generation: Generation,
     pub(super) next_id: ArrayId,
-    #[serde(default)]
     pub(super) attrs: Attrs,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) codec: Option<Compression>,
-    #[serde(borrow)]
     pub(super) arrays: Vec<StoredEntry<'a>>,
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+impl<'a> Snapshot<'a> {
+    /// Reads a snapshot's payload, but not what the records say. `offset` is where its frame starts.
+    pub(super) fn decode(payload: &'a [u8], offset: u64) -> std::result::Result<Self, FormatError> {
+        read_all(payload, Self::read).map_err(|wrong| wrong.at(offset))
+    }
+
+    fn read(reader: &mut Reader<'a>) -> Result<Self> {
+        let (mut generation, mut next_id, mut attrs, mut codec, mut arrays) = (None, None, None, None, None);
+        reader.fields(|reader, key| match key {
+            "generation" => once(&mut generation, key, reader.uint()?),
+            "next_id" => once(&mut next_id, key, reader.uint()?),
+            "attrs" => once(&mut attrs, key, read_attrs(reader)?),
+            "codec" => once(&mut codec, key, Compression::read(reader)?),
+            "arrays" => once(&mut arrays, key, reader.list(StoredEntry::read)?),
+            key => Err(unknown(key)),
+        })?;
+        Ok(Self {
+            generation: Generation(needed(generation, "generation")?),
+            next_id: ArrayId(needed(next_id, "next_id")?),
+            attrs: attrs.unwrap_or_default(),
+            codec,
+            arrays: needed(arrays, "arrays")?,
+        })
+    }
+}
+
+#[derive(Serialize)]
 struct StoredEdit<'a> {
     generation: Generation,
     time: i64,
-    #[serde(borrow)]
     ops: Vec<StoredOp<'a>>,
 }
 
-#[derive(Serialize, Deserialize)]
+impl<'a> StoredEdit<'a> {
+    fn read(reader: &mut Reader<'a>) -> Result<Self> {
+        let (mut generation, mut time, mut ops) = (None, None, None);
+        reader.fields(|reader, key| match key {
+            "generation" => once(&mut generation, key, reader.uint()?),
+            "time" => once(&mut time, key, reader.int()?),
+            "ops" => once(&mut ops, key, reader.list(StoredOp::read)?),
+            key => Err(unknown(key)),
+        })?;
+        Ok(Self {
+            generation: Generation(needed(generation, "generation")?),
+            time: needed(time, "time")?,
+            ops: needed(ops, "ops")?,
+        })
+    }
+}
+
+#[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
 enum StoredOp<'a> {
-    Put(#[serde(borrow)] StoredEntry<'a>),
+    Put(StoredEntry<'a>),
     Delete(Arc<str>),
     Rename(Arc<str>, Arc<str>),
     Rows(Arc<str>, u64),
     DropRows(Arc<str>, DeletedRows),
     Written(Arc<str>),
-    Blocks(Arc<str>, u64, #[serde(borrow)] Blob<'a>),
+    Blocks(Arc<str>, u64, Blob<'a>),
     Attrs(Option<Arc<str>>, Attrs, Vec<String>),
     Codec(Option<Compression>),
+}
+
+impl<'a> StoredOp<'a> {
+    fn read(reader: &mut Reader<'a>) -> Result<Self> {
+        let mut op = None;
+        reader.fields(|reader, key| once(&mut op, key, Self::read_kind(reader, key)?))?;
+        op.ok_or_else(|| Malformed("a change is a map without a key".into()))
+    }
+
+    fn read_kind(reader: &mut Reader<'a>, kind: &str) -> Result<Self> {
+        Ok(match kind {
+            "put" => Self::Put(StoredEntry::read(reader)?),
+            "delete" => Self::Delete(reader.str()?.into()),
+            "written" => Self::Written(reader.str()?.into()),
+            "rename" => {
+                reader.tuple(2)?;
+                Self::Rename(reader.str()?.into(), reader.str()?.into())
+            }
+            "rows" => {
+                reader.tuple(2)?;
+                Self::Rows(reader.str()?.into(), reader.uint()?)
+            }
+            "drop_rows" => {
+                reader.tuple(2)?;
+                Self::DropRows(reader.str()?.into(), read_deleted(reader)?)
+            }
+            "blocks" => {
+                reader.tuple(3)?;
+                let (name, n_rows) = (reader.str()?.into(), reader.uint()?);
+                Self::Blocks(name, n_rows, Blob(Cow::Borrowed(reader.bin()?)))
+            }
+            "attrs" => {
+                reader.tuple(3)?;
+                let name = reader.optional(Reader::str)?.map(Arc::from);
+                let set = read_attrs(reader)?;
+                Self::Attrs(name, set, reader.list(|reader| reader.str().map(str::to_owned))?)
+            }
+            "codec" => Self::Codec(reader.optional(Compression::read)?),
+            kind => return Err(Malformed(format!("a change has the unknown kind {kind:?}"))),
+        })
+    }
+}
+
+fn read_descr(reader: &mut Reader<'_>, depth: usize) -> Result<Descr> {
+    if depth > MAX_DEPTH {
+        return Err(FormatError::Dtype { descr: "[...]".into(), what: "is nested too deeply" }.into());
+    }
+    let inner = depth.saturating_add(1);
+    if reader.is_str() {
+        return Ok(Descr::Scalar(reader.str()?.to_owned()));
+    }
+    if reader.is_array() {
+        return Ok(Descr::Fields(reader.list(|reader| read_field(reader, inner))?));
+    }
+    let (mut descr, mut shape) = (None, None);
+    reader.fields(|reader, key| match key {
+        "descr" => once(&mut descr, key, read_descr(reader, inner)?),
+        "shape" => once(&mut shape, key, reader.list(Reader::uint)?),
+        key => Err(unknown(key)),
+    })?;
+    let (descr, shape) = (needed(descr, "descr")?, needed(shape, "shape")?);
+    Ok(Descr::Subarray(Box::new(Subarray { descr, shape })))
+}
+
+fn read_field(reader: &mut Reader<'_>, depth: usize) -> Result<Field> {
+    let (mut title, mut name, mut descr, mut shape) = (None, None, None, None);
+    reader.fields(|reader, key| match key {
+        "title" => once(&mut title, key, reader.str()?.to_owned()),
+        "name" => once(&mut name, key, reader.str()?.to_owned()),
+        "descr" => once(&mut descr, key, read_descr(reader, depth)?),
+        "shape" => once(&mut shape, key, reader.list(Reader::uint)?),
+        key => Err(unknown(key)),
+    })?;
+    Ok(Field {
+        title: needed(title, "title")?,
+        name: needed(name, "name")?,
+        descr: needed(descr, "descr")?,
+        shape: needed(shape, "shape")?,
+    })
+}
+
+fn read_attrs(reader: &mut Reader<'_>) -> Result<Attrs> {
+    let mut attrs = Attrs::new();
+    reader.fields(|reader, key| {
+        let value = reader.value(MAX_ATTR_DEPTH)?;
+        match attrs.insert(key.to_owned(), value) {
+            None => Ok(()),
+            Some(_) => Err(Malformed(format!("the attribute {key:?} is there twice"))),
+        }
+    })?;
+    Ok(attrs)
+}
+
+/// Deleted rows, in the one serialization that they have.
+fn read_deleted(reader: &mut Reader<'_>) -> Result<DeletedRows> {
+    let bytes = reader.bin()?;
+    let wrong = |what: &str| Malformed(format!("the bitmap of deleted rows: {what}"));
+    let rows = RoaringTreemap::deserialize_from(bytes).map_err(|error| wrong(&error.to_string()))?;
+    let rows = DeletedRows(Arc::new(rows));
+    // What follows it, is there twice, or is in another order would be lost when it is written again.
+    if rows.to_bytes() != bytes || rows.0.bitmaps().any(|(_, bitmap)| bitmap.is_empty()) {
+        return Err(wrong("is not as bitmaps are written"));
+    }
+    Ok(rows)
 }
 
 pub(super) fn encode_record(record: &Record) -> StoredEntry<'_> {
@@ -102,18 +283,24 @@ pub(super) fn encode_record(record: &Record) -> StoredEntry<'_> {
     StoredEntry(Cow::Borrowed(&record.name), Blob(Cow::Owned(to_bytes(&stored))))
 }
 
-/// The identity in a stored record, which is otherwise not looked at. It is the first field where we wrote it.
-pub(super) fn record_id(bytes: &[u8], offset: u64) -> Result<ArrayId, FormatError> {
-    if let [0x80..=0x8f, rest @ ..] = bytes
-        && let Some((id, _)) = rest.strip_prefix(b"\xa2id").and_then(uint)
-    {
-        return Ok(ArrayId(id));
+/// The identity in a stored record, which begins with it, and is otherwise not looked at.
+pub(super) fn record_id(bytes: &[u8], offset: u64) -> std::result::Result<ArrayId, FormatError> {
+    let id = match bytes {
+        [0x80..=0x8f, rest @ ..] => rest.strip_prefix(b"\xa2id").and_then(uint),
+        _ => None,
+    };
+    match id {
+        Some((id, _)) => Ok(ArrayId(id)),
+        None => Err(Malformed("a record does not begin with its id".into()).at(offset)),
     }
-    Ok(from_bytes::<StoredRecord<'_>>(bytes, offset)?.id)
 }
 
-pub(super) fn decode_record(name: Arc<str>, bytes: &[u8], offset: u64) -> Result<Record, FormatError> {
-    let stored: StoredRecord<'_> = from_bytes(bytes, offset)?;
+pub(super) fn decode_record(
+    name: Arc<str>,
+    bytes: &[u8],
+    offset: u64,
+) -> std::result::Result<Record, FormatError> {
+    let stored = read_all(bytes, StoredRecord::read).map_err(|wrong| wrong.at(offset))?;
     names::check(&name)?;
     if !names::is_data_file(&stored.file) {
         return Err(FormatError::Name {
@@ -156,7 +343,7 @@ pub(super) fn decode_record(name: Arc<str>, bytes: &[u8], offset: u64) -> Result
     })
 }
 
-fn parse_index(Blob(bytes): &Blob<'_>, name: &str) -> Result<Index, FormatError> {
+fn parse_index(Blob(bytes): &Blob<'_>, name: &str) -> std::result::Result<Index, FormatError> {
     Index::parse(bytes).map_err(|what| FormatError::Index { array: name.to_owned(), what: what.to_owned() })
 }
 
@@ -183,8 +370,8 @@ impl Edit {
     ///
     /// # Errors
     /// `Payload` if it does not decode, or what is wrong with a record.
-    pub fn decode(payload: &[u8], offset: u64) -> Result<Self, FormatError> {
-        let stored: StoredEdit<'_> = from_bytes(payload, offset)?;
+    pub fn decode(payload: &[u8], offset: u64) -> std::result::Result<Self, FormatError> {
+        let stored = read_all(payload, StoredEdit::read).map_err(|wrong| wrong.at(offset))?;
         let ops = stored.ops.into_iter().map(|op| {
             Ok(match op {
                 StoredOp::Put(StoredEntry(name, Blob(bytes))) => {
@@ -206,7 +393,7 @@ impl Edit {
         Ok(Self {
             generation: stored.generation,
             time: stored.time,
-            ops: ops.collect::<Result<_, FormatError>>()?,
+            ops: ops.collect::<std::result::Result<_, FormatError>>()?,
         })
     }
 }
@@ -261,57 +448,26 @@ pub(super) fn to_bytes<T: Serialize>(value: &T) -> Vec<u8> {
         .expect("writing MessagePack to memory fails only for types that these are not")
 }
 
-pub(super) fn from_bytes<'a, T: Deserialize<'a>>(bytes: &'a [u8], offset: u64) -> Result<T, FormatError> {
-    let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
-    deserializer.set_max_depth(MAX_PAYLOAD_DEPTH);
-    T::deserialize(&mut deserializer).map_err(|source| FormatError::Payload { offset, source })
-}
-
 /// Bytes that MessagePack writes as a byte string. Those that are read lie in the payload.
 pub(super) struct Blob<'a>(pub(super) Cow<'a, [u8]>);
 
 impl Serialize for Blob<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.serialize_bytes(&self.0)
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Blob<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct BlobVisitor;
-        impl<'de> Visitor<'de> for BlobVisitor {
-            type Value = Blob<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a byte string")
-            }
-            fn visit_borrowed_bytes<E: serde::de::Error>(self, bytes: &'de [u8]) -> Result<Blob<'de>, E> {
-                Ok(Blob(Cow::Borrowed(bytes)))
-            }
-            fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Blob<'de>, E> {
-                Ok(Blob(Cow::Owned(bytes.to_vec())))
-            }
-        }
-        deserializer.deserialize_bytes(BlobVisitor)
+impl DeletedRows {
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.0.serialized_size());
+        self.0.serialize_into(&mut bytes).expect("writing to memory does not fail");
+        bytes
     }
 }
 
 impl Serialize for DeletedRows {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut bytes = Vec::with_capacity(self.0.serialized_size());
-        self.0.serialize_into(&mut bytes).map_err(serde::ser::Error::custom)?;
-        serializer.serialize_bytes(&bytes)
-    }
-}
-
-impl<'de> Deserialize<'de> for DeletedRows {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Blob(bytes) = Blob::deserialize(deserializer)?;
-        let mut rest = &*bytes;
-        let rows = RoaringTreemap::deserialize_from(&mut rest).map_err(D::Error::custom)?;
-        if !rest.is_empty() {
-            return Err(D::Error::custom("bytes after the bitmap of deleted rows"));
-        }
-        Ok(Self(Arc::new(rows)))
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.to_bytes())
     }
 }
 
@@ -337,7 +493,7 @@ mod tests {
             for len in 0..bytes.len() {
                 assert_eq!(decode_rows(&bytes[..len]), None, "{name} cut at {len}");
             }
-            let stored: StoredEdit<'_> = from_bytes(&bytes, 0).unwrap();
+            let stored = read_all(&bytes, StoredEdit::read).unwrap();
             assert!(
                 matches!(&stored.ops[..], [StoredOp::Rows(found, n)] if &**found == name && *n == n_rows)
             );

@@ -112,6 +112,9 @@ impl Fs {
         if ino.is_pending() {
             return self.set_pending_attr(ino, set);
         }
+        if ino.is_view() || ino.viewed().is_some() {
+            return Err(FsError::ReadOnly);
+        }
         let attr = self.getattr(ino)?;
         if self.read_only {
             return Err(FsError::ReadOnly);
@@ -121,7 +124,7 @@ impl Fs {
         }
         if attr.kind == FileKind::Directory {
             let set = attr.changes(set, DIRECTORY_PERM)?;
-            write(&self.tree).set_attr(ino, set);
+            write(&self.tree).set_attr(ino, set, SystemTime::now());
             return self.directory_attr(ino);
         }
         let inode = self.inodes.get(ino).ok_or(FsError::Stale { ino })?;
@@ -175,19 +178,20 @@ impl Fs {
     pub(super) fn directory_attr(&self, ino: Ino) -> Result<Attr, FsError> {
         let (mtime, n_subdirectories, own) = {
             let tree = read(&self.tree);
-            let directory = tree.directory(ino).ok_or(FsError::Stale { ino })?;
+            let directory = tree.directory(ino.viewed().unwrap_or(ino)).ok_or(FsError::Stale { ino })?;
             (directory.mtime, directory.n_subdirectories, directory.own)
         };
+        let there_are = if ino.viewed().is_some() { DIRECTORY_PERM & !0o222 } else { DIRECTORY_PERM };
         let stat = self.store.stat()?;
         Ok(Attr {
             ino,
             kind: FileKind::Directory,
             size: 0,
             blocks: 0,
-            atime: mtime,
+            atime: own.atime.unwrap_or(mtime),
             mtime,
-            ctime: mtime,
-            perm: self.perm(own.perm.map_or(stat.mode, u32::from), DIRECTORY_PERM),
+            ctime: own.ctime.map_or(mtime, |ctime| ctime.max(mtime)),
+            perm: self.perm(own.perm.map_or(stat.mode, u32::from), there_are),
             nlink: n_subdirectories.saturating_add(2),
             uid: self.shown.uid.or(own.uid).unwrap_or(stat.uid),
             gid: self.shown.gid.or(own.gid).unwrap_or(stat.gid),

@@ -18,9 +18,9 @@ const MAX_PROBES: u64 = 16;
 #[derive(Debug)]
 pub(super) struct Tree {
     directories: HashMap<Ino, Directory>,
-    /// How often the folder of a path was removed, by the number that it had first. One that is made anew is another one:
-    /// a kernel that meets the number of a removed folder takes it for that, and lets nothing be made in it.
-    n_removed: HashMap<Ino, u64>,
+    /// How many numbers of a path are used up, by the first of them. A folder that is made anew is another one: a kernel
+    /// that meets the number of a removed folder takes it for that, and lets nothing be made in it.
+    n_used_up: HashMap<Ino, u64>,
 }
 
 /// A folder.
@@ -43,6 +43,8 @@ pub(super) struct Directory {
     pending: HashMap<Arc<str>, Child>,
     /// Whether it stays when it is empty, until it is removed: programs remove a folder after what is in it.
     kept: bool,
+    /// The first of the numbers that a folder of the path has that it was made under.
+    first_ino: Ino,
 }
 
 /// Attributes that a folder has been given.
@@ -51,6 +53,9 @@ pub(super) struct OwnAttr {
     pub(super) perm: Option<u16>,
     pub(super) uid: Option<u32>,
     pub(super) gid: Option<u32>,
+    pub(super) atime: Option<SystemTime>,
+    /// When any of them was set.
+    pub(super) ctime: Option<SystemTime>,
 }
 
 impl Directory {
@@ -65,6 +70,7 @@ impl Directory {
             children: HashMap::new(),
             pending: HashMap::new(),
             kept: false,
+            first_ino: Ino::of_directory(prefix, 0),
         }
     }
 
@@ -112,7 +118,7 @@ impl Tree {
     /// A tree of an empty root.
     pub(super) fn new(now: SystemTime) -> Self {
         let root = Directory::new(Ino::ROOT, "", "".into(), now);
-        Self { directories: HashMap::from([(Ino::ROOT, root)]), n_removed: HashMap::new() }
+        Self { directories: HashMap::from([(Ino::ROOT, root)]), n_used_up: HashMap::new() }
     }
 
     pub(super) fn directory(&self, ino: Ino) -> Option<&Directory> {
@@ -130,6 +136,24 @@ impl Tree {
         let directory = self.directories.get(&ino)?;
         let shown = directory.children.iter().filter(|(name, _)| !directory.pending.contains_key(*name));
         Some(directory.pending.iter().chain(shown))
+    }
+
+    /// What the store has in a folder, be it shown or hidden by pending files, in no order.
+    pub(super) fn stored(&self, ino: Ino) -> Option<impl Iterator<Item = (&Arc<str>, &Child)>> {
+        Some(self.directories.get(&ino)?.children.iter())
+    }
+
+    /// The path under which an array is shown; `None` if it is not.
+    pub(super) fn path_of(&self, array: &str) -> Option<String> {
+        let (mut ino, name) = self.find(array)?;
+        let mut parts = vec![name];
+        while ino != Ino::ROOT {
+            let directory = self.directories.get(&ino)?;
+            parts.push(Arc::clone(&directory.name));
+            ino = directory.parent;
+        }
+        parts.reverse();
+        Some(parts.join("/"))
     }
 
     /// The array that the store has under a name, be it shown or hidden by a pending file.
@@ -196,8 +220,8 @@ impl Tree {
             && ino != Ino::ROOT
         {
             let (parent, name) = (directory.parent, Arc::clone(&directory.name));
-            let n_removed = self.n_removed.entry(Ino::of_directory(&directory.prefix, 0)).or_default();
-            *n_removed = n_removed.wrapping_add(1);
+            let n_used_up = self.n_used_up.entry(directory.first_ino).or_default();
+            *n_used_up = (*n_used_up).max(ino.0.wrapping_sub(directory.first_ino.0).wrapping_add(1));
             self.directories.remove(&ino);
             if let Some(above) = self.directories.get_mut(&parent) {
                 above.children.remove(&name);
@@ -300,13 +324,24 @@ impl Tree {
         }
     }
 
-    /// Sets the owner, the permissions and the time of change that a folder shows, as far as they are given.
-    pub(super) fn set_attr(&mut self, ino: Ino, set: SetAttr) {
+    /// What was set of folders, for each where anything was.
+    pub(super) fn own_attrs(&self) -> impl Iterator<Item = OwnAttr> {
+        let all = self.directories.values().map(|directory| directory.own);
+        all.filter(|own| own.perm.is_some() || own.uid.is_some() || own.gid.is_some())
+    }
+
+    /// Sets the owner, the permissions and the times that a folder shows, as far as they are given.
+    pub(super) fn set_attr(&mut self, ino: Ino, set: SetAttr, now: SystemTime) {
         if let Some(directory) = self.directories.get_mut(&ino) {
             directory.mtime = set.mtime.unwrap_or(directory.mtime);
             let own = &mut directory.own;
-            *own =
-                OwnAttr { perm: set.perm.or(own.perm), uid: set.uid.or(own.uid), gid: set.gid.or(own.gid) };
+            *own = OwnAttr {
+                perm: set.perm.or(own.perm),
+                uid: set.uid.or(own.uid),
+                gid: set.gid.or(own.gid),
+                atime: set.atime.or(own.atime),
+                ctime: Some(now),
+            };
         }
     }
 
@@ -421,8 +456,8 @@ impl Tree {
             Ok(ino) => return Some(ino),
             Err(free) => free?.into(),
         };
-        let n_removed = self.n_removed.get(&Ino::of_directory(prefix, 0)).copied().unwrap_or_default();
-        let ino = (n_removed..)
+        let n_used_up = self.n_used_up.get(&Ino::of_directory(prefix, 0)).copied().unwrap_or_default();
+        let ino = (n_used_up..)
             .map(|probe| Ino::of_directory(prefix, probe))
             .find(|ino| !self.directories.contains_key(ino))?;
         self.directories.insert(ino, Directory::new(parent, prefix, Arc::clone(&name), now));
@@ -490,6 +525,8 @@ mod tests {
         assert_eq!(place(&mut tree, "g/a", 7).before, Some(Ino(3)));
         assert_eq!(tree.ino_of_array("g/a"), Some(Ino(7)));
         assert_eq!(tree.ino_of_array("g"), None);
+        assert_eq!(tree.path_of("g/a").unwrap(), "g/a.npy");
+        assert_eq!(tree.path_of("g/b"), None);
         assert_eq!(tree.ino_of_array("g/a/b"), None);
     }
 

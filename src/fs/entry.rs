@@ -21,6 +21,7 @@ impl Fs {
     /// # Errors
     /// `NoEntry`, `IsADirectory`, `ReadOnly`; `Store` if the commit fails.
     pub fn unlink(&self, parent: Ino, name: &OsStr) -> Result<(), FsError> {
+        Self::refuse_views(parent, name)?;
         self.sync()?;
         let child = self.child(parent, name)?;
         if child.kind() == FileKind::Directory {
@@ -57,6 +58,8 @@ impl Fs {
         new_name: &OsStr,
         how: Rename,
     ) -> Result<(), FsError> {
+        Self::refuse_views(parent, name)?;
+        Self::refuse_views(new_parent, new_name)?;
         self.sync()?;
         self.reveal(parent, name);
         let child = self.child(parent, name)?;

@@ -70,6 +70,13 @@ pub enum FsError {
         /// The inode.
         ino: Ino,
     },
+    /// So much of a view has to be read for a checksum that [`Fs::prepare_view`](super::Fs::prepare_view) comes first.
+    Unread {
+        /// The handle.
+        fh: Fh,
+        /// How many bytes.
+        len: u64,
+    },
     /// The store's answer.
     Store(StoreError),
 }
@@ -96,7 +103,7 @@ impl FsError {
             Self::NotPermitted { .. } => libc::EPERM,
             Self::Unsupported { .. } => libc::EOPNOTSUPP,
             // "Try again": who answers programs does so first.
-            Self::Finished { .. } | Self::Uncommitted { .. } => libc::EBUSY,
+            Self::Finished { .. } | Self::Uncommitted { .. } | Self::Unread { .. } => libc::EBUSY,
             Self::Store(error) => store_errno(error),
         }
     }
@@ -154,6 +161,9 @@ impl fmt::Display for FsError {
             Self::Finished { ino } => write!(f, "the file of inode {ino} is an array now"),
             Self::Uncommitted { ino } => {
                 write!(f, "what was written to inode {ino} is to be committed first")
+            }
+            Self::Unread { fh, len } => {
+                write!(f, "{len} bytes of the view with the handle {fh} are to be read first")
             }
             Self::Store(error) => error.fmt(f),
         }

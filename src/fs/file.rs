@@ -16,6 +16,16 @@ thread_local! {
     static REPLY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Calls `fill` with memory for a reply of `len` bytes, which has anything in it.
+pub(super) fn with_reply<T>(len: usize, fill: impl FnOnce(&mut [u8]) -> T) -> T {
+    REPLY.with_borrow_mut(|bytes| {
+        if bytes.len() < len {
+            bytes.resize(len, 0);
+        }
+        fill(bytes.get_mut(..len).unwrap_or_default())
+    })
+}
+
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct OpenFlags {
@@ -142,7 +152,7 @@ impl Fs {
     /// Hands the bytes at `offset` of an open file to `reply`: up to `size` of them, fewer only at the end.
     ///
     /// # Errors
-    /// `BadHandle`; `Store` if the data file cannot be read.
+    /// `BadHandle`; `Store` if the data file cannot be read; `Unread` if [`Fs::prepare_view`] comes first.
     pub fn read<T>(
         &self,
         fh: Fh,
@@ -167,6 +177,9 @@ impl Fs {
     ) -> Result<T, FsError> {
         if fh.is_pending() {
             return self.read_pending(fh, offset, size, reply);
+        }
+        if fh.is_view() {
+            return self.read_view(fh, offset, size, reply);
         }
         let file = self.files.get(fh)?;
         let shown_len = file.inode.tail_start();
@@ -233,11 +246,7 @@ impl Fs {
     ) -> Result<T, FsError> {
         let overlay = file.inode.uncommitted.overlay(offset, len);
         let (array, epoch) = file.inode.readable();
-        REPLY.with_borrow_mut(|bytes| {
-            if bytes.len() < len {
-                bytes.resize(len, 0);
-            }
-            let out = bytes.get_mut(..len).unwrap_or_default();
+        with_reply(len, |out| {
             let in_header = array.header_len().saturating_sub(offset).min(len as u64);
             let (header_part, elements) = out.split_at_mut(in_header as usize);
             let mut read = || {
@@ -392,6 +401,9 @@ impl Fs {
         if fh.is_pending() {
             return self.fsync_pending(fh);
         }
+        if fh.is_view() {
+            return Ok(());
+        }
         let file = self.files.get(fh)?;
         if self.read_only {
             return Ok(());
@@ -406,6 +418,10 @@ impl Fs {
     pub fn release(&self, fh: Fh) -> Option<Closed> {
         if fh.is_pending() {
             return self.release_pending(fh);
+        }
+        if fh.is_view() {
+            self.viewing.remove(fh);
+            return None;
         }
         if let Some(file) = self.files.remove(fh) {
             file.inode.closed(file.write, |array| self.store.record(array.name()).ok());

@@ -14,8 +14,15 @@ pub struct Fh(pub u64);
 
 /// Handles with this bit are those of pending files.
 const PENDING_BIT: u64 = 1 << 63;
+/// With this one they are those of views.
+const VIEW_BIT: u64 = 1 << 62;
 
 impl Fh {
+    /// Whether it is a view's.
+    pub(super) fn is_view(self) -> bool {
+        self.0 & (PENDING_BIT | VIEW_BIT) == VIEW_BIT
+    }
+
     /// Whether it is a pending file's.
     pub(super) fn is_pending(self) -> bool {
         self.0 & PENDING_BIT != 0
@@ -43,6 +50,11 @@ impl<T> Handles<T> {
     /// Those of pending files, which are no other's.
     pub(super) fn of_pending() -> Self {
         Self { next: AtomicU64::new(PENDING_BIT), open: RwLock::new(HashMap::new()) }
+    }
+
+    /// Those of views.
+    pub(super) fn of_views() -> Self {
+        Self { next: AtomicU64::new(VIEW_BIT), open: RwLock::new(HashMap::new()) }
     }
 
     pub(super) fn insert(&self, value: T) -> Fh {

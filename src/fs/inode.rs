@@ -25,18 +25,24 @@ pub struct Ino(pub u64);
 
 /// Inode numbers with this bit are folders.
 const DIRECTORY_BIT: u64 = 1 << 63;
-/// Inode numbers with this bit are arrays with dropped rows.
+/// Inode numbers with this bit are arrays with dropped rows; or, if they are folders, those that show a folder's views.
 const DROPPED_BIT: u64 = 1 << 62;
 /// With both of these bits, the number is a hash, because the array's numbers are too large to stand in it. With this
 /// one alone, it is a pending file's.
 const HASHED_BIT: u64 = 1 << 61;
 const DROPPED_COUNT_BITS: u32 = 30;
-/// With this bit and none of the above, it is the second inode of an array version.
+/// With this bit and none of the above, it is the second inode of an array version; with the one above alone, a view.
 const ASIDE_BIT: u64 = 1 << 60;
+const VIEW_BITS: u64 = HASHED_BIT | ASIDE_BIT;
+/// The bits that tell what a number stands for.
+const KIND_BITS: u64 = DIRECTORY_BIT | DROPPED_BIT | HASHED_BIT | ASIDE_BIT;
 
 impl Ino {
     /// The mount's root.
     pub const ROOT: Self = Self(1);
+
+    /// The folder of views in it.
+    pub const VIEWS: Self = Self(VIEW_BITS);
 
     /// The inode of an array version that shows all its stored rows but `n_dropped`.
     ///
@@ -59,17 +65,41 @@ impl Ino {
 
     /// The inode of a folder, if it is not taken by another; `probe` counts up while it is.
     pub(super) fn of_directory(path: &str, probe: u64) -> Self {
-        Self(names::hash(path.as_bytes()).wrapping_add(probe) | DIRECTORY_BIT)
+        Self(names::hash(path.as_bytes()).wrapping_add(probe) & !DROPPED_BIT | DIRECTORY_BIT)
+    }
+
+    /// The `n`-th view of a mount, from 1 on.
+    pub(super) fn of_view(n: u64) -> Self {
+        Self(VIEW_BITS | (n & (ASIDE_BIT - 1)))
+    }
+
+    /// Whether it is a view.
+    pub fn is_view(self) -> bool {
+        self.0 & KIND_BITS == VIEW_BITS && self != Self::VIEWS
+    }
+
+    /// The folder that shows the views of what is in a folder.
+    pub(super) fn views_of(folder: Self) -> Self {
+        if folder == Self::ROOT { Self::VIEWS } else { Self(folder.0 | DROPPED_BIT) }
+    }
+
+    /// The folder whose views are in this one; `None` if it is none of views.
+    pub fn viewed(self) -> Option<Self> {
+        if self == Self::VIEWS {
+            return Some(Self::ROOT);
+        }
+        let is_of_views = self.0 & DIRECTORY_BIT != 0 && self.0 & DROPPED_BIT != 0;
+        is_of_views.then_some(Self(self.0 & !DROPPED_BIT))
     }
 
     /// The `n`-th pending file of a mount.
     pub(super) fn of_pending(n: u64) -> Self {
-        Self(HASHED_BIT | (n & (HASHED_BIT - 1)))
+        Self(HASHED_BIT | (n & (ASIDE_BIT - 1)))
     }
 
     /// Whether it is a pending file's: one that is no array, or not yet.
     pub fn is_pending(self) -> bool {
-        self.0 & (DIRECTORY_BIT | DROPPED_BIT | HASHED_BIT) == HASHED_BIT
+        self.0 & KIND_BITS == HASHED_BIT
     }
 
     /// The other one of the two inodes that an array version may have: see [`Fs::lead_to_other`](super::Fs::lead_to_other). `None`
@@ -81,7 +111,7 @@ impl Ino {
 
     /// Whether it is the second one.
     pub fn is_aside(self) -> bool {
-        self.0 & (DIRECTORY_BIT | DROPPED_BIT | HASHED_BIT | ASIDE_BIT) == ASIDE_BIT
+        self.0 & KIND_BITS == ASIDE_BIT
     }
 
     /// The first one.
@@ -91,7 +121,7 @@ impl Ino {
 
     /// Whether it is a folder's.
     pub fn is_directory(self) -> bool {
-        self == Self::ROOT || self.0 & DIRECTORY_BIT != 0
+        self == Self::ROOT || self == Self::VIEWS || self.0 & DIRECTORY_BIT != 0
     }
 }
 
@@ -620,7 +650,7 @@ mod tests {
         for id in ids {
             for n_dropped in counts {
                 let ino = Ino::of_array(ArrayId(id), n_dropped);
-                assert!(!ino.is_directory() && !ino.is_pending() && !ino.is_aside());
+                assert!(!ino.is_directory() && !ino.is_pending() && !ino.is_aside() && !ino.is_view());
                 assert_ne!(ino, Ino::ROOT);
                 assert_eq!(seen.insert(ino, (id, n_dropped)), None, "{id} {n_dropped}");
                 let Some(aside) = ino.other() else { continue };
@@ -631,12 +661,24 @@ mod tests {
         }
         for path in ["a/", "b/", "a/b/"] {
             let ino = Ino::of_directory(path, 0);
-            assert!(ino.is_directory() && ino.other().is_none());
+            for folder in [ino, Ino::views_of(ino)] {
+                assert!(folder.is_directory() && folder.other().is_none() && !folder.is_view());
+                assert_eq!(seen.insert(folder, (0, 0)), None);
+            }
+            assert_eq!((ino.viewed(), Ino::views_of(ino).viewed()), (None, Some(ino)));
+        }
+        assert!(Ino::VIEWS.is_directory() && !Ino::VIEWS.is_view());
+        assert_eq!((Ino::views_of(Ino::ROOT), Ino::VIEWS.viewed()), (Ino::VIEWS, Some(Ino::ROOT)));
+        assert_eq!(Ino::ROOT.viewed(), None);
+        for n in [1, 2, 1 << 40] {
+            let ino = Ino::of_view(n);
+            assert!(ino.is_view() && !ino.is_directory() && !ino.is_pending());
+            assert!(!ino.is_aside() && ino.other().is_none() && ino.viewed().is_none());
             assert_eq!(seen.insert(ino, (0, 0)), None);
         }
         for n in [0, 1, 1 << 40] {
             let ino = Ino::of_pending(n);
-            assert!(ino.is_pending() && !ino.is_directory() && ino.other().is_none());
+            assert!(ino.is_pending() && !ino.is_directory() && !ino.is_view() && ino.other().is_none());
             assert_eq!(seen.insert(ino, (0, 0)), None);
         }
     }

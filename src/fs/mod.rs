@@ -4,9 +4,9 @@
 //! What a change of the store means for a kernel that caches goes out as [`Invalidation`]s. The rules are written
 //! down in spec/npkfs-semantics.md, and tested paragraph by paragraph in tests/fs_ops.rs.
 //!
-//! Lock order: `Fs::syncing`, `Fs::tree`, the inode table or that of pending files, the state of one inode or of one
-//! pending file, the store's own locks; and none is held while an invalidation is carried out, because the kernel may
-//! need an answer from us before it can do that. The locks of open handles are leaves.
+//! Lock order: `Fs::syncing`, `Fs::tree`, the inode table or that of pending files or of views, the state of one inode or
+//! of one pending file or view, the store's own locks; and none is held while an invalidation is carried out, because the
+//! kernel may need an answer from us before it can do that. The locks of open handles are leaves.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -35,6 +35,7 @@ mod inode;
 pub mod names;
 mod pending;
 mod resize;
+mod views;
 mod write_back;
 mod xattr;
 
@@ -59,6 +60,7 @@ use file::OpenFile;
 use handle::{Again, Handles, OpenDirectory};
 use inode::{Inode, Inodes, ino_of};
 use pending::{OpenPending, Pendings};
+use views::{OpenView, Views};
 use write_back::WriteBack;
 
 /// How often a name is looked up anew because its array was overwritten before its file could be opened.
@@ -84,6 +86,9 @@ pub struct Fs {
     counters: Counters,
     /// Pending files that are open.
     making: Handles<OpenPending>,
+    views: Views,
+    /// Views that are open.
+    viewing: Handles<OpenView>,
     directories: Handles<OpenDirectory>,
     again: Again,
     aside: Aside,
@@ -144,6 +149,8 @@ impl Fs {
             write_back: WriteBack::default(),
             counters: Counters::default(),
             making: Handles::of_pending(),
+            views: Views::default(),
+            viewing: Handles::of_views(),
             directories: Handles::new(),
             again: Again::default(),
             aside: Aside::default(),
@@ -196,6 +203,9 @@ impl Fs {
         loop {
             self.sync()?;
             let attr = self.entry(parent, name, Some(caller))?;
+            if attr.ino.is_view() {
+                return Ok(attr);
+            }
             if attr.kind == FileKind::File
                 && let Some(new) = self.look_up_emptied(caller, parent, name)?
             {
@@ -219,6 +229,8 @@ impl Fs {
         // A folder's number follows from its path: there is nothing to keep for it.
         if ino.is_pending() {
             self.pending.forget(ino, nlookup);
+        } else if ino.is_view() {
+            self.views.forget(ino, nlookup);
         } else if !ino.is_directory() {
             self.inodes.forget(ino, nlookup);
         }
@@ -237,6 +249,9 @@ impl Fs {
         if ino.is_pending() {
             return self.pending_attr(&*self.pending.get(ino).ok_or(FsError::Stale { ino })?);
         }
+        if ino.is_view() {
+            return self.view_attr(ino);
+        }
         let inode = self.inodes.get(ino).ok_or(FsError::Stale { ino })?;
         Ok(self.file_attr(&inode))
     }
@@ -249,6 +264,9 @@ impl Fs {
         self.sync()?;
         if !ino.is_directory() {
             return Err(FsError::NotADirectory);
+        }
+        if let Some(folder) = ino.viewed() {
+            return Ok(self.directories.insert(self.list_views(ino, folder)?));
         }
         let tree = read(&self.tree);
         let directory = tree.directory(ino).ok_or(FsError::Stale { ino })?;
@@ -336,6 +354,9 @@ impl Fs {
 
     /// As [`Fs::lookup`], of the names as they were last taken over.
     fn entry(&self, parent: Ino, name: &OsStr, caller: Option<Caller>) -> Result<Attr, FsError> {
+        if views::is_of_views(parent, name) {
+            return self.view_entry(parent, name, caller);
+        }
         // The tree stays locked until the inode is in the table: a change that is taken over later finds it there.
         let tree = read(&self.tree);
         let array = match find(&tree, parent, name)? {

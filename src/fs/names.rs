@@ -12,6 +12,9 @@ use super::attr::NAME_MAX;
 /// What a file name adds to the last component of an array's name.
 pub const SUFFIX: &str = ".npy";
 
+/// The folder of views, which no array is in.
+pub const VIEWS: &str = ".views";
+
 /// Marks a name that was cut: it is followed by 16 hexadecimal digits of the hash of the whole component.
 const CUT_MARK: &str = "%~";
 const CUT_LEN: usize = CUT_MARK.len() + 16;
@@ -28,6 +31,7 @@ pub fn encode(component: &str, kind: FileKind, probe: u64) -> String {
         "" => "%00".to_owned(),
         "." => "%2E".to_owned(),
         ".." => "%2E%2E".to_owned(),
+        VIEWS if kind == FileKind::Directory => "%2Eviews".to_owned(),
         _ => escape_percents(component),
     };
     if kind == FileKind::Directory
@@ -174,6 +178,9 @@ mod tests {
             ("%00", FileKind::Directory, "%2500"),
             ("x%2Enpy", FileKind::Directory, "x%252Enpy"),
             ("%~", FileKind::Directory, "%25~"),
+            (".views", FileKind::Directory, "%2Eviews"),
+            ("%2Eviews", FileKind::Directory, "%252Eviews"),
+            (".views", FileKind::File, ".views.npy"),
         ];
         for (component, kind, name) in cases {
             assert_eq!(encode(component, kind, 0), name);

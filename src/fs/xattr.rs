@@ -150,7 +150,7 @@ impl Fs {
 
     fn changeable<'a>(&self, ino: Ino, name: &'a OsStr) -> Result<(&'a str, Owner), FsError> {
         let name = known(name)?;
-        if self.read_only {
+        if self.read_only || ino.is_view() || ino.viewed().is_some() {
             return Err(FsError::ReadOnly);
         }
         let attr = name.strip_prefix(USER_PREFIX).filter(|attr| !attr.is_empty());
@@ -207,6 +207,9 @@ impl Fs {
             }
             file.with_attr_changes(|changes| changes.apply(&mut attrs));
             return Ok(Owner::Pending(attrs));
+        }
+        if ino.is_view() {
+            return Ok(self.viewed_array(ino)?.map_or(Owner::Folder, Owner::Array));
         }
         let inode = self.inodes.get(ino).ok_or(FsError::Stale { ino })?;
         Ok(Owner::Array(self.latest(inode.array().0)))

@@ -19,6 +19,7 @@ use super::convert::{empty, errno, fh, file_attr, file_type, ino, pending_flags,
 use super::decoded::{Opener, Opening};
 use super::notify::Job;
 use super::passthrough::Passthrough;
+use super::views;
 use super::worker::{Tasks, WaitingWrite, WriteAt, must_wait, waiting};
 use crate::fs::{
     Attr, BLKSIZE, Caller, Fs, FsError, Ino, NAME_MAX, NewFile, OpenFlags, Rename, SetAttr, SetMode, Written,
@@ -50,12 +51,14 @@ impl Adapter {
     /// How long attributes may be used. Those of a file that the kernel reads by itself not at all: its header may
     /// have grown already, and its length must not be behind.
     fn attr_ttl(&self, ino: Ino) -> Duration {
-        if self.passthrough.is_backed(ino) { Duration::ZERO } else { TTL }
+        // Those of a view never change.
+        if ino.viewed().is_some() || self.passthrough.is_backed(ino) { Duration::ZERO } else { TTL }
     }
 
-    /// How long a name may be used. Those of pending files not at all: they lead elsewhere once that is an array.
+    /// How long a name may be used. Those of pending files not at all: they lead elsewhere once that is an array. Nor
+    /// those of views, which lead elsewhere after each change.
     fn entry_ttl(ino: Ino) -> Duration {
-        if ino.is_pending() { Duration::ZERO } else { TTL }
+        if ino.is_pending() || ino.is_view() || ino.viewed().is_some() { Duration::ZERO } else { TTL }
     }
 
     fn answer_attr(&self, reply: ReplyAttr, result: Result<Attr, FsError>) {
@@ -85,8 +88,9 @@ impl Adapter {
     }
 
     /// What a refused attempt to make something is answered with.
-    fn refuse_new(&self, errno: Errno) -> Errno {
-        if self.fs.is_read_only() { Errno::EROFS } else { errno }
+    fn refuse_new(&self, parent: INodeNo) -> Errno {
+        let is_read_only = self.fs.is_read_only() || ino(parent).viewed().is_some();
+        if is_read_only { Errno::EROFS } else { Errno::EPERM }
     }
 }
 
@@ -185,14 +189,14 @@ impl Filesystem for Adapter {
     fn mknod(
         &self,
         _req: &Request,
-        _parent: INodeNo,
+        parent: INodeNo,
         _name: &OsStr,
         _mode: u32,
         _umask: u32,
         _rdev: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(self.refuse_new(Errno::EPERM));
+        reply.error(self.refuse_new(parent));
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
@@ -204,12 +208,12 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn symlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, _target: &Path, reply: ReplyEntry) {
-        reply.error(self.refuse_new(Errno::EPERM));
+    fn symlink(&self, _req: &Request, parent: INodeNo, _name: &OsStr, _target: &Path, reply: ReplyEntry) {
+        reply.error(self.refuse_new(parent));
     }
 
-    fn link(&self, _req: &Request, _node: INodeNo, _parent: INodeNo, _name: &OsStr, reply: ReplyEntry) {
-        reply.error(self.refuse_new(Errno::EPERM));
+    fn link(&self, _req: &Request, _node: INodeNo, parent: INodeNo, _name: &OsStr, reply: ReplyEntry) {
+        reply.error(self.refuse_new(parent));
     }
 
     fn create(
@@ -222,8 +226,9 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let mode_of_access = fuser::OpenFlags(flags).acc_mode();
         let new = NewFile {
-            write: fuser::OpenFlags(flags).acc_mode() != OpenAccMode::O_RDONLY,
+            write: mode_of_access != OpenAccMode::O_RDONLY,
             truncate: flags & libc::O_TRUNC != 0,
             exclusive: flags & libc::O_EXCL != 0,
             // The kernel has taken the caller's umask away.
@@ -233,13 +238,19 @@ impl Filesystem for Adapter {
         match self.fs.create(ino(parent), name, new, Caller(req.pid())) {
             Ok((attr, fh)) => {
                 let fh = FileHandle(fh.0);
-                reply.created(&Duration::ZERO, &file_attr(&attr), GENERATION, fh, pending_flags(new.write));
+                let flags = pending_flags(mode_of_access);
+                reply.created(&Duration::ZERO, &file_attr(&attr), GENERATION, fh, flags);
             }
             Err(error) => reply.error(errno(&error)),
         }
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        match self.fs.unlink_other(ino(parent), name) {
+            Ok(false) => {}
+            Ok(true) => return reply.ok(),
+            Err(error) => return reply.error(errno(&error)),
+        }
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
         self.tasks.hand_over_names(move || empty(reply, fs.unlink(ino(parent), &name)));
     }
@@ -273,15 +284,19 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, node: INodeNo, flags: fuser::OpenFlags, reply: ReplyOpen) {
-        let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
+        let mode_of_access = flags.acc_mode();
+        let write = mode_of_access != OpenAccMode::O_RDONLY;
         let ino = ino(node);
         let flags = OpenFlags { write, truncate: flags.0 & libc::O_TRUNC != 0 };
         if ino.is_pending() {
             match self.fs.open_pending(ino, flags, Caller(req.pid())) {
-                Ok(fh) => reply.opened(FileHandle(fh.0), pending_flags(write)),
+                Ok(fh) => reply.opened(FileHandle(fh.0), pending_flags(mode_of_access)),
                 Err(error) => reply.error(errno(&error)),
             }
             return;
+        }
+        if ino.is_view() {
+            return views::open(self, ino, flags, Caller(req.pid()), reply);
         }
         let opened = match self.fs.open(ino, flags, Caller(req.pid())) {
             Ok(opened) => opened,
@@ -305,6 +320,9 @@ impl Filesystem for Adapter {
         lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if ino(node).is_view() {
+            return views::read(self, fh(handle), offset, size, reply);
+        }
         // Reads come for a program, with an owner, or for the page cache. Of a file that is passed through the kernel uses
         // that for sendfile and its like from a descriptor open for writing, and nobody would drop the pages when a mapping
         // changes the data file: refused, so that programs go on with read.

@@ -1,6 +1,9 @@
 //! Between fuser's types and those of [`fs`](crate::fs).
 
-use fuser::{Errno, FileAttr, FileHandle, FileType, FopenFlags, INodeNo, ReplyEmpty, ReplyOpen, ReplyXattr};
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, FopenFlags, INodeNo, OpenAccMode, ReplyEmpty, ReplyOpen,
+    ReplyXattr,
+};
 use log::debug;
 
 use super::passthrough::OpenAs;
@@ -92,10 +95,12 @@ pub(super) fn answer_open(reply: ReplyOpen, opened: &Opened, write: bool, open_a
     }
 }
 
-/// How a pending file is open: through the page cache, which outlives the open file, because nobody else changes it.
-pub(super) fn pending_flags(write: bool) -> FopenFlags {
+/// How a pending file is open: through the page cache, which outlives the open file, because nobody else changes it. Who
+/// can only write cannot map it, and has no use for pages that would be filled on the way here.
+pub(super) fn pending_flags(mode: OpenAccMode) -> FopenFlags {
     let mut flags = FopenFlags::FOPEN_KEEP_CACHE;
+    flags.set(FopenFlags::FOPEN_DIRECT_IO, mode == OpenAccMode::O_WRONLY);
     // Closing one that was written to is when it becomes an array, or is refused.
-    flags.set(FopenFlags::FOPEN_NOFLUSH, !write);
+    flags.set(FopenFlags::FOPEN_NOFLUSH, mode == OpenAccMode::O_RDONLY);
     flags
 }

@@ -24,7 +24,7 @@ use crate::sys::{memory, process};
 /// Arrays of at most this many bytes are decoded when they are first opened, larger ones after much was read of them. On all cores that takes less time than to
 /// read the whole array through the daemon, whatever its size (8 ms of 11 ms for 12 MiB, 2 cores); but who opens it may
 /// want one row, and should not wait for long.
-const FIRST_OPEN_LEN: u64 = 32 << 20;
+pub(super) const FIRST_OPEN_LEN: u64 = 32 << 20;
 /// Arrays of fewer bytes are never decoded: to make a file takes longer than reading it saves.
 const MIN_LEN: u64 = 512 << 10;
 /// Decoded arrays have this part of the descriptors that this process may have.
@@ -156,8 +156,8 @@ impl Opener {
                     opened.settled
                 }
             }
-            OpenAs::Cached { first, .. } => {
-                if first {
+            OpenAs::Cached { unwatched, .. } => {
+                if unwatched {
                     let _ = self.jobs.send(Job::Cached);
                 }
                 self.fs.revalidate(ino) && opened.settled

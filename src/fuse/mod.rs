@@ -25,6 +25,7 @@ mod device;
 mod notify;
 mod passthrough;
 mod readahead;
+mod views;
 mod worker;
 
 use adapter::Adapter;
@@ -220,7 +221,7 @@ pub fn mount(store: Store, mountpoint: &Path, options: &MountOptions) -> Result<
             None
         }
     };
-    let poll = watcher.is_none() || fs.store().stat_fs().is_ok_and(|stat| stat.is_shared);
+    let poll = watcher.is_none() || fs.store().stat_fs().is_ok_and(|stat| stat.place.kind.is_shared());
     let mut threads = Helpers {
         fs: Arc::clone(&fs),
         jobs,
@@ -355,6 +356,7 @@ impl Drop for Helpers {
         if let Some(watcher) = self.watcher.take() {
             watcher.stop();
         }
+        self.fs.end_views();
         let _ = self.jobs.send(Job::Stop);
         if let Some(notifier) = self.notifier.take() {
             let _ = notifier.join();

@@ -27,7 +27,7 @@ pub(super) enum Job {
     Changed,
     /// The kernel must drop something.
     Invalidate(Invalidation),
-    /// A file was opened through the page cache, and none was open so before.
+    /// A file was opened through the page cache, and nobody looks after those.
     Cached,
     /// A file was written to, and nobody told, or it is not committed; or a version that is gone was closed.
     Written,
@@ -57,7 +57,7 @@ impl Notice {
     fn run(&self, jobs: &Receiver<Job>) {
         let mut next_look = Instant::now();
         loop {
-            let looks = self.poll || self.passthrough.has_cached();
+            let looks = self.poll || self.passthrough.is_watched();
             let waits = self.fs.has_untold() || self.fs.has_uncommitted() || self.decoded.has_leftover();
             let job = if looks || waits {
                 jobs.recv_timeout(next_look.saturating_duration_since(Instant::now()))
@@ -98,6 +98,7 @@ impl Notice {
         for ino in self.passthrough.cached() {
             self.fs.revalidate(ino);
         }
+        self.passthrough.end_watch();
         if self.decoded.has_leftover() {
             self.decoded.tidy(&self.fs);
         }

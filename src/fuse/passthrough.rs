@@ -21,9 +21,9 @@ use crate::fs::{Caller, DecodedFile, Fs, Ino};
 /// How a file is to be opened.
 #[derive(Debug, Clone)]
 pub(super) enum OpenAs {
-    /// Through the daemon and the page cache. `keep`: pages from before are still good. `first`: no other inode is
-    /// open so.
-    Cached { keep: bool, first: bool },
+    /// Through the daemon and the page cache. `keep`: pages from before are still good. `unwatched`: nobody looks after
+    /// files that are open so, and somebody is to begin.
+    Cached { keep: bool, unwatched: bool },
     /// By the kernel alone, from this file. `decoded`: it is no data file.
     Backed { id: Arc<BackingId>, decoded: bool },
     /// Not at all: through the other inode of the version.
@@ -61,6 +61,9 @@ pub(super) struct Passthrough {
     used: AtomicBool,
     /// Inodes that are open through the page cache.
     n_cached: AtomicUsize,
+    /// Whether somebody looks after them. It goes on for a while after the last one was closed, because the next one may be
+    /// opened in no time, and to wake somebody for each takes longer than to open it.
+    watched: AtomicBool,
     /// Inodes that are open and passed through.
     n_backed: AtomicUsize,
     open: Mutex<HashMap<Ino, Open>>,
@@ -80,6 +83,7 @@ impl Passthrough {
             on: AtomicBool::new(on),
             used: AtomicBool::new(false),
             n_cached: AtomicUsize::new(0),
+            watched: AtomicBool::new(false),
             n_backed: AtomicUsize::new(0),
             open: Mutex::default(),
         }
@@ -148,10 +152,11 @@ impl Passthrough {
             }
             None => {
                 let never_passed = !self.on.load(Ordering::Relaxed) && !self.used.load(Ordering::Relaxed);
-                OpenAs::Cached {
-                    keep: !may_pass || never_passed,
-                    first: is_first && self.n_cached.fetch_add(1, Ordering::Relaxed) == 0,
-                }
+                let unwatched = is_first && {
+                    self.n_cached.fetch_add(1, Ordering::SeqCst);
+                    !self.watched.swap(true, Ordering::SeqCst)
+                };
+                OpenAs::Cached { keep: !may_pass || never_passed, unwatched }
             }
         }
     }
@@ -169,9 +174,21 @@ impl Passthrough {
         self.inodes().get(&ino).is_some_and(|open| open.decoded.is_some())
     }
 
-    /// Whether any inode is open through the page cache.
-    pub(super) fn has_cached(&self) -> bool {
-        self.n_cached.load(Ordering::Relaxed) > 0
+    /// Whether inodes that are open through the page cache are to be looked after.
+    pub(super) fn is_watched(&self) -> bool {
+        self.watched.load(Ordering::SeqCst)
+    }
+
+    /// Ends that if there is none: who opens the next one says so.
+    pub(super) fn end_watch(&self) {
+        let has_cached = || self.n_cached.load(Ordering::SeqCst) > 0;
+        if !has_cached() {
+            self.watched.store(false, Ordering::SeqCst);
+            // Opened in between, it may have been taken for watched.
+            if has_cached() {
+                self.watched.store(true, Ordering::SeqCst);
+            }
+        }
     }
 
     /// The inodes that are open through the page cache.
@@ -188,7 +205,7 @@ impl Passthrough {
             return false;
         }
         let count = if open.backing.is_some() { &self.n_backed } else { &self.n_cached };
-        count.fetch_sub(1, Ordering::Relaxed);
+        count.fetch_sub(1, Ordering::SeqCst);
         inodes.remove(&ino).is_some_and(|open| open.decoded.is_some())
     }
 

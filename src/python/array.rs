@@ -161,7 +161,12 @@ pub(super) fn filled<'py>(
     fill: impl FnOnce(&mut [u8]) -> Result<(), StoreError> + Send,
 ) -> PyResult<Ndarray<'py>> {
     let py = dtype.py();
-    let itemsize = dtype.itemsize();
+    if dtype.itemsize() == 0 {
+        // Its C API gives strings of no width one byte each.
+        let order = if fortran_order { "F" } else { "C" };
+        let arguments = (PyTuple::new(py, shape)?, dtype, py.None(), 0, py.None(), order);
+        return Ok(py.get_type::<PyUntypedArray>().call1(arguments)?.cast_into()?);
+    }
     let array = new(dtype, shape, fortran_order, None)?;
     let len = nbytes(&array);
     if len > 0 {
@@ -172,12 +177,7 @@ pub(super) fn filled<'py>(
             let data = (*_PyArray_GET_ITEM_DATA(array.as_array_ptr())).data;
             slice::from_raw_parts_mut(data.cast::<u8>(), len)
         };
-        if itemsize == 0 {
-            // NumPy gives strings of no width one byte each.
-            out.fill(0);
-        } else {
-            py.detach(|| fill(out)).or_raise(py)?;
-        }
+        py.detach(|| fill(out)).or_raise(py)?;
     }
     Ok(array)
 }

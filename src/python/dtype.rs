@@ -7,18 +7,23 @@ use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use numpy::{PyArrayDescr, PyArrayDescrMethods};
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 
-use crate::store::Dtype;
+use super::error::Exception;
+use crate::store::{Descr, Dtype, Field, Subarray};
 
 /// NumPy's numbers of its built-in types end here; 23 is `float16`.
 const N_BUILTIN: usize = 24;
 /// Type numbers of dtypes that other packages register start here.
 const FIRST_USER_TYPE: i32 = 256;
 const STRING_DTYPE: i32 = 2056;
+/// What can be done about dtypes that have no description.
+const USER_TYPE: &str =
+    "NumPy has no description of it; store a view as a dtype of NumPy's, such as .view('u2')";
+const OVERLAPPING: &str = "its fields overlap or are out of order; see numpy.lib.recfunctions.repack_fields";
 /// A program that makes ever new dtypes must not make these caches grow without end.
 const MAX_REMEMBERED: usize = 4096;
 
@@ -84,26 +89,61 @@ fn describe(name: &str, dtype: &Bound<'_, PyArrayDescr>) -> PyResult<Dtype> {
             "its items are Python objects; convert it to a dtype of fixed size, such as float64 or 'U16'",
         );
     }
-    if dtype.num() >= FIRST_USER_TYPE {
-        return refuse(
-            "NumPy has no description of it; store a view as a dtype of NumPy's, such as .view('u2')",
-        );
+    if dtype.has_subarray() {
+        return refuse("it is that of an array; take that of its items, and give the array the dimensions");
     }
-    static DTYPE_TO_DESCR: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let dtype_to_descr = DTYPE_TO_DESCR.import(dtype.py(), "numpy.lib.format", "dtype_to_descr")?;
-    let descr = match dtype_to_descr.call1((dtype,)) {
-        Ok(descr) => descr,
-        Err(error) if error.is_instance_of::<PyValueError>(dtype.py()) => {
-            return refuse(
-                "its fields overlap or are out of order; see numpy.lib.recfunctions.repack_fields",
-            );
+    match descr_of(dtype)? {
+        Ok(descr) => Dtype::from_descr(descr).or_else(|error| refuse(&error.to_string())),
+        Err(remedy) => refuse(remedy),
+    }
+}
+
+/// NumPy's description of a dtype, as `numpy.save` writes it, but for metadata, which that leaves out with a warning;
+/// or what can be done about a dtype that has none.
+fn descr_of(dtype: &Bound<'_, PyArrayDescr>) -> PyResult<Result<Descr, &'static str>> {
+    const NO_TEXT: &str = "the names and titles of its fields are to be texts in UTF-8";
+    let subdtype = dtype.getattr("subdtype")?;
+    if !subdtype.is_none() {
+        let (base, shape): (Bound<'_, PyArrayDescr>, Vec<u64>) = subdtype.extract()?;
+        let descr = descr_of(&base)?;
+        return Ok(descr.map(|descr| Descr::Subarray(Box::new(Subarray { descr, shape }))));
+    }
+    let names = dtype.getattr("names")?;
+    if names.is_none() {
+        return Ok(match dtype.num() {
+            num if num >= FIRST_USER_TYPE => Err(USER_TYPE),
+            _ => Ok(Descr::Scalar(dtype.getattr("str")?.extract()?)),
+        });
+    }
+    let padding =
+        |len: usize| Field::new(String::new(), String::new(), Descr::Scalar(format!("|V{len}")), Vec::new());
+    let known = dtype.getattr("fields")?;
+    let text = |text: &Bound<'_, PyAny>| text.extract::<String>().ok();
+    let mut fields = Vec::new();
+    let mut end = 0;
+    for name in names.try_iter()? {
+        let name = name?;
+        let field = known.get_item(&name)?;
+        let inner: Bound<'_, PyArrayDescr> = field.get_item(0)?.cast_into()?;
+        let offset: usize = field.get_item(1)?.extract()?;
+        let title = if field.len()? > 2 { text(&field.get_item(2)?) } else { Some(String::new()) };
+        let (Some(name), Some(title)) = (text(&name), title) else { return Ok(Err(NO_TEXT)) };
+        if offset < end {
+            return Ok(Err(OVERLAPPING));
         }
-        Err(error) => return Err(error),
-    };
-    match Dtype::parse_python(descr.repr()?.to_str()?) {
-        Ok(described) => Ok(described),
-        Err(error) => refuse(&error.to_string()),
+        if offset > end {
+            fields.push(padding(offset - end));
+        }
+        end = offset + inner.itemsize();
+        match descr_of(&inner)? {
+            Ok(descr) => fields.push(Field::new(title, name, descr, Vec::new())),
+            Err(remedy) => return Ok(Err(remedy)),
+        }
     }
+    if dtype.itemsize() > end {
+        fields.push(padding(dtype.itemsize() - end));
+    }
+    Ok(Ok(Descr::Fields(fields)))
 }
 
 /// NumPy's dtype for one of the store's.
@@ -120,7 +160,16 @@ pub(super) fn to_numpy<'py>(py: Python<'py>, dtype: &Dtype) -> PyResult<Bound<'p
     static DESCR_TO_DTYPE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     static LITERAL_EVAL: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let descr = LITERAL_EVAL.import(py, "ast", "literal_eval")?.call1((dtype.to_python(),))?;
-    let found = DESCR_TO_DTYPE.import(py, "numpy.lib.format", "descr_to_dtype")?.call1((descr,))?;
+    let descr_to_dtype = DESCR_TO_DTYPE.import(py, "numpy.lib.format", "descr_to_dtype")?;
+    let found =
+        descr_to_dtype.call1((descr,)).map_err(|error| match error.is_instance_of::<PyTypeError>(py) {
+            true => Exception::Unsupported.err(format!(
+                "dtype {} is not there on this machine: {}",
+                dtype.to_python(),
+                error.value(py)
+            )),
+            false => error,
+        })?;
     let found = found.cast_into::<PyArrayDescr>()?;
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     let known = known.get_or_insert_default();

@@ -122,7 +122,9 @@ fn exception(error: &StoreError, message: String) -> PyErr {
                 PyFileExistsError::new_err((libc::EEXIST, without(path), filename(path)))
             }
             NotAStore::NoManifest | NotAStore::ManifestLost => Exception::NotAStore.err(message),
-            NotAStore::TableLost | NotAStore::Overwritten => Exception::CorruptStore.err(message),
+            NotAStore::TableLost | NotAStore::Overwritten | NotAStore::NothingLeft => {
+                Exception::CorruptStore.err(message)
+            }
         },
         StoreError::StoreExists { path } => {
             PyFileExistsError::new_err((libc::EEXIST, without(path), filename(path)))

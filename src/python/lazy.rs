@@ -30,7 +30,9 @@ use crate::store::{Array, Attrs, StoreError};
 /// stays valid after the store is closed and after the array is overwritten or dropped.
 ///
 /// Of a compressed array, indexing decodes the blocks that have the rows asked for, and a few recent blocks are kept
-/// for the next index. ``np.asarray(lazy)``, NumPy's functions, operators, ``T`` and `reshape` decode the whole array.
+/// for the next index. NumPy's element-wise functions, products (`numpy.inner`, `numpy.dot`, ``@``) and reductions
+/// (`numpy.sum`, `numpy.mean`, `numpy.max` and the like) read some rows at a time, 16 MiB of them, as they do of an array
+/// with dropped rows. ``np.asarray(lazy)``, other functions, other operators, ``T`` and `reshape` read the whole array.
 ///
 /// Attributes
 /// ----------
@@ -314,12 +316,47 @@ impl LazyArray {
         operand(other)?.divmod(self.to_ndarray(other.py())?)
     }
 
-    fn __matmul__<'py>(&self, other: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-        self.to_ndarray(other.py())?.matmul(operand(other)?)
+    fn __matmul__<'py>(slf: &Bound<'py, Self>, other: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        matmul(slf.as_any(), other)
     }
 
-    fn __rmatmul__<'py>(&self, other: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-        operand(other)?.matmul(self.to_ndarray(other.py())?)
+    fn __rmatmul__<'py>(slf: &Bound<'py, Self>, other: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        matmul(other, slf.as_any())
+    }
+
+    #[pyo3(signature = (ufunc, method, *inputs, **kwargs))]
+    fn __array_ufunc__<'py>(
+        slf: &Bound<'py, Self>,
+        ufunc: &Bound<'py, PyAny>,
+        method: &Bound<'py, PyAny>,
+        inputs: &Bound<'py, PyTuple>,
+        kwargs: Option<Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        static CALL: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let py = slf.py();
+        let kwargs = kwargs.unwrap_or_else(|| PyDict::new(py));
+        CALL.import(py, "numpack._by_rows", "call_ufunc")?.call1((slf, ufunc, method, inputs, kwargs))
+    }
+
+    fn __array_function__<'py>(
+        slf: &Bound<'py, Self>,
+        func: &Bound<'py, PyAny>,
+        types: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyAny>,
+        kwargs: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        static CALL: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let _ = types;
+        CALL.import(slf.py(), "numpack._by_rows", "call_function")?.call1((slf, func, args, kwargs))
+    }
+
+    /// Whether it is read, not mapped, and some rows can be read without the others.
+    #[getter]
+    fn _is_read_by_rows(&self) -> bool {
+        match &self.data {
+            Data::View(_) => false,
+            Data::Rows(array, _) => !array.shape().is_empty() && !array.fortran_order(),
+        }
     }
 
     fn __pow__<'py>(
@@ -575,6 +612,12 @@ fn operand<'py>(other: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         Ok(lazy) => Ok(lazy.get().to_ndarray(other.py())?.into_any()),
         Err(_) => Ok(other.clone()),
     }
+}
+
+/// NumPy's product of matrices, which asks a lazy array how to make it.
+fn matmul<'py>(left: &Bound<'py, PyAny>, right: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    static MATMUL: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    MATMUL.import(left.py(), "numpy", "matmul")?.call1((left, right))
 }
 
 /// The result of a bitwise operator. NumPy's message about numbers that have no bits names none of the two arrays.

@@ -22,8 +22,12 @@ pub(super) fn of_store<'py>(py: Python<'py>, store: &Store) -> PyResult<Bound<'p
         metadata.set_item(intern!(py, "size_bytes"), array.nbytes())?;
         metadata.set_item(intern!(py, "stored_bytes"), array.stored_len())?;
         metadata.set_item(intern!(py, "codec"), codec::described(py, array.compression())?)?;
-        let dtype = dtype::to_numpy(py, array.dtype())?;
-        metadata.set_item(intern!(py, "dtype"), dtype::metadata_name(&dtype)?)?;
+        let dtype = match dtype::to_numpy(py, array.dtype()) {
+            Ok(dtype) => dtype::metadata_name(&dtype)?,
+            // One of another machine's.
+            Err(_) => array.dtype().to_string(),
+        };
+        metadata.set_item(intern!(py, "dtype"), dtype)?;
         arrays.set_item(&**array.name(), metadata)?;
     }
     let metadata = PyDict::new(py);

@@ -14,7 +14,7 @@ use super::array::{
 use super::error::{Exception, OrRaise};
 use super::index::{RowIndex, Rows, integer};
 use super::{dtype, gather};
-use crate::store::{Array, Compression, Dtype, MapMut, NewArray, Store, StoreError};
+use crate::store::{Array, Changes, Compression, Dtype, MapMut, NewArray, Store, StoreError};
 
 /// An array and the name it was given with.
 struct Named<'py> {
@@ -71,17 +71,16 @@ fn to_save<'py>(arrays: &Bound<'py, PyAny>) -> PyResult<Vec<Named<'py>>> {
         .collect()
 }
 
-pub(super) fn save_and_remove(
+/// Saves arrays, and makes other changes, in one commit.
+pub(super) fn change(
     py: Python<'_>,
     store: &Store,
     arrays: &Bound<'_, PyAny>,
-    remove: &[String],
-    compression: Option<&Compression>,
+    changes: Changes<'_>,
 ) -> PyResult<()> {
     let named = to_save(arrays)?;
     let save = as_new_arrays(&named)?;
-    let remove: Vec<&str> = remove.iter().map(String::as_str).collect();
-    py.detach(|| store.save_and_remove(&save, &remove, compression)).or_raise(py)
+    py.detach(|| store.change(Changes { save: &save, ..changes })).or_raise(py)
 }
 
 pub(super) fn create(

@@ -3,6 +3,7 @@
 //! The object outlives its openings: it holds a path, and between `open` and `close` a [`Store`]. Every operation
 //! works on its own reference to that, so `close` in one thread does not disturb a running operation in another.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 
@@ -16,7 +17,10 @@ use super::index::RowIndex;
 use super::lazy::LazyArray;
 use super::stream::RowStream;
 use super::{attrs, codec, dtype, gather, metadata, opening, rows};
-use crate::store::{Access, Array, Compression, MapMut, Store, StoreError};
+use crate::store::{Access, Array, Changes, Compression, MapMut, Store, StoreError};
+
+/// Attributes to set, and names of those to remove before.
+type AttrChange<'py> = (Bound<'py, PyDict>, Vec<String>);
 
 /// A store of named arrays: a directory, here as something like a dict of arrays.
 ///
@@ -541,9 +545,33 @@ impl NumPack {
         py.detach(|| store.set_attrs(name, set, &remove)).or_raise(py)
     }
 
-    /// Save arrays and remove others in one commit. Arrays that are there keep their codec and attributes.
-    fn _commit(&self, py: Python<'_>, save: &Bound<'_, PyAny>, remove: Vec<String>) -> PyResult<()> {
-        rows::save_and_remove(py, &self.store(py)?, save, &remove, self.compression.as_ref())
+    /// Save arrays, remove others, and change attributes, in one commit. Arrays keep the codec and the attributes that
+    /// are there under their names, but for those in `compress`, which is as that of `save`, and in `attrs`: for each
+    /// name, or None for the store, a dict of attributes to set, and a list of those to remove before.
+    #[pyo3(signature = (save, remove, compress = None, attrs = None))]
+    fn _commit(
+        &self,
+        py: Python<'_>,
+        save: &Bound<'_, PyAny>,
+        remove: Vec<String>,
+        compress: Option<HashMap<String, Bound<'_, PyAny>>>,
+        attrs: Option<HashMap<Option<String>, AttrChange<'_>>>,
+    ) -> PyResult<()> {
+        let mut compressions = HashMap::new();
+        for (name, how) in compress.iter().flatten() {
+            let how = Some(how).filter(|how| !how.is_none());
+            compressions.insert(name.as_str(), self.compression("compress", how)?);
+        }
+        let attrs = attrs
+            .iter()
+            .flatten()
+            .map(|(name, (set, remove))| Ok((name.as_deref(), attrs::from_dict(set)?, remove.clone())));
+        let mut attrs = attrs.collect::<PyResult<Vec<_>>>()?;
+        attrs.sort_by_key(|(name, ..)| *name);
+        let remove: Vec<&str> = remove.iter().map(String::as_str).collect();
+        let changes =
+            Changes { remove: &remove, compression: self.compression, compressions, attrs, save: &[] };
+        rows::change(py, &self.store(py)?, save, changes)
     }
 
     /// An array over a mapping of an array's elements, which is changed by writing to it; None if it is compressed.

@@ -61,6 +61,11 @@ impl Array {
         Self { shared, record, shape, data: OnceLock::new() }
     }
 
+    /// The same, of this file, whatever its length.
+    pub(super) fn of_file(shared: Arc<Shared>, record: Arc<Record>, data: Arc<DataFile>) -> Self {
+        Self { data: OnceLock::from(data), ..Self::new(shared, record) }
+    }
+
     pub(super) fn record(&self) -> &Arc<Record> {
         &self.record
     }
@@ -72,6 +77,12 @@ impl Array {
 
     pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// Whether the other is the same version with the same rows, name and attributes. What is written in place changes
+    /// the state of a compressed array, and of no other.
+    pub fn is_same_state(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.record, &other.record) || self.record == other.record
     }
 
     /// The name.
@@ -353,6 +364,16 @@ impl Array {
         let layout = Layout::new(&record.dtype, self.shape(), self.fortran_order())?;
         npy::encode_within(&record.dtype, &layout, record.offset)
             .ok_or_else(|| fault(&*self.shared.storage, record, DataFileFault::Header(None)))
+    }
+
+    /// A header of this state of the array that is as short as those that NumPy writes, with at least `n_spaces` spaces
+    /// before its newline.
+    ///
+    /// # Errors
+    /// `Format` if it would be too long.
+    pub fn short_npy_header(&self, n_spaces: usize) -> Result<Vec<u8>, StoreError> {
+        let layout = Layout::new(self.dtype(), self.shape(), self.fortran_order())?;
+        Ok(npy::encode_short(self.dtype(), &layout, n_spaces)?)
     }
 
     /// Writes into the virtual `.npy` file, in place. Visible to every reader at once.

@@ -181,7 +181,7 @@ fn is_gone(store: &Store, array: &Array, error: &StoreError) -> bool {
 }
 
 /// Checks one array. What keeps the rest of it from being checked is the error; all else goes to the report.
-fn check_array(
+pub(super) fn check_array(
     array: &Array,
     depth: Depth,
     report: &mut Report,
@@ -368,7 +368,7 @@ impl Problem {
         }
     }
 
-    fn from_error(array: &Array, error: &StoreError) -> Self {
+    pub(super) fn from_error(array: &Array, error: &StoreError) -> Self {
         match error {
             StoreError::Block { block, offset, what, .. } => Self {
                 block: Some(*block),

@@ -59,7 +59,13 @@ impl DataFile {
         let fault = |what| fault(storage, record, what);
         let opened = storage.open(&record.file, access);
         let file = opened.map_err(|source| open_failed(storage, record, &record.file, source))?;
-        let stat = file.stat().map_err(|e| StoreError::io("stat", storage.path(), &record.file, e))?;
+        let failed = |e| StoreError::io("stat", storage.path(), &record.file, e);
+        let mut stat = file.stat().map_err(failed)?;
+        if stat.len < record.data_end() && !storage.has_far_locks().map_err(failed)? {
+            // Another host has just made it longer.
+            file.forget_cached().map_err(failed)?;
+            stat = file.stat().map_err(failed)?;
+        }
         if stat.len < record.data_end() {
             return Err(fault(DataFileFault::Short { found: stat.len, expected: record.data_end() }));
         }
@@ -203,6 +209,12 @@ impl DataFiles {
         if let Some(data) = data {
             *lock(&data.space) = Space::default();
         }
+    }
+
+    /// Lets later reads of a version see what another host wrote.
+    pub(super) fn forget_cached(&self, id: ArrayId) -> io::Result<()> {
+        let data = lock(&self.open).by_id.get(&id).and_then(Weak::upgrade);
+        data.map_or(Ok(()), |data| data.file.forget_cached())
     }
 
     /// Closes a version that is gone, unless somebody still uses it.

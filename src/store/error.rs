@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::codec::CodecError;
 use crate::format::upstream::{self, TableLayout};
 use crate::format::{Dtype, FormatError};
+use crate::sys::lock::Holder;
 
 /// An error of [`Store`](super::Store) or [`Array`](super::Array).
 ///
@@ -67,8 +68,8 @@ pub enum StoreError {
         store: PathBuf,
         /// How long this process waited for it.
         waited: Duration,
-        /// The process that holds it, where that can be seen.
-        holder: Option<u32>,
+        /// Who holds it, where that can be seen.
+        holder: Option<Holder>,
     },
     /// The wait for a lock was cut short; nothing was done.
     Interrupted {
@@ -213,6 +214,8 @@ pub enum NotAStore {
     TableLost,
     /// An npk store whose manifest was replaced by NumPack 0.1 to 0.7.
     Overwritten,
+    /// A directory without a manifest whose data files do not say what is in them.
+    NothingLeft,
 }
 
 /// What is wrong with a data file.
@@ -282,6 +285,21 @@ impl fmt::Display for BlockFault {
     }
 }
 
+impl fmt::Display for DataFileFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => write!(f, "is missing"),
+            Self::Short { found, expected } | Self::Long { found, expected } => {
+                write!(f, "has {found} bytes, expected {expected}")
+            }
+            Self::Upstream(what) => write!(f, "{what}"),
+            Self::NotAFile => write!(f, "is not a regular file, and links are not followed"),
+            Self::Header(None) => write!(f, "has a header that describes another array"),
+            Self::Header(Some(source)) => write!(f, "has a damaged header: {source}"),
+        }
+    }
+}
+
 impl StoreError {
     /// Makes an `Io` error of a file within a directory.
     pub(super) fn io(action: &'static str, dir: &Path, file: &str, source: io::Error) -> Self {
@@ -314,7 +332,11 @@ impl fmt::Display for StoreError {
                     }
                     NotAStore::ManifestLost => write!(
                         f,
-                        "{path}: has data files but no metadata.npkm; restore it from a backup, or move the data files away to start anew"
+                        "{path}: has data files but no metadata.npkm; \"npkfs repair {path}\" makes it anew; or move the data files away to start anew"
+                    ),
+                    NotAStore::NothingLeft => write!(
+                        f,
+                        "{path}: metadata.npkm is lost, and no data file says what is in it; restore metadata.npkm from a backup"
                     ),
                     NotAStore::TableLost => write!(
                         f,
@@ -322,7 +344,7 @@ impl fmt::Display for StoreError {
                     ),
                     NotAStore::Overwritten => write!(
                         f,
-                        "{path}: metadata.npkm was replaced by NumPack 0.1-0.7; copy metadata.npkm.bak over it to restore the store"
+                        "{path}: metadata.npkm was replaced by NumPack 0.1-0.7; \"npkfs repair {path}\" restores the store from metadata.npkm.bak"
                     ),
                 }
             }
@@ -349,7 +371,15 @@ impl fmt::Display for StoreError {
                     waited.as_secs_f64()
                 )?;
                 match holder {
-                    Some(pid) => write!(f, ", which process {pid} holds; try again when it is done"),
+                    Some(Holder::Process(pid)) => {
+                        write!(f, ", which process {pid} holds; try again when it is done")
+                    }
+                    Some(Holder::Host(host, claim)) => write!(
+                        f,
+                        ", which host {host} holds; try again when it is done, or, if nothing writes to the store there \
+                         any more, remove {}",
+                        claim.display()
+                    ),
                     None => write!(f, ", which another process holds; try again when it is done"),
                 }
             }
@@ -363,20 +393,8 @@ impl fmt::Display for StoreError {
                 path.parent().unwrap_or(path).display()
             ),
             Self::DataFile { store, array, file, what } => {
-                write!(f, "{}: array {array:?}: data file {file} ", store.display())?;
-                match what {
-                    DataFileFault::Missing => write!(f, "is missing")?,
-                    DataFileFault::Short { found, expected } | DataFileFault::Long { found, expected } => {
-                        write!(f, "has {found} bytes, expected {expected}")?;
-                    }
-                    DataFileFault::Upstream(what) => write!(f, "{what}")?,
-                    DataFileFault::NotAFile => {
-                        write!(f, "is not a regular file, and links are not followed")?
-                    }
-                    DataFileFault::Header(None) => write!(f, "has a header that describes another array")?,
-                    DataFileFault::Header(Some(source)) => write!(f, "has a damaged header: {source}")?,
-                }
-                write!(f, "; run \"npkfs verify {}\"", store.display())
+                let store = store.display();
+                write!(f, "{store}: array {array:?}: data file {file} {what}; run \"npkfs verify {store}\"")
             }
             Self::Block { store, array, file, block, offset, what } => write!(
                 f,

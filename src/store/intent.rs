@@ -10,16 +10,13 @@ use super::error::StoreError;
 use super::log::ManifestLog;
 use crate::bytes::u32_at;
 use crate::format::names;
-use crate::sys::FileAccess;
+use crate::sys::{FileAccess, Storage};
 
 impl Shared {
     /// Says in the lock file which data files come and go, or that the manifest is replaced, so that a crash leaves
     /// nothing that nobody knows of.
     pub(super) fn write_intent(&self, files: &str) -> Result<(), StoreError> {
-        let failed = |action, source| StoreError::io(action, self.storage.path(), names::LOCK, source);
-        let bytes = encode_intent(files);
-        let file = self.storage.open(names::LOCK, FileAccess::Write).map_err(|e| failed("open", e))?;
-        file.write_at(&bytes, 0).map_err(|e| failed("write", e))
+        write_intent(&*self.storage, files)
     }
 
     /// Finishes what a writer that died had begun: removes the files of its intent that no record refers to.
@@ -65,6 +62,14 @@ impl Shared {
             log::warn!("{error}");
         }
     }
+}
+
+/// See [`Shared::write_intent`].
+pub(super) fn write_intent(storage: &dyn Storage, files: &str) -> Result<(), StoreError> {
+    let failed = |action, source| StoreError::io(action, storage.path(), names::LOCK, source);
+    let bytes = encode_intent(files);
+    let file = storage.open(names::LOCK, FileAccess::Write).map_err(|e| failed("open", e))?;
+    file.write_at(&bytes, 0).map_err(|e| failed("write", e))
 }
 
 const MAX_INTENT_LEN: usize = 64 << 20;

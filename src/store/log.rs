@@ -47,6 +47,8 @@ pub(super) struct ManifestLog {
     pub(super) table: Table,
     /// The layout of the file, if NumPack 0.1 to 0.7 wrote it. Then it is only read, and only as a whole.
     pub(super) upstream: Option<TableLayout>,
+    /// The table was put together from what is left of a store: no file says it, and none is followed.
+    is_detached: bool,
 }
 
 impl ManifestLog {
@@ -117,6 +119,7 @@ impl ManifestLog {
             lagging: Vec::new(),
             table,
             upstream: None,
+            is_detached: false,
         };
         manifest.fold(&mut log, &mut |_| ()).map_err(damaged)?;
         Ok(manifest)
@@ -156,20 +159,41 @@ impl ManifestLog {
                     lagging: Vec::new(),
                     table,
                     upstream: Some(layout),
+                    is_detached: false,
                 });
             }
         }
         Err(StoreError::Format { path: storage.path().join(names::MANIFEST), source })
     }
 
-    /// Starts a manifest without arrays, and publishes it.
+    /// Starts a manifest with the arrays of `table`, publishes it, and returns when it is on the disk.
     pub(super) fn create(
         storage: &dyn Storage,
         store_id: [u8; frame::STORE_ID_LEN],
+        table: Table,
     ) -> Result<Self, StoreError> {
-        let manifest = publish(storage, store_id, Table::default())?;
+        let manifest = publish(storage, store_id, table)?;
         storage.sync_dir().map_err(|e| StoreError::io("sync", storage.path(), "", e))?;
         Ok(manifest)
+    }
+
+    /// The manifest that a store without a readable one would have. `file` is any file; nothing of it is read.
+    pub(super) fn detached(file: Arc<dyn StorageFile>, table: Table) -> io::Result<Self> {
+        Ok(Self {
+            stat: file.stat()?,
+            published: OnceLock::from(None),
+            file,
+            access: FileAccess::Read,
+            store_id: [0; frame::STORE_ID_LEN],
+            end: 0,
+            file_len: 0,
+            snapshot_end: 0,
+            synced_len: 0,
+            lagging: Vec::new(),
+            table,
+            upstream: None,
+            is_detached: true,
+        })
     }
 
     fn published(&self) -> Option<&SharedWord> {
@@ -180,7 +204,7 @@ impl ManifestLog {
     /// Whether it is certain, without asking the system, that nothing was committed since the last catching up, and
     /// that nothing follows the last frame: a writer takes the published length away before it writes.
     pub(super) fn is_fresh(&self) -> bool {
-        self.published().is_some_and(|word| word.load() == self.end)
+        self.is_detached || self.published().is_some_and(|word| word.load() == self.end)
     }
 
     /// Reads what was committed since, and tells `changed`. Returns whether it was anything.
@@ -192,8 +216,14 @@ impl ManifestLog {
         locked: bool,
         changed: &mut dyn FnMut(Change),
     ) -> Result<bool, StoreError> {
-        let stat =
-            self.file.stat().map_err(|e| StoreError::io("stat", storage.path(), names::MANIFEST, e))?;
+        if self.is_detached {
+            return Ok(false);
+        }
+        let failed = |e| StoreError::io("stat", storage.path(), names::MANIFEST, e);
+        if locked && !storage.has_far_locks().map_err(failed)? {
+            self.file.forget_cached().map_err(failed)?;
+        }
+        let stat = self.file.stat().map_err(failed)?;
         let retired = self.published().is_none_or(|word| word.load() == frame::RETIRED);
         if retired || stat.nlink != self.stat.nlink {
             let named = storage.stat(names::MANIFEST).map_err(|source| match source.kind() {
@@ -268,7 +298,7 @@ impl ManifestLog {
         let bytes = frame::encode(&edit.encode(), self.synced_len)?;
         let failed = |action, source| StoreError::io(action, storage.path(), names::MANIFEST, source);
         // From here on, until the commit is complete, everybody must look at the file itself.
-        self.retire();
+        self.retire(storage)?;
         // Bytes after the last good frame are the torn end of a writer that died. They go before the frame comes:
         // it might be shorter than they are.
         if self.file_len > self.end {
@@ -286,6 +316,19 @@ impl ManifestLog {
         }
         self.lagging.clear();
         Ok(())
+    }
+
+    /// Lets all who have the manifest in `storage` open look for another one, if it is one of ours.
+    pub(super) fn retire_named(storage: &dyn Storage) {
+        let mut header = [0; frame::HEADER_LEN];
+        let word = storage.open(names::MANIFEST, FileAccess::Write).and_then(|file| {
+            file.read_at(&mut header, 0)?;
+            frame::parse_header(&header).map_err(|_| io::ErrorKind::InvalidData)?;
+            file.word(frame::PUBLISHED_OFFSET, FileAccess::Write)
+        });
+        if let Ok(word) = word {
+            word.store(frame::RETIRED);
+        }
     }
 
     /// Makes all frames so far durable.
@@ -308,19 +351,23 @@ impl ManifestLog {
     /// else is committed.
     pub(super) fn publish(&mut self, storage: &dyn Storage) -> Result<(), StoreError> {
         // Readers of the old file must look for the new one from now on; should this fail, they look in vain.
-        self.retire();
+        self.retire(storage)?;
         *self = publish(storage, self.store_id, self.table.clone())?;
         Ok(())
     }
 
     /// Lets all who have this file open look whether it grew, or whether another one has taken its place.
-    pub(super) fn retire(&self) {
+    pub(super) fn retire(&self, storage: &dyn Storage) -> Result<(), StoreError> {
         if let Some(word) = self.published() {
             word.store(frame::RETIRED);
+            return Ok(());
         }
+        // Those may have it mapped who serve the file system that this process finds no mapping of.
+        let retired = self.file.write_at(&frame::RETIRED.to_le_bytes(), frame::PUBLISHED_OFFSET as u64);
+        retired.map_err(|source| StoreError::io("write", storage.path(), names::MANIFEST, source))
     }
 
-    /// Tells all who have this file open how long it is.
+    /// Tells all who have this file open how long it is, if they see at once what is written to it.
     pub(super) fn publish_length(&self) {
         if let Some(word) = self.published() {
             word.store(self.end);
@@ -362,6 +409,7 @@ fn publish(
         lagging: Vec::new(),
         table,
         upstream: None,
+        is_detached: false,
     })
 }
 
@@ -393,16 +441,22 @@ fn difference(old: &Table, new: &Table, changed: &mut dyn FnMut(Change)) -> Resu
     Ok(())
 }
 
+/// What `read_range` reads of a manifest at the most.
+pub(super) fn check_manifest_len(storage: &dyn Storage, len: u64) -> Result<(), StoreError> {
+    if len <= MAX_MANIFEST_LEN {
+        return Ok(());
+    }
+    let source = FormatError::TooLong { part: "the manifest", len, max: MAX_MANIFEST_LEN };
+    Err(StoreError::Format { path: storage.path().join(names::MANIFEST), source })
+}
+
 fn read_range(
     storage: &dyn Storage,
     file: &dyn StorageFile,
     start: u64,
     end: u64,
 ) -> Result<Vec<u8>, StoreError> {
-    let damaged = |source| StoreError::Format { path: storage.path().join(names::MANIFEST), source };
-    if end > MAX_MANIFEST_LEN {
-        return Err(damaged(FormatError::TooLong { part: "the manifest", len: end, max: MAX_MANIFEST_LEN }));
-    }
+    check_manifest_len(storage, end)?;
     let len = usize::try_from(end.saturating_sub(start)).unwrap_or(usize::MAX);
     let mut bytes = vec![0; len];
     let read = file

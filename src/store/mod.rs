@@ -22,6 +22,7 @@ mod intent;
 mod log;
 mod new_blocks;
 mod regions;
+mod repair;
 mod resize;
 mod rows;
 mod stage;
@@ -44,14 +45,18 @@ pub use check::{Depth, Problem, Report, verify, verify_storage, verify_storage_w
 pub use compressed::Usage;
 pub use draft::Draft;
 pub use error::{BlockFault, DataFileFault, NotAStore, StoreError};
+pub use repair::{LOST_ROWS, Mended, OLDER_ROWS, Outcome, Rebuilt, Repair, Repaired, TableSource, Unread};
 pub use stage::NewArray;
 pub use upstream::{Upgrade, Upgraded};
+pub use writer::Changes;
 
 pub use crate::format::manifest::{Change, ChangeKind};
 pub use crate::format::upstream::TableLayout;
-pub use crate::format::{ArrayId, Attrs, Codec, Compression, Dtype, Filter, Generation};
+pub use crate::format::{
+    ArrayId, Attrs, Codec, Compression, Descr, Dtype, Field, Filter, Generation, Subarray,
+};
 
-use crate::format::{FormatError, names};
+use crate::format::{FormatError, Table, names};
 pub use crate::sys::MapMut;
 use crate::sys::{DirStorage, FileAccess, FileStat, FsStat, LockGuard, Storage, StorageFile};
 use data::{DataFiles, lock};
@@ -162,7 +167,7 @@ impl Store {
             let _lock = take_lock(&*storage, LOCK_TIMEOUT)?;
             match ManifestLog::load(&*storage, FileAccess::Write) {
                 Err(StoreError::NotAStore { found: NotAStore::NoManifest, .. }) => {
-                    ManifestLog::create(&*storage, new_store_id(&*storage)?)?
+                    ManifestLog::create(&*storage, new_store_id(&*storage)?, Table::default())?
                 }
                 result => result?,
             }
@@ -426,7 +431,14 @@ impl Shared {
     fn note_change(&self, change: Change) {
         match change.kind {
             ChangeKind::Removed => self.files.forget(change.id),
-            ChangeKind::Resized | ChangeKind::Written if !change.is_own => self.files.forget_space(change.id),
+            ChangeKind::Resized | ChangeKind::Written if !change.is_own => {
+                self.files.forget_space(change.id);
+                if !self.storage.has_far_locks().unwrap_or(false)
+                    && let Err(error) = self.files.forget_cached(change.id)
+                {
+                    ::log::warn!("{}: {error}", self.storage.path().join(&*change.name).display());
+                }
+            }
             _ => {}
         }
         if let Some(changes) = &mut *lock(&self.changes) {

@@ -3,7 +3,7 @@
 //! Who writes rows in place needs no more than that the rows are not moved to another file meanwhile. So writers of
 //! regions share a lock on the data file, and do not wait for each other; who moves the rows of an array has that lock
 //! alone, from before the first row is read until the commit. Blocks of compressed arrays cannot be written in place:
-//! those who write them take turns.
+//! those who write them take turns; and so do all where that lock does not keep out other hosts.
 
 use std::io;
 use std::sync::Arc;
@@ -38,7 +38,10 @@ impl Store {
             if n_rows == 0 {
                 return Ok(());
             }
-            if array.codec().is_some() {
+            let has_far_locks = shared.storage.has_far_locks();
+            if array.codec().is_some()
+                || !has_far_locks.map_err(|e| StoreError::io("stat", self.path(), "", e))?
+            {
                 return self.replace_range(name, start..end, rows);
             }
             let file = &array.record().file;

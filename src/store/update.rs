@@ -233,8 +233,11 @@ impl Store {
 }
 
 impl Shared {
+    /// Whether what is written must be on the disk before it counts. Of a host whose locks do not keep out others, these
+    /// may see nothing earlier.
     pub(super) fn is_durable(&self) -> bool {
         self.durable.load(std::sync::atomic::Ordering::Relaxed)
+            || !self.storage.has_far_locks().unwrap_or(false)
     }
 
     /// Writes rows behind the last stored one, and adds their commit to `commit`.

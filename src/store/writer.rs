@@ -45,12 +45,29 @@ impl WriteGuard<'_> {
     }
 }
 
+/// Changes of several kinds that [`Store::change`] makes in one commit.
+#[derive(Default)]
+pub struct Changes<'a> {
+    /// Arrays that are saved, with the attributes of those that have their names.
+    pub save: &'a [(&'a str, NewArray<'a>)],
+    /// Arrays that are removed, unless they are saved. Missing ones are ignored.
+    pub remove: &'a [&'a str],
+    /// How arrays are compressed whose names no array has.
+    pub compression: Option<Compression>,
+    /// How these are compressed; others are like those that have their names.
+    pub compressions: HashMap<&'a str, Option<Compression>>,
+    /// Attributes of arrays, or of the store, that are set, and names of those that are removed before.
+    pub attrs: Vec<(Option<&'a str>, Attrs, Vec<String>)>,
+}
+
 /// One commit in the making.
 #[derive(Default)]
 pub(super) struct Commit {
     pub(super) staged: Vec<Staged>,
     /// Operations that come before the new versions.
     pub(super) ops: Vec<Op>,
+    /// Operations that come after them.
+    pub(super) last_ops: Vec<Op>,
     /// Arrays whose headers are to be written after the commit.
     pub(super) headers: Vec<(Arc<str>, Arc<DataFile>)>,
     /// Where there is room in the files of compressed arrays, once the commit is made.
@@ -61,6 +78,8 @@ pub(super) struct Commit {
     pub(super) moves_rows: bool,
     /// The locks on the files that rows are moved from; see [`Shared::lock_data`].
     pub(super) locked: Vec<Arc<dyn StorageFile>>,
+    /// The files of versions that go have other names, under which they are kept as they are.
+    pub(super) leaves_files: bool,
 }
 
 impl Store {
@@ -103,16 +122,39 @@ impl Store {
         remove: &[&str],
         compression: Option<&Compression>,
     ) -> Result<(), StoreError> {
+        let compression = compression.copied();
+        self.change(Changes { save, remove, compression, ..Changes::default() })
+    }
+
+    /// Makes changes of several kinds in one commit.
+    ///
+    /// # Errors
+    /// As [`Store::save_as`]; `NotFound` for attributes of an array that is not there then; `Refused` for those that
+    /// cannot be.
+    pub fn change(&self, changes: Changes<'_>) -> Result<(), StoreError> {
         self.shared.check_writable()?;
+        let Changes { save, remove, compression, compressions, attrs } = changes;
+        for (_, set, _) in &attrs {
+            check_attrs(set)?;
+        }
         self.refresh_quietly()?;
-        let staged = self.shared.stage_all(save, |name| match self.record(name) {
-            Ok(old) => old.compression(),
-            Err(_) => compression.copied(),
-        })?;
+        let staged =
+            self.shared.stage_all(save, |name| match (compressions.get(name), self.record(name)) {
+                (Some(wanted), _) => *wanted,
+                (None, Ok(old)) => old.compression(),
+                (None, Err(_)) => compression,
+            })?;
         let saved: HashSet<&str> = save.iter().map(|(name, _)| *name).collect();
         let _guard = self.shared.lock_writers()?;
         let ops = self.shared.deletions(remove.iter().copied().filter(|name| !saved.contains(name)));
-        self.shared.commit(Commit { staged, ops, ..Commit::default() })
+        let last_ops = attrs.into_iter().map(|(name, set, remove)| {
+            if let Some(name) = name.filter(|name| !saved.contains(name)) {
+                self.record(name)?;
+            }
+            Ok(Op::Attrs(name.map(Arc::from), set, remove))
+        });
+        let last_ops = last_ops.collect::<Result<_, StoreError>>()?;
+        self.shared.commit(Commit { staged, ops, last_ops, ..Commit::default() })
     }
 
     /// Stores a `.npy` file under `name`, compressed as `compression` says: it reads byte for byte as it was, header
@@ -357,14 +399,24 @@ impl Shared {
     /// Commits, with the writers' lock held.
     pub(super) fn commit(&self, commit: Commit) -> Result<(), StoreError> {
         // The locks on data files, of those that are moved, end with the commit.
-        let Commit { staged, mut ops, headers, spaces, time, moves_rows, locked: _locked } = commit;
-        if staged.is_empty() && ops.is_empty() {
+        let Commit {
+            staged,
+            mut ops,
+            last_ops,
+            headers,
+            spaces,
+            time,
+            moves_rows,
+            locked: _locked,
+            leaves_files,
+        } = commit;
+        if staged.is_empty() && ops.is_empty() && last_ops.is_empty() {
             return Ok(());
         }
         if moves_rows {
             staged.iter().try_for_each(|new| self.hand_on_permissions(new))?;
         }
-        let durable = moves_rows || self.durable.load(Ordering::Relaxed);
+        let durable = moves_rows || self.is_durable();
         if durable {
             for new in &staged {
                 let failed = |e| {
@@ -377,11 +429,13 @@ impl Shared {
         }
         let time = time.unwrap_or_else(now);
         let (records, superseded) = self.name_files(&staged, &ops, time)?;
-        superseded.iter().for_each(|(id, _)| self.keep_last_state(*id));
+        if !leaves_files {
+            superseded.iter().for_each(|(id, _)| self.keep_last_state(*id));
+        }
         let is_intended = !(records.is_empty() && superseded.is_empty());
         if is_intended {
             // Should this process die, whoever comes next must look, also one that knows this state.
-            self.manifest().retire();
+            self.manifest().retire(&*self.storage)?;
             let files =
                 records.iter().map(|record| &*record.file).chain(superseded.iter().map(|(_, file)| &**file));
             self.write_intent(&files.collect::<Vec<_>>().join("\n"))?;
@@ -399,7 +453,7 @@ impl Shared {
         }
         let placed: Vec<(ArrayId, Arc<str>)> =
             records.iter().map(|record| (record.id, Arc::clone(&record.file))).collect();
-        ops.extend(records.into_iter().map(Op::Put));
+        ops.extend(records.into_iter().map(Op::Put).chain(last_ops));
         let mut manifest = self.manifest_mut();
         let appended = manifest.append(&*self.storage, time, ops, durable, &mut |change| {
             self.note_change(Change { is_own: true, ..change });
@@ -690,7 +744,7 @@ pub(super) fn remove_all(path: &Path, timeout: Duration) -> Result<(), StoreErro
     if files.iter().any(|file| is_own(file)) {
         let _lock = super::take_lock(&storage, timeout)?;
         if let Ok(manifest) = ManifestLog::load(&storage, FileAccess::Write) {
-            manifest.retire();
+            manifest.retire(&storage)?;
         }
         let old = super::upstream::table_in(&storage);
         // The manifest goes first, so that a crash leaves no store with missing files; the lock goes last.

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{
     AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, fstatvfs, linkat, mkdirat,
@@ -16,14 +16,19 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, retry_on_intr};
 
+use super::claim::Host;
 use super::file::{DirFile, Temporary};
 use super::lock::{self, LockTable};
+use super::netfs::{LockReach, Place};
 use super::storage::check_name;
 use super::{FileAccess, FileLock, FileStat, FsStat, LockGuard, Storage, StorageFile, netfs, random_bytes};
 
 const TEMPORARY_PREFIX: &str = "tmp_";
 const TEMPORARY_SUFFIX: &str = ".npkd";
 const TEMPORARY_ID_LEN: usize = 16; // hexadecimal digits
+
+/// Where a lock does not tell whether the writer of a temporary is alive, it is after a day without a write.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// New files: what the umask leaves of it.
 const NEW_FILE_MODE: u32 = 0o666;
@@ -44,6 +49,9 @@ pub struct DirStorage {
     has_unnamed: AtomicBool,
     /// Temporaries were swept before the first one was made.
     has_swept: AtomicBool,
+    place: OnceLock<Place>,
+    /// This host, where locks do not keep out the others.
+    host: OnceLock<Host>,
 }
 
 /// Whether `/proc` is there, through which files without a name are given one.
@@ -66,7 +74,29 @@ impl DirStorage {
             locks: LockTable::default(),
             has_unnamed: AtomicBool::new(true),
             has_swept: AtomicBool::new(false),
+            place: OnceLock::new(),
+            host: OnceLock::new(),
         })
+    }
+
+    /// Where the directory is.
+    fn place(&self) -> io::Result<Place> {
+        match self.place.get() {
+            Some(place) => Ok(*place),
+            None => netfs::place(&self.dir).map(|place| *self.place.get_or_init(|| place)),
+        }
+    }
+
+    /// This host, if locks do not keep out the others.
+    fn claiming_host(&self) -> io::Result<Option<&Host>> {
+        if self.place()?.locks == LockReach::Everybody {
+            return Ok(None);
+        }
+        if let Some(host) = self.host.get() {
+            return Ok(Some(host));
+        }
+        let host = Host::this()?;
+        Ok(Some(self.host.get_or_init(|| host)))
     }
 
     /// Opens a directory, making it and its parents where they are missing.
@@ -127,6 +157,17 @@ impl DirStorage {
             named.keep();
         }
         Ok(())
+    }
+
+    /// Opens a folder within the directory, which is made if it is missing.
+    fn make_folder(&self, folder: &str) -> io::Result<OwnedFd> {
+        check_name(folder)?;
+        match mkdirat(&self.dir, folder, Mode::from_raw_mode(NEW_FOLDER_MODE)) {
+            Ok(()) => self.sync_dir()?,
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.open_folder(folder)
     }
 
     fn open_folder(&self, folder: &str) -> io::Result<OwnedFd> {
@@ -220,16 +261,18 @@ impl Storage for DirStorage {
     }
 
     fn link_apart(&self, file: &Arc<dyn StorageFile>, folder: &str, name: &str) -> io::Result<()> {
-        check_name(folder)?;
         check_name(name)?;
-        match mkdirat(&self.dir, folder, Mode::from_raw_mode(NEW_FOLDER_MODE)) {
-            Ok(()) => self.sync_dir()?,
-            Err(Errno::EXIST) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let dir = self.open_folder(folder)?;
+        let dir = self.make_folder(folder)?;
         file.sync_data()?;
         self.link_in(file, &dir, name)?;
+        sync_folder(&dir)
+    }
+
+    fn keep_apart(&self, from: &str, folder: &str, name: &str) -> io::Result<()> {
+        check_name(from)?;
+        check_name(name)?;
+        let dir = self.make_folder(folder)?;
+        linkat(&self.dir, from, &dir, name, AtFlags::empty())?;
         sync_folder(&dir)
     }
 
@@ -309,7 +352,7 @@ impl Storage for DirStorage {
 
     fn lock(&self, name: &str, timeout: Duration) -> io::Result<Box<dyn LockGuard>> {
         check_name(name)?;
-        Ok(Box::new(self.locks.lock(&self.dir, name, timeout)?))
+        Ok(Box::new(self.locks.lock(&self.dir, name, self.claiming_host()?, timeout)?))
     }
 
     fn watch(&self, name: &str) -> io::Result<Box<dyn LockGuard>> {
@@ -322,9 +365,18 @@ impl Storage for DirStorage {
         self.locks.is_watched(&self.dir, name)
     }
 
+    fn has_far_locks(&self) -> io::Result<bool> {
+        Ok(self.place()?.locks == LockReach::Everybody)
+    }
+
     fn sweep_temporaries(&self) -> io::Result<usize> {
         let mut swept = 0;
+        let has_far_locks = self.has_far_locks()?;
         for name in self.list()?.iter().filter(|name| is_temporary(name)) {
+            // Of another host's, only its age tells.
+            if !has_far_locks && !self.stat(name).is_ok_and(|stat| is_forgotten(&stat)) {
+                continue;
+            }
             // NFS needs a descriptor open for writing to lock exclusively.
             let Ok(file) = self.open(name, FileAccess::Write) else {
                 continue;
@@ -356,7 +408,7 @@ impl Storage for DirStorage {
             files: stat.f_files,
             files_free: stat.f_ffree,
             name_max: stat.f_namemax,
-            is_shared: netfs::kind(&self.dir)?.is_shared(),
+            place: self.place()?,
         })
     }
 
@@ -413,6 +465,11 @@ fn temporary_name() -> io::Result<String> {
     }
     name.push_str(TEMPORARY_SUFFIX);
     Ok(name)
+}
+
+/// Whether nobody has written to a temporary for so long that its writer must be gone.
+fn is_forgotten(stat: &FileStat) -> bool {
+    SystemTime::now().duration_since(stat.mtime).is_ok_and(|age| age > FORGOTTEN_AFTER)
 }
 
 /// Whether [`temporary_name`] can have made `name`; a user's `tmp_x.npkd` is none.

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{
-    AtFlags, FallocateFlags, Gid, Mode, Uid, copy_file_range, fallocate, fchmod, fchown, fstat, unlinkat,
+    Advice, AtFlags, FallocateFlags, Gid, Mode, StatxFlags, Uid, copy_file_range, fadvise, fallocate, fchmod,
+    fchown, fstat, statx, unlinkat,
 };
 use rustix::io::{Errno, retry_on_intr};
 
@@ -191,6 +192,12 @@ impl StorageFile for DirFile {
             return Err(io::ErrorKind::Unsupported.into());
         }
         SharedWord::of_file(&self.file, offset, access == FileAccess::Write)
+    }
+
+    fn forget_cached(&self) -> io::Result<()> {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+        retry_on_intr(|| statx(&self.file, "", flags, StatxFlags::BASIC_STATS))?;
+        Ok(fadvise(&self.file, 0, None, Advice::DontNeed)?)
     }
 
     fn has_others(&self) -> bool {

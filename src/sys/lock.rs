@@ -6,13 +6,14 @@
 //!
 //! It dies with its process and also excludes other descriptions in the same process, which plain `fcntl` locks do
 //! not. The lock file stays open, so that taking and releasing the lock is one system call each. The pure-Python
-//! backend takes the same lock: `F_OFD_SETLK`, `F_WRLCK`, `SEEK_SET`, start 0, length 2, or 1.
+//! backend takes the same lock: `F_OFD_SETLK`, `F_WRLCK`, `SEEK_SET`, start 0, length 2, or 1. Where it does not keep
+//! out everybody, a [`claim`] goes with it.
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Mode, OFlags, fstat, major, minor, openat, statat};
 
+use super::claim::{self, Host};
 use super::fork;
 use super::{FileLock, FileStat, LockGuard};
 
@@ -43,20 +45,33 @@ const FILE_BYTE: libc::off_t = 0;
 pub(super) struct LockTable(Mutex<Vec<Arc<LockFile>>>);
 
 impl LockTable {
-    /// Takes the lock on `name` in the directory `dir`; see [`Storage::lock`](super::Storage::lock).
-    pub(super) fn lock(&self, dir: &Arc<OwnedFd>, name: &str, timeout: Duration) -> io::Result<OfdGuard> {
+    /// Takes the lock on `name` in the directory `dir`; see [`Storage::lock`](super::Storage::lock). For `host`, if it
+    /// does not keep out others.
+    pub(super) fn lock(
+        &self,
+        dir: &Arc<OwnedFd>,
+        name: &str,
+        host: Option<&Host>,
+        timeout: Duration,
+    ) -> io::Result<OfdGuard> {
         let mut deadline = None;
         let mut pause = FIRST_PAUSE;
         loop {
             let (file, opened) = self.file(dir, name)?;
             if let Some(is_watched) = file.try_lock()? {
                 let waited = deadline.is_some();
-                let guard = OfdGuard { file, is_watched };
+                let mut guard = OfdGuard { file, is_watched, is_claimed: false };
                 // Whoever removes a store removes its lock file last: it may have gone while this one waited.
-                if !(opened || waited) || guard.is_current()? {
+                if (opened || waited || host.is_some()) && !guard.is_current()? {
+                    continue;
+                }
+                let Some(host) = host else { return Ok(guard) };
+                if host.claim(dir, name)? {
+                    guard.is_claimed = true;
+                    // Others watch as well, and are not seen.
+                    guard.is_watched = true;
                     return Ok(guard);
                 }
-                continue;
             }
             let now = Instant::now();
             let deadline = *deadline.get_or_insert_with(|| now.checked_add(timeout));
@@ -148,9 +163,13 @@ impl LockFile {
         locked
     }
 
+    /// In a forked child the lock is still the parent's, and not ours to release.
+    fn is_ours(&self) -> bool {
+        fork::generation().is_ok_and(|forks| forks == self.forks)
+    }
+
     fn unlock(&self) {
-        // In a forked child the lock is still the parent's, and not ours to release.
-        if fork::generation().is_ok_and(|forks| forks == self.forks) {
+        if self.is_ours() {
             // The whole lock of a description cannot fail to be released; were it to, closing the file would do it.
             if set_lock(self.fd.as_fd(), libc::F_UNLCK, WRITER_BYTE, WRITER_AND_WATCHER_LEN).is_err() {
                 self.stale.store(true, Ordering::Relaxed);
@@ -165,6 +184,8 @@ impl LockFile {
 pub(super) struct OfdGuard {
     file: Arc<LockFile>,
     is_watched: bool,
+    /// There is a claim to be ended before the lock.
+    is_claimed: bool,
 }
 
 /// The watchers' lock, until dropped.
@@ -218,6 +239,14 @@ impl LockGuard for OfdGuard {
 
 impl Drop for OfdGuard {
     fn drop(&mut self) {
+        // In a forked child it is the parent's.
+        if self.is_claimed
+            && self.file.is_ours()
+            && let Err(error) = claim::unclaim(&self.file.dir, &self.file.name)
+        {
+            // Whoever writes next on this host takes it over; others wait until then.
+            log::warn!("{} cannot be removed: {error}", claim::name_of(&self.file.name));
+        }
         self.file.unlock();
     }
 }
@@ -288,11 +317,28 @@ fn set_lock(fd: BorrowedFd<'_>, kind: libc::c_int, start: libc::off_t, len: libc
     }
 }
 
-/// Finds a process that holds the lock on the file at `path`, for an error message.
+/// Who holds a lock, for an error message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// A process of this host.
+    Process(u32),
+    /// Another host, or another mount of this one: its name, and the file that says so.
+    Host(String, PathBuf),
+}
+
+/// Finds who holds the lock on the file at `path`.
+pub fn holder(path: &Path) -> Option<Holder> {
+    process_holding(path).map(Holder::Process).or_else(|| {
+        let host = claim::holder(path)?;
+        Some(Holder::Host(host, path.with_file_name(claim::name_of(path.file_name()?.to_str()?))))
+    })
+}
+
+/// Finds a process that holds the lock on the file at `path`.
 ///
 /// It looks through all of `/proc`, and sees other users' processes only as root. A holder elsewhere (another host,
 /// another pid namespace) is not found.
-pub fn holder(path: &Path) -> Option<u32> {
+fn process_holding(path: &Path) -> Option<u32> {
     let lock_file = fs::symlink_metadata(path).ok()?;
     let mut elsewhere = None;
     for process in fs::read_dir("/proc").ok()?.flatten() {
@@ -507,7 +553,7 @@ mod tests {
         let path = dir.path().join(NAME);
         assert_eq!(holder(&path), None);
         let guard = one.lock(NAME, NO_WAIT).expect("locks");
-        assert_eq!(holder(&path), Some(process::id()));
+        assert_eq!(holder(&path), Some(Holder::Process(process::id())));
         drop(guard);
         assert_eq!(holder(&path), None);
     }

@@ -5,6 +5,7 @@
 //! of `python` is here: the maps, the `fcntl` of locks and leases, the fork handler, and looking up users.
 
 pub mod accounts;
+mod claim;
 mod dir;
 mod file;
 mod fork;

@@ -23,6 +23,8 @@ pub struct MountEntry {
     pub source: OsString,
     /// Device number, as in [`FileStat::dev`](super::FileStat::dev).
     pub dev: u64,
+    /// Options of the mount and of the file system, with commas between.
+    pub options: String,
 }
 
 /// All mounts, those on top of others last.
@@ -65,6 +67,22 @@ pub fn unmount(mount_point: &Path, lazy: bool) -> io::Result<()> {
     flags.set(UnmountFlags::DETACH, lazy);
     match rustix::mount::unmount(mount_point, flags) {
         Err(Errno::PERM) => fusermount(mount_point, lazy),
+        result => Ok(result?),
+    }
+}
+
+/// Lets every request to a FUSE mount fail, those that wait for an answer too.
+///
+/// # Errors
+/// `PermissionDenied`, `NotFound` where neither way to do it is open to this process.
+pub fn abort(mount: &MountEntry) -> io::Result<()> {
+    let connection = format!("/sys/fs/fuse/connections/{}/abort", rustix::fs::minor(mount.dev));
+    if fs::write(connection, "1").is_ok() {
+        return Ok(());
+    }
+    match rustix::mount::unmount(&mount.mount_point, UnmountFlags::NOFOLLOW | UnmountFlags::FORCE) {
+        // It is aborted all the same.
+        Err(Errno::BUSY) => Ok(()),
         result => Ok(result?),
     }
 }
@@ -123,15 +141,17 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|&byte| byte == b' ');
     let (major, minor) = str::from_utf8(fields.nth(2)?).ok()?.split_once(':')?;
     let mount_point = fields.nth(1)?;
-    fields.next()?; // options of this mount
+    let of_mount = fields.next()?;
     fields.find(|&field| field == b"-")?;
     let fs_type = fields.next()?;
     let source = fields.next()?;
+    let of_fs = fields.next().unwrap_or_default();
     Some(MountEntry {
         mount_point: PathBuf::from(OsString::from_vec(unescape(mount_point))),
         fs_type: String::from_utf8_lossy(&unescape(fs_type)).into_owned(),
         source: OsString::from_vec(unescape(source)),
         dev: rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?),
+        options: String::from_utf8_lossy(&[of_mount, of_fs].join(&b',')).into_owned(),
     })
 }
 
@@ -173,6 +193,7 @@ nonsense
         assert_eq!(mounts[1].fs_type, "ext3");
         assert_eq!(mounts[1].source, "/dev/my root");
         assert_eq!(mounts[1].dev, rustix::fs::makedev(98, 3));
+        assert_eq!(mounts[1].options, "rw,noatime,rw,errors=continue");
         assert_eq!(mounts[2].source, "/srv/data.npk");
     }
 

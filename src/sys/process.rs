@@ -63,6 +63,16 @@ pub fn max_descriptors() -> usize {
     limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
 }
 
+/// Lets this process have as many descriptors open as it may allow itself.
+///
+/// # Errors
+/// What the system says.
+pub fn raise_max_descriptors() -> io::Result<()> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    Ok(rustix::process::setrlimit(rustix::process::Resource::Nofile, raised)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::netfs::Place;
 use super::{Map, MapMut, SharedWord};
 
 /// What an opened file is for.
@@ -85,6 +86,16 @@ pub trait Storage: Send + Sync + fmt::Debug {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// Gives the file `from` of this directory a second name in the folder `folder` within it, which is made as by
+    /// [`link_apart`](Self::link_apart). Returns when the name is on the disk.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if the name is taken; `Unsupported` where there are no folders.
+    fn keep_apart(&self, from: &str, folder: &str, name: &str) -> io::Result<()> {
+        let _ = (from, folder, name);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// As [`open`](Self::open), for reading, of a file in the folder `folder` within this directory.
     ///
     /// # Errors
@@ -126,8 +137,8 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
     /// Takes the exclusive lock on the file `name`, which is created if it is missing.
     ///
-    /// The lock excludes other processes and other threads, also those of the same storage. It ends when the guard
-    /// is dropped or the process dies. A `timeout` of zero tries once.
+    /// The lock excludes other processes and other threads, also those of the same storage, and other hosts. It ends when
+    /// the guard is dropped or the process dies; but see [`Storage::has_far_locks`]. A `timeout` of zero tries once.
     ///
     /// # Errors
     /// `WouldBlock` if somebody else holds it for all of `timeout`; [`lock::holder`](super::lock::holder) finds who.
@@ -144,6 +155,13 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// be known without the lock.
     fn is_watched(&self, name: &str) -> io::Result<bool> {
         let _ = name;
+        Ok(true)
+    }
+
+    /// Whether locks keep out everybody. Where not, those of [`open_locked`](Self::open_locked) do nothing about other
+    /// hosts, and [`lock`](Self::lock) makes a file to keep them out, which a process that dies leaves behind for the
+    /// next one on the same host.
+    fn has_far_locks(&self) -> io::Result<bool> {
         Ok(true)
     }
 
@@ -241,6 +259,11 @@ pub trait StorageFile: Any + Send + Sync + fmt::Debug {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// Lets later calls see what other hosts wrote before this one, as far as the file system has an answer.
+    fn forget_cached(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Whether anybody has the file open or mapped besides this handle; `false` where that cannot be asked.
     fn has_others(&self) -> bool {
         false
@@ -307,8 +330,8 @@ pub struct FsStat {
     pub files_free: u64,
     /// Longest file name, in bytes.
     pub name_max: u64,
-    /// Whether another host may change the files.
-    pub is_shared: bool,
+    /// What kind it is, and how far locks reach.
+    pub place: Place,
 }
 
 impl FileStat {

@@ -16,6 +16,8 @@ mod living;
 mod making;
 mod mounting;
 mod refusals;
+mod repairing;
 mod rights;
 mod upgrading;
+mod views;
 mod ways;

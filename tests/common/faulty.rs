@@ -2,6 +2,7 @@
 
 use std::io;
 use std::mem;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -46,6 +47,8 @@ struct State {
     plan: Plan,
     /// What is to be done around the next read of a file.
     around: Option<(String, [Around; 2])>,
+    /// A file, and the part of it that the disk does not give any more.
+    broken: Option<(String, Range<u64>)>,
 }
 
 #[derive(Debug, Default)]
@@ -105,6 +108,11 @@ impl FaultyStorage {
         after: impl FnOnce() + Send + 'static,
     ) {
         self.faults.state().around = Some((name.to_owned(), [Box::new(before), Box::new(after)]));
+    }
+
+    /// Lets reads of the file `name` fail that touch these bytes, as a disk with bad sectors does.
+    pub fn break_sectors(&self, name: &str, bytes: Range<u64>) {
+        self.faults.state().broken = Some((name.to_owned(), bytes));
     }
 
     /// The call that failed as planned, or was the last, and its file if that has a name: `write_at metadata.npkm`.
@@ -216,6 +224,11 @@ impl Storage for FaultyStorage {
         give_name(file, name, |file| self.inner.link_apart(file, folder, name))
     }
 
+    fn keep_apart(&self, from: &str, folder: &str, name: &str) -> io::Result<()> {
+        self.count("keep_apart", name)?;
+        self.inner.keep_apart(from, folder, name)
+    }
+
     fn open_apart(&self, folder: &str, name: &str) -> io::Result<Arc<dyn StorageFile>> {
         self.faults.check_alive()?;
         Ok(self.file(self.inner.open_apart(folder, name)?, name))
@@ -307,6 +320,12 @@ impl StorageFile for FaultyFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.faults.check_alive()?;
         let name = self.name();
+        let end = offset + buf.len() as u64;
+        let is_broken =
+            |(of, bytes): &(String, Range<u64>)| *of == name && offset < bytes.end && bytes.start < end;
+        if self.faults.state().broken.as_ref().is_some_and(is_broken) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         let planned = self.faults.state().around.take_if(|(of, _)| *of == name && offset >= 8192);
         let [before, after] =
             planned.map_or_else(|| [Box::new(|| ()) as Around, Box::new(|| ())], |(_, both)| both);

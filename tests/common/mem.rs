@@ -271,6 +271,27 @@ impl Storage for MemStorage {
         Ok(())
     }
 
+    /// Names in folders have the folder before them, and are on the disk at once.
+    fn keep_apart(&self, from: &str, folder: &str, name: &str) -> io::Result<()> {
+        check_name(folder)?;
+        check_name(name)?;
+        let mut names = self.names();
+        let inode = Arc::clone(names.get(from)?);
+        let path = format!("{folder}/{name}");
+        if names.now.contains_key(&path) {
+            return Err(errno(libc::EEXIST));
+        }
+        names.now.insert(path.clone(), Arc::clone(&inode));
+        names.durable.insert(path, inode);
+        Ok(())
+    }
+
+    fn open_apart(&self, folder: &str, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        let path = format!("{folder}/{name}");
+        let inode = self.names().now.get(&path).cloned().ok_or_else(|| errno(libc::ENOENT))?;
+        Ok(self.file(&inode, FileAccess::Read))
+    }
+
     fn link_existing(&self, from: &str, to: &str) -> io::Result<()> {
         check_name(to)?;
         let mut names = self.names();
@@ -309,7 +330,7 @@ impl Storage for MemStorage {
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
-        Ok(self.names().now.keys().cloned().collect())
+        Ok(self.names().now.keys().filter(|name| !name.contains('/')).cloned().collect())
     }
 
     fn sync_dir(&self) -> io::Result<()> {

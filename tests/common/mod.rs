@@ -3,6 +3,7 @@
 
 #![allow(dead_code, unused_imports, reason = "each test crate uses some of it")]
 
+pub mod acts;
 pub mod blocks;
 pub mod check;
 mod faulty;
@@ -14,6 +15,7 @@ pub mod mounted;
 pub mod ops;
 pub mod random;
 pub mod rng;
+pub mod zip;
 
 pub use faulty::{FaultyStorage, LastWrite};
 pub use mem::MemStorage;

@@ -10,7 +10,7 @@ use super::model::{Content, Model, row_len};
 use super::ops::Op;
 use super::rng::Rng;
 
-const DTYPES: [&str; 16] = [
+const DTYPES: [&str; 17] = [
     "'<f4'",
     "'<f4'",
     "'|b1'",
@@ -27,6 +27,7 @@ const DTYPES: [&str; 16] = [
     "'|S0'",
     "[('a', '<f4'), ('b', [('x', '|S3'), ('', '|V2')], (2,))]",
     "[(('a title', 'it\\'s'), '<u2'), ('\u{6570}', '>c8')]",
+    "[('a', '<i4'), ('c', ('<f8', (3,)), (2,)), ('d', ([('e', '|i1')], (2,)), (1,))]",
 ];
 
 pub fn names() -> Vec<String> {

@@ -85,6 +85,11 @@ pub fn seed() -> u64 {
     seed
 }
 
+/// Says how much a test has tried of what, for the summary of all tests.
+pub fn covered(n: impl Into<u64>, what: &str) {
+    eprintln!("covered: {} {what}", n.into());
+}
+
 /// The number of cases of a random test: that of `NUMPACK_TEST_CASES`, or `default`.
 pub fn n_cases(default: u64) -> u64 {
     std::env::var("NUMPACK_TEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(default)

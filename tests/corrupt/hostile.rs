@@ -10,7 +10,7 @@ use rmpv::Value;
 use crate::common::MemStorage;
 use crate::common::rng::{self, Rng};
 use crate::sample::{MANIFEST, Sample, Seen, look, payloads, sample, snapshot_of};
-use crate::{Told, files, limit_resources, write_to};
+use crate::{MUTATIONS, Told, files, limit_resources, write_to};
 
 fn decode(bytes: &[u8]) -> Value {
     rmpv::decode::read_value(&mut &bytes[..]).expect("is MessagePack")
@@ -142,6 +142,7 @@ fn strange_payloads_are_errors_or_stores() {
     let log = sample();
     let samples = [snapshot_of(&log), log];
     let mut n_errors = 0;
+    rng::covered(rng::n_cases(3000), MUTATIONS);
     for mut rng in rng::cases(3000) {
         let sample = rng.pick(&samples);
         let mut payloads = payloads(&sample.files[MANIFEST]);
@@ -162,6 +163,7 @@ fn random_bytes_in_payloads_are_errors_or_stores() {
     limit_resources();
     let log = sample();
     let samples = [snapshot_of(&log), log];
+    rng::covered(rng::n_cases(3000), MUTATIONS);
     for mut rng in rng::cases(3000) {
         let sample = rng.pick(&samples);
         let mut payloads = payloads(&sample.files[MANIFEST]);

@@ -10,7 +10,7 @@ use crate::common::check::assert_store;
 use crate::common::model::Model;
 use crate::common::ops::Op;
 use crate::common::random::any_content;
-use crate::common::rng::Rng;
+use crate::common::rng::{self, Rng};
 use crate::disk::{Disk, Place};
 use crate::stories::{Story, stories};
 use crate::{Death, assert_survived, write_next};
@@ -135,6 +135,7 @@ fn fail(fault: Fault) {
     for story in stories().into_iter().filter(|story| story.durable == is_durable || !story.has_blocks()) {
         let n_calls = fail_everywhere(&story, fault);
         eprintln!("{}: {n_calls} failed calls", story.name);
+        rng::covered(n_calls as u64, "calls that fail: the disk is full, or broken");
     }
 }
 

@@ -28,6 +28,9 @@ use crate::common::{FaultyStorage, LastWrite, MemStorage, random};
 use crate::stories::stories;
 use crate::write_next;
 
+/// What the tests here cover.
+const LOSSES: &str = "cut points: the power goes, and unsynced writes are lost or out of order";
+
 /// What a process did, up to the loss of power.
 struct History {
     /// The states after each operation; the last one may be that of an operation that was going on.
@@ -278,6 +281,7 @@ fn power_loss_at_any_call_keeps_what_was_durable() {
         let n_each = if story.has_blocks() { 2 } else { 3 };
         let n_losses = lose_power_everywhere(&ops, n_each, &mut rng, &mut damage);
         eprintln!("{}, durable {}: {n_losses} losses, {damage:?}", story.name, story.durable);
+        rng::covered(n_losses as u64, LOSSES);
     }
 }
 
@@ -297,6 +301,7 @@ fn power_loss_among_random_operations_keeps_what_was_durable() {
         n_losses += lose_power_everywhere(&ops, 3, &mut rng, &mut damage);
     }
     eprintln!("{n_losses} losses, {damage:?}");
+    rng::covered(n_losses as u64, LOSSES);
 }
 
 /// Writing back waits for the blocks, whether the commit is durable or not: it is there or not, and nothing is damaged.
@@ -315,5 +320,6 @@ fn power_loss_while_blocks_are_written_back_damages_nothing() {
     let mut damage = Damage::default();
     let n_losses = lose_power_everywhere(&ops, 3, &mut rng, &mut damage);
     eprintln!("{n_losses} losses, {damage:?}");
+    rng::covered(n_losses as u64, LOSSES);
     assert_eq!(damage.missing + damage.short + damage.headers + damage.blocks, 0);
 }

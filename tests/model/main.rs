@@ -43,6 +43,7 @@ fn run(place: Place, default_cases: u64) {
         }
         result => result.expect("runs"),
     }
+    rng::covered(rng::n_cases(default_cases), "sequences of random operations compared with the model");
 }
 
 #[test]

@@ -8,6 +8,7 @@ last line says why. `sh .ci/setup.sh proofs` installs the programs.
 
 import argparse
 import importlib
+import signal
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,8 @@ def main():
     parser.add_argument("program", choices=PROGRAMS)
     parser.add_argument("--long", action="store_true", help="for longer, with other seeds (default: about half a minute)")
     chosen = parser.parse_args()
+    # Mounts are taken away on the way out, also when somebody loses patience.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     begin = time.monotonic()
     report = Report(chosen.long)
     try:
@@ -37,13 +40,15 @@ def main():
                 try:
                     program.run(report, scratch, way)
                 except NotRun as missing:
-                    report.skip(str(missing))
+                    report.skip(missing)
                 except Failed as failed:
                     report.fail(f"{way.name}: {failed}")
             for why in others:
                 report.skip(why)
     except NotRun as missing:
-        print(missing)
+        report.last_reason = missing
+    if report.has_done_nothing():
+        print(report.last_reason)
         return CANNOT_RUN
     print(report.total(time.monotonic() - begin))
     return 1 if report.n_failed else 0

@@ -36,7 +36,8 @@ def run(report, scratch, way):
     with Mount(scratch, way) as mount:
         folder = mount.path / "stress"
         way.run("mkdir", folder)
-        command = [stress_ng, "--temp-path", folder, "--timeout", f"{seconds}s", "--verify", "--metrics-brief", "--mmap-file"]
+        command = [stress_ng, "--temp-path", folder, "--timeout", f"{seconds}s", "--verify", "--metrics-brief"]
+        command += ["--mmap-file", "--mmap-bytes", "2m"]
         for stressor in STRESSORS:
             command += [f"--{stressor}", "1"]
         # Some finish what they have begun, and remove what they have made, after the time is over.

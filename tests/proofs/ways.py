@@ -52,7 +52,11 @@ class Report:
     def skip(self, why):
         """Something that could be tried elsewhere."""
         self.n_skipped += 1
+        self.last_reason = why
         print(f"SKIPPED {why}", flush=True)
+
+    def has_done_nothing(self):
+        return self.n_passed + self.n_failed == 0
 
     @staticmethod
     def does_not_apply(why):
@@ -94,6 +98,9 @@ class Way:
                 process.kill()
                 said, _ = process.communicate()
                 return None, said
+            except BaseException:
+                process.kill()
+                raise
         return process.returncode, said
 
 
@@ -222,10 +229,14 @@ class Mount:
         return self.log.read_text(errors="replace").strip()
 
     def counters(self):
-        status, said = self.way.run(self.npkfs, "status", "--json", self.path)
-        if status != 0:
-            raise Failed(f"npkfs status: exit code {status}: {said}")
-        return json.loads(said)[0]["counters"]
+        """What `npkfs status` counts. It answers a moment after the mount does."""
+        deadline = time.monotonic() + SECONDS_TO_MOUNT
+        while True:
+            status, said = self.way.run(self.npkfs, "status", "--json", self.path)
+            if status != 0 or time.monotonic() > deadline:
+                raise Failed(f"npkfs status: exit code {status}: {said}")
+            if counters := json.loads(said)[0].get("counters"):
+                return counters
 
     def __enter__(self):
         return self

@@ -12,6 +12,9 @@ STRUCTURED = {
     "plain": [("a", "<f4"), ("b", "<i8")],
     "subarray": [("a", "<f4"), ("b", "<i8", (2, 3))],
     "nested": [("x", [("y", ">f4", (2,)), ("z", "S3")], (2,)), ("w", "U2")],
+    "nested subarray": [("a", "<i4"), ("c", ("<f8", (5,)), (2,)), ("d", ([("x", "<u2", (3,)), ("y", "S1")], (2, 2)), (2,))],
+    "empty": [("a", "<i4", (0,)), ("b", "S0"), ("c", "U0"), ("d", "<f8")],
+    "no fields": {"names": [], "formats": [], "offsets": [], "itemsize": 8},
     "title": [(("A title", "a"), "<f8"), ("b", "|u1")],
     "unicode": [("größe", "<f8"), ("it's", "|u1")],
     "padding": {"names": ["a", "b"], "formats": ["<i1", "<f8"], "offsets": [0, 8], "itemsize": 24},
@@ -25,7 +28,11 @@ def example(dtype, shape, seed=0):
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     random = np.random.default_rng([seed, *shape])
     n_items = int(np.prod(shape))
-    if dtype.names:
+    if dtype.subdtype is not None:
+        return example(dtype.base, shape + dtype.shape, seed)
+    if not dtype.itemsize:
+        return np.ndarray(shape, dtype)
+    if dtype.names is not None:
         array = np.zeros(shape, dtype)
         for number, name in enumerate(dtype.names):
             field = dtype.fields[name][0]
@@ -47,7 +54,7 @@ def assert_same(found, expected):
     found, expected = np.asarray(found), np.asarray(expected)
     assert found.dtype == expected.dtype
     assert found.shape == expected.shape
-    if found.dtype.names:
+    if found.dtype.names is not None:
         # Bytes between the fields may be anything.
         for name in found.dtype.names:
             assert_same(found[name], expected[name])

@@ -222,6 +222,59 @@ def test_all_of_it_is_one_commit(stored, numpack, path):
     assert set(seen) <= {(True, True, False, False), (False, False, True, True)}
 
 
+def n_frames(path):
+    """How many frames the manifest of a store has: one snapshot, and one for each commit since."""
+    data, offset, n = (path / "metadata.npkm").read_bytes(), 64, 0
+    while offset < len(data):
+        length = int.from_bytes(data[offset + 8 : offset + 12], "little")
+        offset, n = offset + 24 + length + -length % 8, n + 1
+    return n
+
+
+def test_codecs_and_attributes_are_in_the_same_commit(stored, path, load_all):
+    stored.attrs_of("b").update({"old": 1, "kept": 2})
+    stored.save({"dropped": A, "again": A}, compress=7)
+    stored.attrs_of("again")["old"] = 1
+    before = n_frames(path)
+    with stored.batch_mode():
+        stored.save({"a": A + 1}, compress={"level": 3, "block": 4096})
+        stored.recompress("b", 5)
+        stored.save({"new": A})
+        stored.attrs_of("new")["unit"] = "m"
+        stored.attrs_of("b").update({"old": 3, "added": [1]})
+        del stored.attrs_of("b")["kept"]
+        stored.drop(["dropped", "again"])
+        stored.save({"again": A})
+        stored.attrs["version"] = 2
+    assert n_frames(path) == before + 1
+    arrays = stored.get_metadata()["arrays"]
+    levels = {name: found["codec"] and found["codec"]["level"] for name, found in arrays.items()}
+    assert (levels["a"], levels["b"], levels["new"], levels["again"]) == (3, 5, None, None)
+    assert arrays["a"]["codec"]["block"] == 4096
+    assert dict(stored.attrs_of("b")) == {"old": 3, "added": [1]}
+    assert dict(stored.attrs_of("new")) == {"unit": "m"}
+    assert dict(stored.attrs_of("again")) == {}
+    assert dict(stored.attrs) == {"version": 2}
+    assert_same(load_all(path)["a"], A + 1)
+    with stored.batch_mode():
+        stored.attrs_of("b")["added"] = None
+    assert n_frames(path) == before + 2
+    with stored.batch_mode():
+        stored.attrs_of("b")["added"] = None
+    assert n_frames(path) == before + 2
+
+
+def test_attributes_of_an_array_that_is_gone_meanwhile_leave_nothing_written(stored, numpack, path, load_all):
+    before = load_all(path)
+    with pytest.raises(numpack.ArrayNotFoundError), stored.batch_mode():
+        stored.save({"new": A})
+        stored.attrs_of("b")["unit"] = "m"
+        with numpack.NumPack(path) as other:
+            other.drop("b")
+    after = load_all(path)
+    assert after.keys() == before.keys() - {"b"}
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no signals")
 def test_killed_block_leaves_nothing(stored, path, load_all):
     code = f"""

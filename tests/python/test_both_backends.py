@@ -20,7 +20,7 @@ from strategies import SEEDS, SHAPES, as_rows, indexes, layouts, npy
 WHO = st.sampled_from(BACKENDS)
 NAMES = st.sampled_from(["a", "b", "c/d", "größe"])
 # Bytes between fields may be anything, also in what NumPy copies.
-DTYPE = st.sampled_from([dtype for name, dtype in DTYPES.items() if name != "padding"])
+DTYPE = st.sampled_from([dtype for name, dtype in DTYPES.items() if name not in ("padding", "no fields")])
 COMPRESS = st.sampled_from(
     [None, True, 9]
     + [{"block": 4096, "level": 1, "filter": f} for f in ("auto", "none", "shuffle", "delta", "delta2", "delta3", "delta4")]
@@ -181,9 +181,13 @@ class Operations(RuleBasedStateMachine):
         if name == gone:
             return
         array = example(dtype, (seed % 50, 2), seed)
-        self.do(who, lambda npk: npk._commit({name: array}, [gone] if gone in self.model else []))
+        compress = {name: True} if seed % 3 == 0 else {}
+        attrs = {name: ({"seed": seed}, ["unit"]), None: ({"n": [seed]}, [])} if seed % 2 else {}
+        self.do(who, lambda npk: npk._commit({name: array}, [gone] if gone in self.model else [], compress, attrs))
         self.remove(gone)
         self.put(name, npy(array))
+        for of, (added, removed) in attrs.items():
+            self.attrs[of] = {key: value for key, value in self.attrs[of].items() if key not in removed} | added
 
     @precondition(lambda self: self.model)
     @rule(who=WHO, seed=SEEDS, data=st.data())

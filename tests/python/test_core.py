@@ -118,6 +118,12 @@ def test_one_commit_saves_and_removes(npk):
         with pytest.raises(error):
             npk._commit(save, ["new"])
     npk._commit({}, [])
+    npk._commit({"plain": A}, [], {"plain": 3}, {"plain": ({"y": 2}, ["x"]), None: ({"s": 1}, []), "new": ({"z": 1}, [])})
+    assert npk.get_metadata()["arrays"]["plain"]["codec"]["level"] == 3
+    assert [npk._get_attrs(name) for name in ("plain", None, "new")] == [{"y": 2}, {"s": 1}, {"z": 1}]
+    for attrs in ({"missing": ({"x": 1}, [])}, {"new": ({"x": object()}, [])}):
+        with pytest.raises((KeyError, TypeError)):
+            npk._commit({"more": A}, ["new"], {}, attrs)
     assert npk.get_member_list() == ["plain", "compressed", "new"]
 
 

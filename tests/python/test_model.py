@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from strategies import SEEDS, SHAPES, as_rows, indexes, layouts
 
 NAMES = st.sampled_from(["a", "b", "c/d", "größe"])
-DTYPE = st.sampled_from([DTYPES[name] for name in ("f4", "i8", "?", ">f8", "U5", "M8[ns]", "plain", "nested")])
+DTYPE = st.sampled_from([DTYPES[name] for name in ("f4", "i8", "?", ">f8", "U5", "M8[ns]", "plain", "nested", "nested subarray")])
 
 
 class Store(RuleBasedStateMachine):

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from numpack import _by_rows
 from numpack._errors import RowIndexError
+from numpack._memory import zeros
 from numpack._pure.store import error as errors
 from numpack._pure.store.array import Array
 
@@ -58,6 +60,9 @@ class LazyArray:
 
     It keeps the length it had when it was made: rows appended later are not in it. Rows replaced in place do show. It
     stays valid after the store is closed and after the array is overwritten or dropped.
+
+    Of an array that is compressed or has dropped rows, NumPy's element-wise functions, products and reductions read some
+    rows at a time. ``np.asarray(lazy)``, other functions, other operators, ``T`` and `reshape` read the whole array.
 
     Attributes
     ----------
@@ -206,7 +211,7 @@ class LazyArray:
         if len(touched) == shape[0]:
             return self._whole()[index]
         # The other rows are there, and take no memory: nobody looks at them.
-        whole = np.zeros(shape, self.dtype)
+        whole = zeros(shape, self.dtype)
         whole[touched] = self._array.gather(touched)
         return whole[index]
 
@@ -227,10 +232,16 @@ class LazyArray:
         return whole.copy("K") if copy and self._view is not None else whole
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        # What is stored is never the target.
-        if any(isinstance(out, LazyArray) for out in kwargs.get("out", ())):
-            return NotImplemented
-        return getattr(ufunc, method)(*map(_operand, inputs), **kwargs)
+        return _by_rows.call_ufunc(self, ufunc, method, inputs, kwargs)
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        return _by_rows.call_function(self, func, args, kwargs)
+
+    @property
+    def _is_read_by_rows(self) -> bool:
+        """Whether it is read, not mapped, and some rows can be read without the others."""
+        layout = self._array.record.layout
+        return self._view is None and bool(layout.shape) and not layout.fortran_order
 
     # `lazy += x` is none of these: it makes the name one of the new array that `lazy + x` gives.
     __add__, __radd__ = _operators(operator.add)
@@ -240,7 +251,6 @@ class LazyArray:
     __floordiv__, __rfloordiv__ = _operators(operator.floordiv)
     __mod__, __rmod__ = _operators(operator.mod)
     __divmod__, __rdivmod__ = _operators(divmod)
-    __matmul__, __rmatmul__ = _operators(operator.matmul)
     __and__, __rand__ = _operators(operator.and_, is_bitwise=True)
     __or__, __ror__ = _operators(operator.or_, is_bitwise=True)
     __xor__, __rxor__ = _operators(operator.xor, is_bitwise=True)
@@ -249,6 +259,12 @@ class LazyArray:
     __lt__, __gt__ = _operators(operator.lt)[0], _operators(operator.gt)[0]
     __le__, __ge__ = _operators(operator.le)[0], _operators(operator.ge)[0]
     __eq__, __ne__ = _operators(operator.eq)[0], _operators(operator.ne)[0]  # type: ignore[assignment]
+
+    def __matmul__(self, other: Any, /) -> Any:
+        return np.matmul(self, other)
+
+    def __rmatmul__(self, other: Any, /) -> Any:
+        return np.matmul(other, self)
 
     def __pow__(self, other: Any, modulo: Any = None) -> Any:
         return pow(self._whole(), _operand(other), modulo)

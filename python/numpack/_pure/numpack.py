@@ -18,9 +18,18 @@ from typing import Any
 import numpy as np
 
 from numpack import _rows
-from numpack._errors import AppendTargetError, ArrayNotFoundError, CorruptStoreError, RowIndexError, StoreClosedError
+from numpack._errors import (
+    AppendTargetError,
+    ArrayNotFoundError,
+    CorruptStoreError,
+    RowIndexError,
+    StoreClosedError,
+    UnsupportedError,
+)
 from numpack._pure import values
+from numpack._pure.format import dtype as dtypes
 from numpack._pure.format.codec import Codec
+from numpack._pure.format.manifest import Record
 from numpack._pure.format.upstream import is_segmented
 from numpack._pure.lazy import LazyArray
 from numpack._pure.store import error as errors
@@ -337,8 +346,9 @@ class NumPack:
         """
         compression = self._how("compress", compress)
         store = self._store
-        empty = _rows.storable(_name(name), np.empty(0, np.float64 if dtype is None else dtype))
-        update.create(store, name, empty.dtype, values.shape(name, shape), compression)
+        kind = np.dtype(dtype)
+        _rows.check_dtype(_name(name), kind)
+        update.create(store, name, kind, _rows.check_shape(name, shape), compression)
 
     def write_rows(self, name: str, start: int, rows: Any) -> None:
         """Write rows over those that an array has, from row `start` on. Any number of processes and threads may do so at
@@ -407,8 +417,16 @@ class NumPack:
     def _set_attrs(self, name: str | None, set: dict[str, Any], remove: list[str]) -> None:
         update.set_attrs(self._store, name, values.attributes(set), list(remove))
 
-    def _commit(self, save: dict[str, Any], remove: list[str]) -> None:
-        update.save_and_remove(self._store, values.to_save(save), list(remove), self._compression)
+    def _commit(
+        self,
+        save: dict[str, Any],
+        remove: list[str],
+        compress: dict[str, Any] | None = None,
+        attrs: dict[str | None, tuple[dict[str, Any], list[str]]] | None = None,
+    ) -> None:
+        compressions = {name: self._how("compress", how) for name, how in (compress or {}).items()}
+        changed = {of: (values.attributes(added), list(removed)) for of, (added, removed) in (attrs or {}).items()}
+        update.change(self._store, values.to_save(save), list(remove), self._compression, compressions, changed)
 
     def _map(self, name: str) -> np.ndarray | None:
         mapped = update.map_writable(self._store, _name(name))
@@ -583,7 +601,7 @@ class NumPack:
                 "size_bytes": record.nbytes,
                 "stored_bytes": record.layout.nbytes if record.index is None else record.index.live,
                 "codec": _described(record.codec),
-                "dtype": _rows.dtype_name(record.dtype),
+                "dtype": _dtype_name(record),
             }
             for record in records
         }
@@ -707,6 +725,14 @@ def _modified(store: Store, record: Any) -> int:
         return max(record.mtime, store.directory.stat(record.file).st_mtime_ns)
     except (OSError, CorruptStoreError):
         return record.mtime
+
+
+def _dtype_name(record: Record) -> str:
+    try:
+        return _rows.dtype_name(record.dtype)
+    except UnsupportedError:
+        # One of another machine's.
+        return record.descr if isinstance(record.descr, str) else dtypes.shown(record.descr)
 
 
 def _described(codec: Codec | None) -> dict[str, Any] | None:

@@ -67,31 +67,6 @@ def compression(argument: str, value: Any) -> Compression | None:
     return Compression(int(value))
 
 
-def shape(name: str, value: Any) -> tuple[int, ...]:
-    """A shape.
-
-    Raises
-    ------
-    ValueError
-    """
-    refused = ValueError(
-        f"array '{name}': {value!r} is no shape: expected an int, or a tuple of int, none negative"
-    )
-    if isinstance(value, (int, np.integer)):
-        dims = (int(value),)
-    else:
-        try:
-            dims = tuple(value)
-        except TypeError:
-            raise refused from None
-        if not all(isinstance(dim, (int, np.integer)) for dim in dims):
-            raise refused
-        dims = tuple(int(dim) for dim in dims)
-    if any(dim < 0 for dim in dims):
-        raise refused
-    return dims
-
-
 def attributes(attrs: dict[str, Any]) -> dict[str, Any]:
     """Attributes as MessagePack has them: tuples become lists, and NumPy's scalars the numbers that they are.
 

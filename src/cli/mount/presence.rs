@@ -64,6 +64,11 @@ impl Server {
         })
     }
 
+    /// Whether the process was killed, and some thread of it still waits for something.
+    pub fn is_killed(&self) -> bool {
+        fs::read_to_string(format!("/proc/{}/stat", self.pid)).map_or(true, |stat| is_zombie(&stat))
+    }
+
     /// Waits until the process has ended. `false` if it has not, in that time.
     pub fn wait(&self, timeout: Duration) -> bool {
         let start = Instant::now();
@@ -92,10 +97,14 @@ impl Server {
 /// Whether a process has ended, even if its parent has not been told yet.
 fn has_ended(pid: u32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
-    // The state follows the program's name, which is in parentheses and may have some itself. It is that of the first
-    // thread: others may still be about to end, with the process's files open.
+    // It is that of the first thread: others may still be about to end, with the process's files open.
+    is_zombie(&stat) && fs::read_dir(format!("/proc/{pid}/task")).map_or(true, |threads| threads.count() <= 1)
+}
+
+/// Whether a process, or its first thread, has ended, as its `stat` in `/proc` says.
+fn is_zombie(stat: &str) -> bool {
+    // The state follows the program's name, which is in parentheses and may have some itself.
     stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
-        && fs::read_dir(format!("/proc/{pid}/task")).map_or(true, |threads| threads.count() <= 1)
 }
 
 /// Removes the sockets of processes that were killed.

@@ -55,6 +55,10 @@ fn serve(config: &MountConfig, ready: impl FnOnce(String) -> Result<(), CliError
     // Before anything is mounted: from here on a signal ends the mount, not just the process.
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])
         .map_err(|source| MountError::Start { action: "handle signals", source })?;
+    // Decoded files and open views have a share of the descriptors, and the usual limit is a small one.
+    if let Err(error) = process::raise_max_descriptors() {
+        log::info!("no more descriptors are used than usual: {error}");
+    }
     let store = open(config)?;
     let note = note(config, &store);
     let place = preflight::check(&config.store, &config.mountpoint, &config.choices)?;

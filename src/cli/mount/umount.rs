@@ -22,7 +22,17 @@ const MAX_NAMED_USERS: usize = 4;
 pub fn umount(config: &UmountConfig) -> Result<(), CliError> {
     let mount = find(&config.mountpoint)?;
     // Asked for now: later the mount is gone from the table.
-    let server = if config.lazy || is_mounted_elsewhere(&mount)? { None } else { Server::find(mount.dev) };
+    let server = Server::find(mount.dev);
+    if server.as_ref().is_some_and(Server::is_killed) {
+        // It may wait in the kernel for a folder that a program holds which waits for its answer. Neither can be killed.
+        if let Err(error) = mounts::abort(&mount) {
+            log::warn!("{}: programs may wait for it: {error}", config.mountpoint.display());
+        }
+        if mounts::find(&config.mountpoint).is_ok_and(|found| found.is_none()) {
+            return Ok(());
+        }
+    }
+    let server = if config.lazy || is_mounted_elsewhere(&mount)? { None } else { server };
     match mounts::unmount(&mount.mount_point, config.lazy) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {

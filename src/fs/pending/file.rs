@@ -62,6 +62,7 @@ impl Fs {
     ) -> Result<(Attr, Fh), FsError> {
         self.pending.come(caller);
         self.again.came(caller);
+        Self::refuse_views(parent, name)?;
         self.sync()?;
         match self.child(parent, name) {
             Err(FsError::NoEntry) => {}

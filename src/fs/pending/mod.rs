@@ -31,7 +31,7 @@ pub(super) use file::OpenPending;
 use reserve::Reserved;
 
 /// A name in a folder.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Spot {
     parent: Ino,
     name: Arc<str>,
@@ -163,6 +163,8 @@ pub(super) struct Pendings {
 #[derive(Debug, Default)]
 struct Table {
     known: HashMap<Ino, Known>,
+    /// The same by the place that each has or had: a folder may be full of them.
+    at: HashMap<Spot, Vec<Ino>>,
     /// The files that are made for those who come again.
     reserved: Reserved,
 }
@@ -183,8 +185,19 @@ impl Table {
         }
         let state = known.file.state();
         if state.n_open == 0 && !state.named {
+            let spot = state.spot.clone();
             drop(state);
+            self.leave(ino, &spot);
             self.known.remove(&ino);
+        }
+    }
+
+    fn leave(&mut self, ino: Ino, spot: &Spot) {
+        if let Some(inos) = self.at.get_mut(spot) {
+            inos.retain(|other| *other != ino);
+            if inos.is_empty() {
+                self.at.remove(spot);
+            }
         }
     }
 }
@@ -206,9 +219,28 @@ impl Pendings {
     /// Takes in a new file; `nlookup` lookups of it are counted.
     fn insert(&self, state: State, nlookup: u64) -> Arc<PendingFile> {
         let ino = Ino::of_pending(self.next.fetch_add(1, Ordering::Relaxed));
+        let spot = state.spot.clone();
         let file = Arc::new(PendingFile { ino, state: Mutex::new(state) });
-        self.table().known.insert(ino, Known { file: Arc::clone(&file), nlookup });
+        let mut table = self.table();
+        table.at.entry(spot).or_default().push(ino);
+        table.known.insert(ino, Known { file: Arc::clone(&file), nlookup });
         file
+    }
+
+    /// Those that have or had a place.
+    fn at(&self, spot: &Spot) -> Vec<Arc<PendingFile>> {
+        let table = self.table();
+        let inos = table.at.get(spot).into_iter().flatten();
+        inos.filter_map(|ino| Some(Arc::clone(&table.known.get(ino)?.file))).collect()
+    }
+
+    /// Notes that a file has another place, unless it is gone.
+    fn moved(&self, ino: Ino, from: &Spot, to: Spot) {
+        let mut table = self.table();
+        if table.known.contains_key(&ino) {
+            table.leave(ino, from);
+            table.at.entry(to).or_default().push(ino);
+        }
     }
 
     /// Counts a lookup.

@@ -35,6 +35,7 @@ impl Fs {
     /// # Errors
     /// `ReadOnly`; `Exists`; `NameTooLong`; `BadName` for names that no group is shown under; `Stale`; `Store`.
     pub fn mkdir(&self, parent: Ino, name: &OsStr, set: SetAttr) -> Result<Attr, FsError> {
+        Self::refuse_views(parent, name)?;
         self.sync()?;
         match self.child(parent, name) {
             Ok(_) => return Err(FsError::Exists),
@@ -50,9 +51,10 @@ impl Fs {
         if tree.child(parent, &name).is_some() {
             return Err(FsError::Exists);
         }
-        let made = tree.make_directory(parent, &component, SystemTime::now());
+        let now = SystemTime::now();
+        let made = tree.make_directory(parent, &component, now);
         if let Some(ino) = made {
-            tree.set_attr(ino, set);
+            tree.set_attr(ino, set, now);
         }
         drop(tree);
         self.directory_attr(made.ok_or(FsError::Stale { ino: parent })?)
@@ -63,6 +65,7 @@ impl Fs {
     /// # Errors
     /// `NoEntry`; `NotADirectory`; `ReadOnly`; `NotEmpty`.
     pub fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<(), FsError> {
+        Self::refuse_views(parent, name)?;
         self.sync()?;
         let ino = match self.child(parent, name)? {
             Child::File { .. } | Child::Pending(_) => return Err(FsError::NotADirectory),
@@ -101,7 +104,10 @@ impl Fs {
                 state.remove();
             }
         }
-        self.tell_names(&tree, &[(spot.parent, spot.name)], Vec::new());
+        // A kernel that asks for a file under a new name knows that it is there.
+        if before.is_some() || tree.array_at(spot.parent, &spot.name).is_some() {
+            self.tell_names(&tree, &[(spot.parent, spot.name)], Vec::new());
+        }
         drop(tree);
         before.into_iter().for_each(|ino| self.pending.prune(ino));
         Ok(())
@@ -116,6 +122,35 @@ impl Fs {
         self.tell_names(&tree, &[(parent, Arc::clone(name))], gone);
         drop(tree);
         self.pending.prune(ino);
+    }
+
+    /// Removes a name that is no array's, and never will be, at once: nothing in the store is concerned, and nobody is
+    /// waited for. Returns whether it was one.
+    ///
+    /// # Errors
+    /// `NoEntry`, `NotADirectory`, `NameTooLong`; `ReadOnly`; `Store` if the store cannot be read.
+    pub fn unlink_other(&self, parent: Ino, name: &OsStr) -> Result<bool, FsError> {
+        if names::is_array_file(name) {
+            return Ok(false);
+        }
+        self.sync()?;
+        let Child::Pending(ino) = self.child(parent, name)? else { return Ok(false) };
+        if self.read_only {
+            return Err(FsError::ReadOnly);
+        }
+        let spot = Spot { parent, name: Self::new_name(name)? };
+        let mut tree = write(&self.tree);
+        // It may have been renamed or removed since.
+        if tree.child(parent, &spot.name).map(Child::ino) != Some(ino) {
+            return Ok(false);
+        }
+        tree.keep(parent);
+        self.abandon(&spot);
+        // The kernel knows: it asked for it.
+        tree.remove_pending(parent, &spot.name, ino, SystemTime::now());
+        drop(tree);
+        self.pending.prune(ino);
+        Ok(true)
     }
 
     /// Lets a name lead to the array that the file became, should it lead to the file still.
@@ -140,11 +175,8 @@ impl Fs {
 
     /// Lets all files that have or had a name give it up, because it is removed or given to something else.
     fn abandon(&self, spot: &Spot) {
-        for file in self.pending.all() {
-            let mut state = file.state();
-            if state.spot == *spot {
-                state.remove();
-            }
+        for file in self.pending.at(spot) {
+            file.state().remove();
         }
     }
 
@@ -202,7 +234,10 @@ impl Fs {
             } else {
                 state.named = tree.add_pending(to.parent, &to.name, ino, now).is_ok();
             }
-            (state.spot, state.array) = (to.clone(), array);
+            state.array = array;
+            let before = std::mem::replace(&mut state.spot, to.clone());
+            drop(state);
+            self.pending.moved(ino, &before, to.clone());
         }
         self.tell_names(&tree, &[(parent, from.name), (to.parent, to.name)], gone);
         drop(tree);

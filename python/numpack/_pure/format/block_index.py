@@ -11,10 +11,10 @@ import struct
 import zlib
 from typing import NamedTuple, Optional
 
-import msgpack
-
 from ..._errors import CorruptStoreError, UnsupportedError
+from . import messagepack
 from .codec import ABSENT, KIND_NAMES, OPEN_TAIL, PAGE, RAW, Codec
+from .error import Malformed
 
 POINTER_LEN = 16
 PAGE_FANOUT = 256
@@ -207,7 +207,7 @@ class FileHeader(NamedTuple):
 
     def to_bytes(self):
         """The bytes on disk, with empty slots."""
-        codec = msgpack.packb(self.codec.to_map())
+        codec = messagepack.pack(self.codec.to_map())
         start = _HEADER.pack(MAGIC, FILE_VERSION, self.npy_len, len(codec), 0)[:_HEADER_CRC_OFFSET]
         crc = zlib.crc32(codec, zlib.crc32(start))
         return (start + struct.pack("<I", crc) + codec).ljust(FILE_HEADER_LEN, b"\0")
@@ -238,8 +238,8 @@ class FileHeader(NamedTuple):
         if npy_len > MAX_NPY_LEN:
             raise CorruptStoreError(f"the .npy header claims {npy_len} bytes, the limit is {MAX_NPY_LEN}")
         try:
-            value = msgpack.unpackb(codec)
-        except ValueError as error:
+            value = messagepack.unpack(codec)
+        except Malformed as error:
             raise CorruptStoreError(f"frame at byte {CODEC_OFFSET} does not decode: {error}") from None
         return cls(npy_len, Codec.from_map(value))
 

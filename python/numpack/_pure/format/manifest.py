@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import msgpack
 import numpy as np
+from numpy.typing import NDArray
 from pyroaring import BitMap64
 
 from numpack._errors import CorruptStoreError, UnsupportedError
+from numpack._pure.format import bitmap, messagepack, names
 from numpack._pure.format import dtype as dtypes
-from numpack._pure.format import names
 from numpack._pure.format.block_index import FILE_HEADER_LEN, Index, IndexFault
 from numpack._pure.format.codec import Codec, Compression
 from numpack._pure.format.error import FormatError, Malformed, quoted
@@ -28,13 +28,10 @@ from numpack._pure.format.upstream import Source
 Attrs = dict[str, Any]
 Op = dict[str, Any]
 
-# Deepest nesting of arrays and maps in the value of an attribute.
-MAX_ATTR_DEPTH = 64
 # Generations and ids are below this: no count of them comes to its end.
 MAX_COUNT = 2**63
-# How many bytes of an unsigned integer follow its mark in MessagePack, and where a record's id ends at the latest.
+# How many bytes of an unsigned integer follow its mark in MessagePack.
 UINT_LENS = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
-ID_END = 13
 NONE_DELETED = BitMap64()
 
 
@@ -61,7 +58,7 @@ class Record:
     upstream: Source | None = None
 
     @cached_property
-    def dtype(self) -> np.dtype:
+    def dtype(self) -> np.dtype[Any]:
         """The dtype of the elements."""
         return dtypes.to_numpy(self.descr)
 
@@ -97,7 +94,7 @@ class Record:
         return self.header_offset + self.offset + (0 if self.codec else self.layout.nbytes)
 
     @cached_property
-    def live(self) -> np.ndarray | None:
+    def live(self) -> NDArray[np.intp] | None:
         """The stored rows that are not deleted; None if that is all of them."""
         if not self.deleted:
             return None
@@ -199,17 +196,18 @@ class Table:
         ------
         FormatError
         """
-        snapshot = _unpack(payload, offset)
         try:
-            _check_keys(snapshot, {"generation", "next_id", "arrays"}, {"attrs", "codec"})
+            snapshot = messagepack.fields(
+                messagepack.unpack(payload), {"generation", "next_id", "arrays"}, frozenset({"attrs", "codec"})
+            )
             table = cls(refuse)
-            table.generation, table.next_id = _count(snapshot["generation"]), _count(snapshot["next_id"])
+            table.generation = messagepack.count(snapshot["generation"])
+            table.next_id = messagepack.count(snapshot["next_id"])
             table.attrs = _attrs(snapshot.get("attrs", {}))
-            stored = snapshot.get("codec")
-            table.compression = None if stored is None else _codec(stored, Compression)
-            entries = [_entry(entry) for entry in _list(snapshot["arrays"])]
+            table.compression = _compression(snapshot["codec"]) if "codec" in snapshot else None
+            entries = [_entry(entry) for entry in messagepack.array(snapshot["arrays"])]
         except Malformed as error:
-            raise FormatError(f"frame at byte {offset} does not decode: {error}") from None
+            raise _undecodable(error, offset) from None
         if table.generation >= MAX_COUNT or table.next_id >= MAX_COUNT:
             raise table._refused(table.generation, f"counts up to 2**63: the next id is {table.next_id}")
         for name, blob in entries:
@@ -232,7 +230,7 @@ class Table:
             [entry.name, entry.blob] if isinstance(entry, Stored) else encode_record(entry)
             for entry in self._records.values()
         ]
-        return _pack(snapshot)
+        return messagepack.pack(snapshot)
 
     def apply(self, edit: Edit, changed: Callable[[Change], None]) -> None:
         """Apply a commit.
@@ -382,7 +380,7 @@ class Edit:
     def encode(self) -> bytes:
         """The payload of the edit's frame."""
         ops = [_op_to_stored(op) for op in self.ops]
-        return _pack({"generation": self.generation, "time": self.time, "ops": ops})
+        return messagepack.pack({"generation": self.generation, "time": self.time, "ops": ops})
 
     @classmethod
     def decode(cls, payload: bytes, offset: int) -> Edit:
@@ -392,13 +390,16 @@ class Edit:
         ------
         FormatError
         """
-        stored = _unpack(payload, offset)
         try:
-            _check_keys(stored, {"generation", "time", "ops"}, set())
-            ops = [_op_from_stored(op, offset) for op in _list(stored["ops"])]
-            return cls(_count(stored["generation"]), _integer(stored["time"]), ops)
+            stored = messagepack.fields(messagepack.unpack(payload), {"generation", "time", "ops"})
+            ops = [_op_from_stored(op, offset) for op in messagepack.array(stored["ops"])]
+            return cls(messagepack.count(stored["generation"]), messagepack.integer(stored["time"]), ops)
         except Malformed as error:
-            raise FormatError(f"frame at byte {offset} does not decode: {error}") from None
+            raise _undecodable(error, offset) from None
+
+
+def _undecodable(error: Malformed, offset: int) -> FormatError:
+    return FormatError(f"frame at byte {offset} does not decode: {error}")
 
 
 def _op_to_stored(op: Op) -> Op:
@@ -426,26 +427,25 @@ def _op_from_stored(op: Any, offset: int) -> Op:
         name, blob = _entry(value)
         return {key: decode_record(name, blob, offset)}
     if key in ("delete", "written"):
-        return {key: _text(value)}
-    if key == "rename":
-        source, target = _list(value, 2)
-        return {key: (_text(source), _text(target))}
-    if key == "rows":
-        name, n_rows = _list(value, 2)
-        return {key: (_text(name), _count(n_rows))}
-    if key == "drop_rows":
-        name, rows = _list(value, 2)
-        return {key: (_text(name), parse_deleted(rows))}
-    if key == "blocks":
-        name, n_rows, index = _list(value, 3)
-        return {key: (_text(name), _count(n_rows), _index(index, _text(name)))}
+        return {key: messagepack.text(value)}
     if key == "codec":
-        return {key: None if value is None else _codec(value, Compression)}
+        return {key: None if value is None else _compression(value)}
+    if key not in ("rename", "rows", "drop_rows", "blocks", "attrs"):
+        raise Malformed(f"a change has the unknown kind {key!r}")
+    name, *rest = messagepack.array(value, 2 if key in ("rename", "rows", "drop_rows") else 3)
     if key == "attrs":
-        name, added, removed = _list(value, 3)
-        name = None if name is None else _text(name)
-        return {key: (name, _attrs(added), [_text(item) for item in _list(removed)])}
-    raise Malformed(f"a change has the unknown kind {key!r}")
+        added, removed = rest
+        name = None if name is None else messagepack.text(name)
+        return {key: (name, _attrs(added), [messagepack.text(item) for item in messagepack.array(removed)])}
+    name = messagepack.text(name)
+    if key == "rename":
+        return {key: (name, messagepack.text(rest[0]))}
+    if key == "drop_rows":
+        return {key: (name, bitmap.parse(messagepack.blob(rest[0])))}
+    n_rows = messagepack.count(rest[0])
+    if key == "rows":
+        return {key: (name, n_rows)}
+    return {key: (name, n_rows, _index(rest[1], name))}
 
 
 def encode_record(record: Record) -> list[Any]:
@@ -466,32 +466,18 @@ def encode_record(record: Record) -> list[Any]:
     stored["mtime"] = record.mtime
     if record.attrs:
         stored["attrs"] = _sorted(record.attrs)
-    return [record.name, _pack(stored)]
+    return [record.name, messagepack.pack(stored)]
 
 
 def _record_id(blob: bytes, offset: int) -> int:
-    """The identity in a stored record, which is otherwise not looked at. It is the first field where we wrote it."""
-    if blob[1:4] == b"\xa2id" and 0x80 <= blob[0] <= 0x8F and len(blob) > ID_END:
-        mark = blob[4]
+    """The identity in a stored record, which begins with it, and is otherwise not looked at."""
+    if blob[1:4] == b"\xa2id" and 0x80 <= blob[0] <= 0x8F and len(blob) > 4:
+        mark, rest = blob[4], blob[5:]
         if mark <= 0x7F:
             return mark
-        if mark in UINT_LENS:
-            return int.from_bytes(blob[5 : 5 + UINT_LENS[mark]], "big")
-    try:
-        return _count(_stored_record(blob, offset)["id"])
-    except Malformed as error:
-        raise FormatError(f"frame at byte {offset} does not decode: {error}") from None
-
-
-def _stored_record(blob: bytes, offset: int) -> dict:
-    """The map of a record, which has all the keys that it needs and no other."""
-    stored = _unpack(blob, offset)
-    _check_keys(
-        stored,
-        {"id", "file", "descr", "shape", "fortran_order", "offset", "mtime"},
-        {"codec", "index", "deleted", "attrs"},
-    )
-    return stored
+        if mark in UINT_LENS and len(rest) >= UINT_LENS[mark]:
+            return int.from_bytes(rest[: UINT_LENS[mark]], "big")
+    raise _undecodable(Malformed("a record does not begin with its id"), offset)
 
 
 def decode_record(name: str, blob: bytes, offset: int) -> Record:
@@ -502,19 +488,23 @@ def decode_record(name: str, blob: bytes, offset: int) -> Record:
     FormatError
     """
     try:
-        stored = _stored_record(blob, offset)
-        file, shape = _text(stored["file"]), [_count(dim) for dim in _list(stored["shape"])]
-        if not isinstance(stored["fortran_order"], bool):
-            raise Malformed("fortran_order is no boolean")
+        stored = messagepack.fields(
+            messagepack.unpack(blob),
+            {"id", "file", "descr", "shape", "fortran_order", "offset", "mtime"},
+            frozenset({"codec", "index", "deleted", "attrs"}),
+        )
+        file = messagepack.text(stored["file"])
+        shape = [messagepack.count(dim) for dim in messagepack.array(stored["shape"])]
+        fortran_order = messagepack.boolean(stored["fortran_order"])
         names.check(name)
         if not names.is_data_file(file):
             raise FormatError(f"array name {quoted(file)}: is not the name of a data file within the store")
         descr = dtypes.from_stored(stored["descr"])
-        layout = layout_of(tuple(shape), stored["fortran_order"], dtypes.itemsize(descr))
-        length = _count(stored["offset"])
+        layout = layout_of(tuple(shape), fortran_order, dtypes.itemsize(descr))
+        length = messagepack.count(stored["offset"])
         if length > MAX_HEADER_LEN or layout.nbytes > MAX_NBYTES - MAX_HEADER_LEN:
             raise FormatError(f"shape {shape}: does not fit a file")
-        deleted = parse_deleted(stored["deleted"]) if "deleted" in stored else NONE_DELETED
+        deleted = bitmap.parse(messagepack.blob(stored["deleted"])) if "deleted" in stored else NONE_DELETED
         if check_deleted(deleted, layout):
             raise FormatError(f"shape {shape}: does not have the rows that are deleted")
         codec, index = None, None
@@ -530,7 +520,7 @@ def decode_record(name: str, blob: bytes, offset: int) -> Record:
                 raise FormatError(f"array {quoted(name)}: the block index {error}") from None
         return Record(
             name=name,
-            id=_count(stored["id"]),
+            id=messagepack.count(stored["id"]),
             file=file,
             descr=descr,
             layout=layout,
@@ -538,46 +528,32 @@ def decode_record(name: str, blob: bytes, offset: int) -> Record:
             codec=codec,
             index=index,
             deleted=deleted,
-            mtime=_integer(stored["mtime"]),
+            mtime=messagepack.integer(stored["mtime"]),
             attrs=_attrs(stored.get("attrs", {})),
         )
     except Malformed as error:
-        raise FormatError(f"frame at byte {offset} does not decode: {error}") from None
+        raise _undecodable(error, offset) from None
 
 
-def _codec(stored: Any, kind: Any = Codec) -> Any:
+def _codec(stored: Any) -> Codec:
     try:
-        return kind.from_map(stored)
+        return Codec.from_map(stored)
+    except (UnsupportedError, CorruptStoreError) as error:
+        raise Malformed(str(error)) from None
+
+
+def _compression(stored: Any) -> Compression:
+    try:
+        return Compression.from_map(stored)
     except (UnsupportedError, CorruptStoreError) as error:
         raise Malformed(str(error)) from None
 
 
 def _index(stored: Any, name: str) -> Index:
-    if not isinstance(stored, bytes):
-        raise Malformed("an index is no byte string")
     try:
-        return Index.parse(stored)
+        return Index.parse(messagepack.blob(stored))
     except IndexFault as error:
         raise FormatError(f"array {quoted(name)}: the block index {error}") from None
-
-
-def parse_deleted(data: Any) -> BitMap64:
-    """A set of deleted rows from its portable serialization."""
-    if not isinstance(data, bytes):
-        raise Malformed("deleted rows are no byte string")
-    try:
-        rows = BitMap64.deserialize(data)
-    except ValueError as error:
-        raise Malformed(f"the bitmap of deleted rows: {error}") from None
-    # What follows it, or is not as it is written, would be lost when it is written again.
-    if len(rows.serialize()) > len(data):
-        raise Malformed("the bitmap of deleted rows is cut")
-    return rows
-
-
-def bitmap(rows: np.ndarray) -> BitMap64:
-    """A set of rows, with the containers that other writers choose."""
-    return BitMap64(rows.astype(np.uint64).tolist(), optimize=False)
 
 
 def check_attrs(attrs: Attrs) -> None:
@@ -589,88 +565,22 @@ def check_attrs(attrs: Attrs) -> None:
         For a value that is nested deeper than 64 levels.
     """
     for name, value in attrs.items():
-        if not _is_shallow(value, MAX_ATTR_DEPTH):
+        if not messagepack.is_value(value):
             raise FormatError(f"attribute {quoted(name)}: is nested deeper than 64 levels")
 
 
-def _is_shallow(value: Any, depth: int) -> bool:
-    if isinstance(value, dict):
-        return depth > 0 and all(
-            _is_shallow(key, depth - 1) and _is_shallow(inner, depth - 1) for key, inner in value.items()
-        )
-    if isinstance(value, list | tuple):
-        return depth > 0 and all(_is_shallow(inner, depth - 1) for inner in value)
-    return True
-
-
-def _pack(value: Any) -> bytes:
-    return msgpack.packb(value, use_bin_type=True)
-
-
-def _unpack(data: bytes, offset: int) -> dict:
-    try:
-        value = msgpack.unpackb(data, raw=False, strict_map_key=False, use_list=True, object_pairs_hook=_map)
-    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
-        raise FormatError(f"frame at byte {offset} does not decode: {error}") from None
-    if not isinstance(value, dict):
-        raise FormatError(f"frame at byte {offset} does not decode: it is no map")
-    return value
-
-
-def _map(pairs: list[tuple[Any, Any]]) -> dict:
-    return {_hashable(key): value for key, value in pairs}
-
-
-def _hashable(key: Any) -> Any:
-    return tuple(_hashable(item) for item in key) if isinstance(key, list) else key
-
-
-def _check_keys(value: dict, needed: set[str], allowed: set[str]) -> None:
-    for key in value:
-        if key not in needed and key not in allowed:
-            raise Malformed(f"the key {key!r} is unknown")
-    for key in needed:
-        if key not in value:
-            raise Malformed(f"the key {key!r} is missing")
-
-
-def _list(value: Any, length: int | None = None) -> list:
-    if not isinstance(value, list) or (length is not None and len(value) != length):
-        raise Malformed("an array is missing, or has another length")
-    return value
-
-
 def _entry(value: Any) -> tuple[str, bytes]:
-    name, blob = _list(value, 2)
-    if not isinstance(blob, bytes):
-        raise Malformed("a record is no byte string")
-    return _text(name), blob
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise Malformed("a string is missing")
-    return value
-
-
-def _integer(value: Any) -> int:
-    if type(value) is not int or not -(2**63) <= value < 2**63:
-        raise Malformed("an integer is missing")
-    return value
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise Malformed("a count is missing")
-    return value
+    name, blob = messagepack.array(value, 2)
+    return messagepack.text(name), messagepack.blob(blob)
 
 
 def _attrs(value: Any) -> Attrs:
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise Malformed("attributes are no map of strings")
+    if not all(messagepack.is_value(inner) for inner in value.values()):
+        raise Malformed("an attribute is an extension, or nested deeper than 64 levels")
     return _sorted(value)
 
 
 def _sorted(attrs: Attrs) -> Attrs:
     return dict(sorted(attrs.items(), key=lambda item: item[0].encode("utf-8", "surrogatepass")))
-

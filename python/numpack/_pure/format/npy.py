@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import struct
 
-from numpack._pure.format import dtype
+from numpack._pure.format import dtype, literal
 from numpack._pure.format.dtype import Descr
 from numpack._pure.format.error import BadMagic, FormatError
 from numpack._pure.format.layout import Layout, layout_of
@@ -44,20 +43,26 @@ def parse(data: bytes) -> tuple[Descr, Layout]:
         raise FormatError(f"the npy header needs {end} bytes, the file has {len(data)}")
     try:
         text = data[offset:end].decode("utf-8" if version == (3, 0) else "latin-1")
-        fields = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError) as error:
-        raise FormatError(f"npy header: {error}") from None
-    if not isinstance(fields, dict):
+    except UnicodeDecodeError:
+        raise FormatError("npy header: text is not UTF-8") from None
+    found = literal.parse(text)
+    if not isinstance(found, literal.Dict):
         raise FormatError("npy header: text is not a dict")
+    fields = {}
+    for key, value in found.entries:
+        is_right = (
+            key == "descr"
+            or (key == "fortran_order" and isinstance(value, bool))
+            or (key == "shape" and isinstance(value, tuple) and all(type(dim) is int for dim in value))
+        )
+        if not is_right:
+            raise FormatError(f"npy header: entry {key!r} is unknown or of the wrong type")
+        fields[key] = value
     for key in ("descr", "fortran_order", "shape"):
         if key not in fields:
             raise FormatError(f"npy header: has no {key}")
-    shape, fortran_order = fields["shape"], fields["fortran_order"]
-    is_shape = isinstance(shape, tuple) and all(type(dim) is int and dim >= 0 for dim in shape)
-    if len(fields) != 3 or not is_shape or not isinstance(fortran_order, bool):
-        raise FormatError("npy header: an entry is unknown or of the wrong type")
     descr = dtype.parse(fields["descr"])
-    return descr, layout_of(shape, fortran_order, dtype.itemsize(descr))
+    return descr, layout_of(fields["shape"], fields["fortran_order"], dtype.itemsize(descr))
 
 
 def encode(descr: Descr, layout: Layout) -> bytes:
@@ -95,7 +100,8 @@ def encode_within(descr: Descr, layout: Layout, length: int) -> bytes | None:
 
 
 def _text(descr: Descr, layout: Layout) -> str:
-    return f"{{'descr': {descr!r}, 'fortran_order': {layout.fortran_order}, 'shape': {layout.shape!r}, }}"
+    described = dtype.shown(descr)
+    return f"{{'descr': {described}, 'fortran_order': {layout.fortran_order}, 'shape': {layout.shape!r}, }}"
 
 
 def _encoded(text: str) -> tuple[bytes, bool]:

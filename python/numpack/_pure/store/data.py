@@ -103,6 +103,9 @@ class DataFiles:
         data = self._by_id.get(array_id)
         if data is not None:
             data.space = None
+            if not self._directory.place.has_far_locks:
+                # It may have been another host.
+                data.file.forget_cached()
 
     def _open(self, record: Record) -> File | Segments:
         directory = self._directory
@@ -118,6 +121,10 @@ class DataFiles:
                 raise errors.data_file(directory.path, record.name, record.file, what) from None
             raise errors.io_error("open", os.path.join(directory.path, record.file), error) from error
         length = file.stat().st_size
+        if length < record.data_end and not directory.place.has_far_locks:
+            # Another host has just made it longer.
+            file.forget_cached()
+            length = file.stat().st_size
         if length < record.data_end:
             what = f"has {length} bytes, expected {record.data_end}"
             raise errors.data_file(directory.path, record.name, record.file, what)

@@ -15,7 +15,9 @@ from numpack._errors import (
     StoreLockedError,
     UnsupportedError,
 )
+from numpack._pure.format import names
 from numpack._pure.format.error import BadDtype, FormatError, quoted
+from numpack._pure.sys.lock import claim_name
 
 
 def not_found(store: str, array: str) -> ArrayNotFoundError:
@@ -51,15 +53,16 @@ def no_manifest(path: str) -> NotAStoreError:
 def manifest_lost(path: str) -> NotAStoreError:
     """The directory has data files, but no manifest."""
     return NotAStoreError(
-        f"{path}: has data files but no metadata.npkm; restore it from a backup, or move the data files away to start "
-        "anew"
+        f'{path}: has data files but no metadata.npkm; "npkfs repair {path}" makes it anew; or move the data files '
+        "away to start anew"
     )
 
 
 def overwritten(path: str) -> CorruptStoreError:
     """An old release replaced the manifest."""
     return CorruptStoreError(
-        f"{path}: metadata.npkm was replaced by NumPack 0.1-0.7; copy metadata.npkm.bak over it to restore the store"
+        f'{path}: metadata.npkm was replaced by NumPack 0.1-0.7; "npkfs repair {path}" restores the store from '
+        "metadata.npkm.bak"
     )
 
 
@@ -82,10 +85,15 @@ def read_only(store: str) -> ReadOnlyError:
     return ReadOnlyError(errno.EROFS, "the store is opened for reading only", store)
 
 
-def locked(store: str, waited: float, holder: int | None) -> StoreLockedError:
-    """Somebody else had the lock for too long."""
+def locked(store: str, waited: float, holder: int | None, host: str | None = None) -> StoreLockedError:
+    """Somebody else had the lock for too long: a process, or another host."""
     who = f"process {holder}" if holder is not None else "another process"
-    what = f"in use: waited {waited:.1f} s for the writers' lock, which {who} holds; try again when it is done"
+    remedy = "try again when it is done"
+    if holder is None and host is not None:
+        who = f"host {host}"
+        claim = os.path.join(store, claim_name(names.LOCK))
+        remedy += f", or, if nothing writes to the store there any more, remove {claim}"
+    what = f"in use: waited {waited:.1f} s for the writers' lock, which {who} holds; {remedy}"
     return StoreLockedError(errno.ETIMEDOUT, what, store)
 
 

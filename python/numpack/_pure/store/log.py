@@ -86,7 +86,7 @@ class ManifestLog:
         except FormatError as error:
             raise self._damaged(error) from None
         self._file, self._stat, self._file_len = file, stat, stat.st_size
-        is_mappable = stat.st_size >= frame.HEADER_LEN and not self._directory.is_network()
+        is_mappable = stat.st_size >= frame.HEADER_LEN and not self._directory.place.is_shared
         self._published = PublishedLength(file, writable=self._writable) if is_mappable else None
 
     def _open_foreign(self, file: File, stat: os.stat_result, data: bytes, error: FormatError) -> None:
@@ -132,6 +132,8 @@ class ManifestLog:
 
         With the lock held (``locked``) what it finds is all there is; without, there may be more by now.
         """
+        if locked and not self._directory.place.has_far_locks:
+            self._try("stat", self._file.forget_cached)
         stat = self._file.stat()
         is_retired = self._published is None or self._published.load() == frame.RETIRED
         if is_retired or stat.st_nlink != self._stat.st_nlink:
@@ -217,19 +219,18 @@ class ManifestLog:
 
     def retire(self) -> None:
         """Let all who have this file open look whether it grew, or whether another one has taken its place."""
-        self._publish(frame.RETIRED)
-
-    def publish_length(self) -> None:
-        """Tell all who have this file open how long it is."""
-        self._publish(self.end)
-
-    def _publish(self, length: int) -> None:
         if not self._writable:
             return
         if self._published is not None:
-            self._published.store(length)
+            self._published.store(frame.RETIRED)
         else:
-            self._try("write", self._file.write, struct.pack("<Q", length), frame.PUBLISHED_OFFSET)
+            # Those may have it mapped who serve the file system that this process finds no mapping of.
+            self._try("write", self._file.write, struct.pack("<Q", frame.RETIRED), frame.PUBLISHED_OFFSET)
+
+    def publish_length(self) -> None:
+        """Tell all who have this file open how long it is, if they see at once what is written to it."""
+        if self._writable and self._published is not None:
+            self._published.store(self.end)
 
     def _read(self, file: File, start: int, end: int) -> bytes:
         if end > MAX_MANIFEST_LEN:

@@ -80,6 +80,12 @@ class Store:
             lock.close()
         return cls(directory, manifest, writable=True)
 
+    @property
+    def is_durable(self) -> bool:
+        """Whether what is written must be on the disk before it counts. Of a host whose locks do not keep out others,
+        these may see nothing earlier."""
+        return self.durable or not self.directory.place.has_far_locks
+
     def refresh(self, *, thorough: bool = False) -> None:
         """Pick up the commits of others; costs next to nothing when there are none."""
         if not thorough and self.manifest.is_fresh():

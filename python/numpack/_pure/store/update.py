@@ -15,13 +15,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from numpack import _rows
+from numpack._pure.format import bitmap, names, npy
 from numpack._pure.format import dtype as dtypes
-from numpack._pure.format import names, npy
 from numpack._pure.format.codec import Codec, Compression
 from numpack._pure.format.dtype import Descr
-from numpack._pure.format.error import FormatError
+from numpack._pure.format.error import BadDtype, FormatError
 from numpack._pure.format.layout import Layout, layout_of
-from numpack._pure.format.manifest import Attrs, Record, bitmap, check_attrs
+from numpack._pure.format.manifest import Attrs, Op, Record, check_attrs
 from numpack._pure.store import error as errors
 from numpack._pure.store import writer
 from numpack._pure.store.array import Array
@@ -47,6 +48,8 @@ def describe(name: str, array: np.ndarray) -> tuple[Descr, Layout]:
         descr = dtypes.from_numpy(array.dtype)
         is_fortran = array.flags.f_contiguous and not array.flags.c_contiguous
         return descr, layout_of(array.shape, is_fortran, array.dtype.itemsize)
+    except BadDtype as error:
+        raise _rows.unstorable(name, array.dtype, str(error)) from None
     except FormatError as error:
         raise errors.refused(error) from None
 
@@ -60,20 +63,36 @@ def save(store: Store, arrays: dict[str, np.ndarray], compression: Compression |
             writer.commit(store, Commit(staged))
 
 
-def save_and_remove(
-    store: Store, arrays: dict[str, np.ndarray], remove: list[str], compression: Compression | None
+def change(
+    store: Store,
+    arrays: dict[str, np.ndarray],
+    remove: list[str],
+    compression: Compression | None,
+    compressions: dict[str, Compression | None],
+    attrs: dict[str | None, tuple[Attrs, list[str]]],
 ) -> None:
-    """Save arrays and remove others in one commit. Of names that have an array, the new version is compressed like that."""
+    """Save arrays, remove others, and set and remove attributes, in one commit.
+
+    Those in ``compressions`` are compressed so, others like the array that has their name, or as ``compression`` says.
+    """
     store.check_writable()
+    for added, _ in attrs.values():
+        _check_attrs(added)
     store.refresh()
     staged = []
     for name, array in arrays.items():
         old = store.manifest.table.get(name)
         how = compression if old is None else compression_of(old.codec)
-        staged.append(_staged(store, name, array, how))
+        staged.append(_staged(store, name, array, compressions.get(name, how)))
     with writing(store):
         doomed = [name for name in dict.fromkeys(remove) if name not in arrays and name in store.manifest.table]
-        writer.commit(store, Commit(staged, [{"delete": name} for name in doomed]))
+        last_ops: list[Op] = []
+        # The store's first.
+        for of in sorted(attrs, key=lambda of: (of is not None, (of or "").encode())):
+            if of is not None and of not in arrays:
+                store.record(of)
+            last_ops.append({"attrs": (of, *attrs[of])})
+        writer.commit(store, Commit(staged, [{"delete": name} for name in doomed], last_ops))
 
 
 def _staged(store: Store, name: str, array: np.ndarray, compression: Compression | None) -> Staged:
@@ -133,14 +152,18 @@ def clear(store: Store) -> None:
 
 def set_attrs(store: Store, name: str | None, added: Attrs, removed: list[str]) -> None:
     """Set and remove attributes of an array, or of the store."""
-    try:
-        check_attrs(added)
-    except FormatError as error:
-        raise errors.refused(error) from None
+    _check_attrs(added)
     with writing(store):
         if name is not None:
             store.record(name)
         writer.commit(store, Commit(ops=[{"attrs": (name, added, removed)}]))
+
+
+def _check_attrs(attrs: Attrs) -> None:
+    try:
+        check_attrs(attrs)
+    except FormatError as error:
+        raise errors.refused(error) from None
 
 
 def check_rows(record: Record, rows: np.ndarray) -> None:
@@ -212,7 +235,7 @@ def replace(store: Store, name: str, rows: np.ndarray, values: np.ndarray, *, on
             raise ValueError(f'array "{name}": {len(values)} rows given for {len(rows)} indexes')
         _check_range(record, rows)
         _write_elements(store, record, rows, values, only_changed=only_changed)
-        if store.durable:
+        if store.is_durable:
             writer.sync_all(store)
         _tell_written(store, record)
 
@@ -279,7 +302,8 @@ def write_rows(store: Store, name: str, start: int, values: np.ndarray) -> None:
         if end > record.n_rows:
             raise errors.row_out_of_range(name, max(start, record.n_rows), record.n_rows)
         rows = np.arange(start, end)
-        if record.codec is not None:
+        # All who write to one with blocks take turns, and so do all where locks do not keep out other hosts.
+        if record.codec is not None or not store.directory.place.has_far_locks:
             replace(store, name, rows, values)
             return
         if not len(values):
@@ -299,7 +323,7 @@ def write_rows(store: Store, name: str, start: int, values: np.ndarray) -> None:
     stored = rows if record.live is None else record.live[rows]
     for offset, part in _parts(record, stored, values):
         _write(store, record, file, part, record.offset + offset)
-    if store.durable:
+    if store.is_durable:
         writer.poisoning(store, "sync", record.file, file.sync)
     else:
         store.dirty.add(record.file)
@@ -358,7 +382,7 @@ def drop_rows(store: Store, rows_of: dict[str, np.ndarray]) -> None:
                 change.moves_rows = True
                 continue
             stored = rows if record.live is None else record.live[rows]
-            change.ops.append({"drop_rows": (name, bitmap(stored))})
+            change.ops.append({"drop_rows": (name, bitmap.of_rows(stored))})
         writer.commit(store, change)
 
 
@@ -433,6 +457,6 @@ def tell_mapped(store: Store, name: str) -> None:
             # Not every file system sets it for a write through a mapping.
             os.utime(data.file.fd, ns=(data.file.stat().st_atime_ns, time.time_ns()))
         store.dirty.add(record.file)
-        if store.durable:
+        if store.is_durable:
             writer.sync_all(store)
         _tell_written(store, record)

@@ -27,7 +27,7 @@ from numpack._pure.format.layout import Layout
 from numpack._pure.format.manifest import Attrs, Change, Op, Record
 from numpack._pure.store import error as errors
 from numpack._pure.store.data import DataFile
-from numpack._pure.sys.lock import WouldBlock, holder
+from numpack._pure.sys.lock import WouldBlock, claiming_host, holder
 from numpack._pure.sys.storage import File
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ class Commit:
     staged: list[Staged] = field(default_factory=list)
     # Operations that come before the new versions.
     ops: list[Op] = field(default_factory=list)
+    # Operations that come after them.
+    last_ops: list[Op] = field(default_factory=list)
     # Arrays whose headers are to be written after the commit.
     headers: list[tuple[str, DataFile]] = field(default_factory=list)
     # Where there is room in the files of compressed arrays, once the commit is made.
@@ -96,7 +98,7 @@ def take(store: Store, take_lock) -> None:
     try:
         take_lock(LOCK_TIMEOUT)
     except WouldBlock:
-        raise errors.locked(store.path, LOCK_TIMEOUT, holder(path)) from None
+        raise errors.locked(store.path, LOCK_TIMEOUT, holder(path), claiming_host(path)) from None
     except OSError as error:
         raise errors.io_error("lock", path, error) from error
 
@@ -125,12 +127,12 @@ def commit(store: Store, change: Commit) -> None:
 
 def _commit(store: Store, change: Commit) -> None:
     staged, ops = change.staged, list(change.ops)
-    if not staged and not ops:
+    if not staged and not ops and not change.last_ops:
         return
     if change.moves_rows:
         for new in staged:
             _hand_on_permissions(store, new)
-    durable = change.moves_rows or store.durable
+    durable = change.moves_rows or store.is_durable
     if durable:
         for new in staged:
             poisoning(store, "sync", names.data_file(new.name, 0), new.file.sync)
@@ -154,6 +156,7 @@ def _commit(store: Store, change: Commit) -> None:
     else:
         store.dirty.update(record.file for record in records)
     ops.extend({"put": record} for record in records)
+    ops.extend(change.last_ops)
     try:
         store.manifest.append(now, ops, store.note_change_of_ours, durable=durable)
     except OSError as error:

@@ -6,15 +6,26 @@ The writers' lock is byte 0 of the lock file. Watchers, who keep copies of what 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
+import functools
+import logging
 import os
 import struct
 import threading
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from numpack._pure.sys.storage import Directory
+
+log = logging.getLogger("numpack")
 
 FIRST_PAUSE = 50e-6
 LONGEST_PAUSE = 5e-3
+# Longest text of a claim that is read.
+MAX_CLAIM_LEN = 4096
 
 # struct flock: l_type, l_whence, l_start, l_len, l_pid, which must be 0 for these locks.
 FLOCK = struct.Struct("@hhqqi4x")
@@ -62,14 +73,21 @@ def wait(try_lock, timeout: float):
 
 
 class WritersLock:
-    """The writers' lock of one open store, among its threads and among processes."""
+    """The writers' lock of one open store, among its threads, among processes, and among hosts.
 
-    def __init__(self, directory, name: str) -> None:
+    Where locks keep out only those who come through the same mount of the same host, a claim goes with it: a symbolic link
+    beside the lock file, or a file where there are no links, made by who has the lock, and removed before the lock is
+    released. That it must not be there yet is for the server to decide. Its text says who made it: the boot of the host's kernel, the device number, the process,
+    the host's name. A writer that dies leaves it, and who next has the lock through the same mount takes it over.
+    """
+
+    def __init__(self, directory: Directory, name: str) -> None:
         self._directory = directory
         self._name = name
         self._threads = threading.Lock()
         self._fd = -1
         self._pid = -1
+        self._is_claimed = False
         self.is_watched = False
 
     def take(self, timeout: float) -> None:
@@ -94,18 +112,26 @@ class WritersLock:
             opened = self._open()
             waited = False
 
-            def try_lock():
+            def try_lock() -> tuple[bool] | None:
                 nonlocal waited
                 for length, is_watched in ((2, False), (1, True)):
                     if set_lock(self._fd, fcntl.F_WRLCK, 0, length):
-                        return (is_watched,)
+                        if has_far_locks:
+                            return (is_watched,)
+                        if self._claim():
+                            # Others watch as well, and are not seen.
+                            return (True,)
+                        set_lock(self._fd, fcntl.F_UNLCK, 0, 2)
+                        break
                 waited = True
                 return None
 
+            has_far_locks = self._directory.place.has_far_locks
             (self.is_watched,) = wait(try_lock, timeout)
             # Whoever removes a store removes its lock file last: it may have gone while this one waited.
-            if not (opened or waited) or self.is_current():
+            if (has_far_locks and not (opened or waited)) or self.is_current():
                 return
+            self._unclaim()
             self.close()
 
     def is_current(self) -> bool:
@@ -121,8 +147,39 @@ class WritersLock:
         """Release the lock."""
         # In a forked child the lock is still the parent's, and not ours to release.
         if self._pid == os.getpid():
+            self._unclaim()
             set_lock(self._fd, fcntl.F_UNLCK, 0, 2)
         self._threads.release()
+
+    def _claim(self) -> bool:
+        """Make the claim, with the lock held; False if another host has it."""
+        name = claim_name(self._name)
+        ours = f"{boot_id()} {os.fstat(self._directory.fd).st_dev} "
+        text = f"{ours}{os.getpid()} {os.uname().nodename}"
+        while True:
+            try:
+                self._is_claimed = True
+                self._directory.make_note(name, text)
+                return True
+            except FileExistsError:
+                self._is_claimed = False
+                with contextlib.suppress(FileNotFoundError):  # Whoever had it is done.
+                    self._is_claimed = self._directory.read_note(name).startswith(ours)
+                    return self._is_claimed
+            except OSError:
+                self._is_claimed = False
+                raise
+
+    def _unclaim(self) -> None:
+        if self._is_claimed:
+            self._is_claimed = False
+            try:
+                self._directory.remove(claim_name(self._name))
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                # Whoever writes next on this host takes it over; others wait until then.
+                log.warning("%s cannot be removed: %s", claim_name(self._name), error)
 
     def is_watched_now(self) -> bool:
         """Whether somebody has the watchers' lock, asked without the writers' lock."""
@@ -133,6 +190,7 @@ class WritersLock:
     def after_fork(self) -> None:
         """Forget what threads that are not there any more held."""
         self._threads = threading.Lock()
+        self._is_claimed = False
 
     def __del__(self) -> None:
         self.close()
@@ -151,6 +209,32 @@ class WritersLock:
         self._fd = self._directory.open(self._name, os.O_RDWR | os.O_CREAT)
         self._pid = os.getpid()
         return True
+
+
+def claim_name(lock: str) -> str:
+    """The name of the claim that goes with a lock file."""
+    return f"{lock}.host"
+
+
+@functools.cache
+def boot_id() -> str:
+    """Which boot of which host this is."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+def claiming_host(path: str) -> str | None:
+    """The host that claims the lock on the file at ``path``, for an error message."""
+    claim = claim_name(path)
+    try:
+        if os.path.islink(claim):
+            words = os.readlink(claim).split()
+        else:
+            with open(claim, errors="replace") as file:
+                words = file.read(MAX_CLAIM_LEN).split()
+    except OSError:
+        return None
+    return words[3] if len(words) > 3 else "unknown"
 
 
 def holder(path: str) -> int | None:

@@ -10,21 +10,48 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import mmap
 import os
 import re
 import secrets
 import stat as stat_module
+import time
+
+from numpack._pure.sys.netfs import Place, place_of
 
 TEMPORARY = re.compile(r"tmp_[0-9a-f]{16}\.npkd")
 # What file systems and kernels without O_TMPFILE answer (man 2 open, "BUGS").
 NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS)
-NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "9p", "afs", "ceph", "lustre", "gpfs", "fuse.sshfs")
+# A temporary whose writer cannot be asked for by a lock is forgotten when it was not written to for a day, in seconds.
+FORGOTTEN_AFTER = 24 * 60 * 60
+# What file systems without symbolic links answer.
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+# Longest note that is read.
+MAX_NOTE_LEN = 4096
 # Most bytes that one call of the system reads or writes.
 MAX_IO_LEN = 1 << 30
 # Modes of fallocate(2), which the module os does not have.
 KEEP_SIZE = 1
 PUNCH_HOLE = 2
+
+
+# Arguments of statx(2), which the module os does not have either: of an open file, asked of the server, what stat(2) has.
+AT_EMPTY_PATH = 0x1000
+AT_STATX_FORCE_SYNC = 0x2000
+STATX_BASIC_STATS = 0x7FF
+STATX_LEN = 256
+
+
+def _statx():
+    """The C library's function, or None."""
+    found = getattr(ctypes.CDLL(None, use_errno=True), "statx", None)
+    if found is not None:
+        found.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
+    return found
+
+
+_STATX = _statx()
 
 
 def _fallocate():
@@ -83,6 +110,14 @@ class File:
         while len(view):
             n = os.pwrite(self.fd, view[:MAX_IO_LEN], offset)
             view, offset = view[n:], offset + n
+
+    def forget_cached(self) -> None:
+        """Let later calls see what other hosts wrote before this one, as far as the file system has an answer."""
+        if _STATX is not None:
+            answer = ctypes.create_string_buffer(STATX_LEN)
+            if _STATX(self.fd, b"", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, answer) != 0:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def truncate(self, length: int) -> None:
         """Set the length of the file."""
@@ -159,6 +194,40 @@ class Directory:
     def open_file(self, name: str, *, writable: bool) -> File:
         """A file, as `open` does."""
         return File(self.open(name, os.O_RDWR if writable else os.O_RDONLY))
+
+    def make_note(self, name: str, text: str) -> None:
+        """Make a symbolic link that leads nowhere, but says something: it is there with its text, or not at all. A file
+        with this text where there are no links.
+
+        Raises
+        ------
+        FileExistsError
+            If there is anything of that name.
+        """
+        check_name(name)
+        try:
+            os.symlink(text, name, dir_fd=self.fd)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            fd = self.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            try:
+                os.write(fd, text.encode())
+            except OSError:
+                self.remove(name)
+                raise
+            finally:
+                os.close(fd)
+
+    def read_note(self, name: str) -> str:
+        """What `make_note` wrote."""
+        check_name(name)
+        try:
+            return os.readlink(name, dir_fd=self.fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return self.open_file(name, writable=False).read(MAX_NOTE_LEN, 0).decode(errors="replace")
 
     def folder(self, name: str) -> Directory:
         """A directory in this one. Links are not followed.
@@ -277,20 +346,17 @@ class Directory:
             if not TEMPORARY.fullmatch(name):
                 continue
             with contextlib.suppress(OSError):
+                # Of another host's, only its age tells.
+                if not self.place.has_far_locks and time.time() - self.stat(name).st_mtime < FORGOTTEN_AFTER:
+                    continue
                 file = self.open_file(name, writable=True)
                 fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self.remove(name)
 
-    def is_network(self) -> bool:
-        """Whether other machines may write to the files, so that mappings of them cannot be trusted."""
-        device = os.fstat(self.fd).st_dev
-        wanted = f"{os.major(device)}:{os.minor(device)}"
-        with contextlib.suppress(OSError), open("/proc/self/mountinfo") as mounts:
-            for line in mounts:
-                words = line.split()
-                if words[2] == wanted:
-                    return words[words.index("-") + 1] in NETWORK_FILE_SYSTEMS
-        return False
+    @functools.cached_property
+    def place(self) -> Place:
+        """The kind of file system, and how far locks reach there."""
+        return place_of(self.fd)
 
     def _link_unnamed(self, file: File, name: str) -> None:
         os.link(f"/proc/self/fd/{file.fd}", name, dst_dir_fd=self.fd, follow_symlinks=True)

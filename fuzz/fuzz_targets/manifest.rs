@@ -1,0 +1,8 @@
+//! See `targets::manifest`.
+#![no_main]
+
+#[path = "../../tests/fuzz/targets.rs"]
+#[allow(dead_code, reason = "each target is one of them")]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| targets::manifest(bytes));

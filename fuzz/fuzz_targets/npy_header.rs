@@ -1,0 +1,8 @@
+//! See `targets::npy_header`.
+#![no_main]
+
+#[path = "../../tests/fuzz/targets.rs"]
+#[allow(dead_code, reason = "each target is one of them")]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| targets::npy_header(bytes));
