@@ -10,7 +10,8 @@ use rustix::process::Signal;
 
 use crate::common::{Place, Ran, clean, numbers};
 use crate::ways::{
-    Way, as_root, as_user, each_mount, each_store, each_way, has_program, is_running, signal, soon,
+    Way, as_root, as_user, each_mount, each_store, each_way, has_program, is_running, shared_python, signal,
+    soon,
 };
 
 fn scripts() -> PathBuf {
@@ -288,5 +289,65 @@ fn cp_and_rsync_carry_user_attributes() {
         let second = sync();
         assert!(!second.contains(".npy"), "{second}");
         way.umount().ok();
+    });
+}
+
+/// In a user namespace of its own, which may have no inotify instances.
+const WITHOUT_INOTIFY: &str = r#"
+echo 0 >/proc/sys/user/max_inotify_instances
+"$NPKFS" mount --log "$LOG" -o passthrough=off "$STORE" "$MNT"
+"$NPKFS" mount -q -o passthrough=off "$STORE" "$MNT2"
+exec "$PYTHON" -c '
+import mmap, os, sys, time
+mnt, mnt2 = sys.argv[1:]
+with open(mnt + "/a.npy", "rb") as f: m = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+before, at = m[:], len(m) - 8
+with open(mnt2 + "/a.npy", "r+b") as f: os.pwrite(f.fileno(), b"seen....", at)
+limit = time.monotonic() + 20
+while m[at:] != b"seen....": assert time.monotonic() < limit, "not seen"
+assert m[:at] == before[:at]
+print("seen")
+' "$MNT" "$MNT2"
+"#;
+
+#[test]
+fn where_inotify_does_not_see_all_commits_the_mount_looks_each_second() {
+    let (unshare, python) = match has_program("unshare").and_then(|path| Ok((path, shared_python()?))) {
+        Ok(found) => found,
+        Err(reason) => return eprintln!("SKIPPED: {reason}"),
+    };
+    as_root(|way| {
+        way.make_store(&[("a", numbers(50_000, 0))]);
+        way.run(["recompress".as_ref(), way.place.store.as_os_str(), "a".as_ref()]).ok();
+        let (second, log) = (way.place.path("mnt2"), way.place.path("log"));
+        fs::create_dir(&second).unwrap();
+        let mut command = clean(Command::new(&unshare));
+        command.args([
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "--pid",
+            "--fork",
+            "sh",
+            "-ec",
+            WITHOUT_INOTIFY,
+        ]);
+        let paths = [("STORE", &way.place.store), ("MNT", &way.mnt), ("MNT2", &second), ("LOG", &log)];
+        let output = command
+            .envs(paths)
+            .env("PYTHON", python)
+            .env("NPKFS", env!("CARGO_BIN_EXE_npkfs"))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        if said.contains("unshare")
+            || said.contains("max_inotify_instances")
+            || said.contains("cannot open /dev/fuse")
+        {
+            return eprintln!("SKIPPED: no user namespaces with mounts here: {said}");
+        }
+        let log = fs::read_to_string(&log).unwrap_or_default();
+        assert!(output.stdout.ends_with(b"seen\n"), "{output:?} {log}");
+        assert!(log.contains("inotify is not available"), "{log}");
     });
 }
