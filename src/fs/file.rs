@@ -160,17 +160,12 @@ impl Fs {
         size: u32,
         reply: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, FsError> {
-        let mut len = 0;
+        // Before it is answered: who has read something finds it counted.
         let counted = |bytes: &[u8]| {
-            len = bytes.len() as u64;
+            self.counters.note_read(bytes.len() as u64);
             reply(bytes)
         };
-        let result = self.read_uncounted(fh, offset, size, counted);
-        match &result {
-            Ok(_) => self.counters.note_read(len),
-            Err(error) => self.counters.note_error(error),
-        }
-        result
+        self.read_uncounted(fh, offset, size, counted).inspect_err(|error| self.counters.note_error(error))
     }
 
     fn read_uncounted<T>(

@@ -102,7 +102,7 @@ impl Filesystem for Adapter {
             // To empty a file is to make a new version, not to change the one that others have open.
             InitFlags::FUSE_ATOMIC_O_TRUNC,
             // Files have no set-user-id bits to be taken away by writing, nor capabilities: the kernel then remembers that,
-            // and does not ask for an attribute before each write.
+            // and does not ask for an attribute before each write, which made one of 4 KiB take 1.4 times as long.
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
             InitFlags::FUSE_ASYNC_READ,
             InitFlags::FUSE_ASYNC_DIO,

@@ -41,6 +41,11 @@ pub fn find(path: &Path) -> io::Result<Option<MountEntry>> {
     Ok(find_in(&mounts, &written).or_else(|| find_in(&mounts, &fs::canonicalize(path).ok()?)).cloned())
 }
 
+/// As [`find`], of a path that is absolute and has no symbolic links in it. It is not touched.
+pub fn find_at(path: &Path) -> io::Result<Option<MountEntry>> {
+    Ok(find_in(&list()?, path).cloned())
+}
+
 /// Asks the file system at `path` something that no cache answers: how much room it has. Waits as long as it does.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! What a machine does with mounts: at boot, as services, and when it wants to know how they are.
 
 use std::fs;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -10,7 +10,8 @@ use rustix::process::Signal;
 
 use crate::common::{Place, Ran, clean, numbers};
 use crate::ways::{
-    Way, as_root, as_user, each_mount, each_store, each_way, has_program, is_running, signal, soon,
+    Way, as_root, as_user, each_mount, each_store, each_way, has_program, is_running, shared_python, signal,
+    soon,
 };
 
 fn scripts() -> PathBuf {
@@ -202,71 +203,6 @@ fn mount_npk_has_the_exit_codes_of_mount() {
     assert_eq!(output.status.code(), Some(32));
 }
 
-/// The helper where mount(8) looks for it, for as long as this lives.
-struct Installed(PathBuf);
-
-impl Installed {
-    fn new() -> Result<Installed, String> {
-        has_program("mount")?;
-        let path = PathBuf::from("/sbin/mount.npk");
-        if path.exists() {
-            return Err("mount.npk is installed already".to_owned());
-        }
-        let script = format!(
-            "#!/bin/sh\nNPKFS='{}' exec '{}' \"$@\"\n",
-            env!("CARGO_BIN_EXE_npkfs"),
-            scripts().join("mount.npk").display()
-        );
-        fs::write(&path, script).map_err(|error| error.to_string())?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).map_err(|error| error.to_string())?;
-        Ok(Installed(path))
-    }
-}
-
-impl Drop for Installed {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-#[test]
-fn mount_t_npk_and_lines_of_fstab_mount() {
-    as_root(|way| {
-        let _installed = match Installed::new() {
-            Ok(installed) => installed,
-            Err(reason) => return eprintln!("SKIPPED: {reason}"),
-        };
-        way.make_store(&[("a", numbers(10, 0))]);
-        let mount = |args: &[&str]| {
-            let mut command = clean(Command::new("mount"));
-            command.args(args).output().unwrap()
-        };
-        let (store, mnt) = (way.place.store.to_str().unwrap(), way.mnt.to_str().unwrap());
-        let _unmount = way.mount_guard();
-        let output = mount(&["-t", "npk", "-o", "ro,noatime", store, mnt]);
-        assert!(output.status.success(), "{output:?}");
-        assert_eq!(way.read("a.npy"), numbers(10, 0));
-        assert!(fs::OpenOptions::new().write(true).open(way.mnt.join("a.npy")).is_err());
-        assert!(Command::new("umount").arg(mnt).status().unwrap().success());
-        assert!(!way.is_mounted());
-
-        let options = "noauto,user,nofail,_netdev,x-systemd.automount,exec,rw,uid=1234,gid=4321,umask=077";
-        let table = way.place.write("fstab", format!("{store} {mnt} npk {options} 0 0\n").as_bytes());
-        let output = mount(&["-T", table.to_str().unwrap(), mnt]);
-        assert!(output.status.success(), "{output:?}");
-        let file = fs::OpenOptions::new().write(true).open(way.mnt.join("a.npy")).unwrap();
-        let shown = file.metadata().unwrap();
-        assert_eq!((shown.uid(), shown.gid(), shown.mode() & 0o777), (1234, 4321, 0o600));
-        file.write_at(&[7], numbers(10, 0).len() as u64 - 8).unwrap();
-        drop(file);
-        way.umount().ok();
-
-        let output = mount(&["-t", "npk", "/no/such/store.npk", mnt]);
-        assert_eq!(output.status.code(), Some(32), "{output:?}");
-        assert!(!way.is_mounted());
-    });
-}
-
 #[test]
 fn what_is_mounted_next_stays_mounted() {
     as_root(|way| {
@@ -283,36 +219,6 @@ fn what_is_mounted_next_stays_mounted() {
             drop(unmount);
         }
     });
-}
-
-#[test]
-fn make_install_puts_everything_in_its_place() {
-    if let Err(reason) = has_program("make") {
-        return eprintln!("SKIPPED: {reason}");
-    }
-    let place = Place::new();
-    let root = place.path("root");
-    let mut command = clean(Command::new("make"));
-    let output = command
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["--no-print-directory", "install-files", "PREFIX=/opt/npk"])
-        .arg(format!("DESTDIR={}", root.display()))
-        .arg(format!("NPKFS={}", env!("CARGO_BIN_EXE_npkfs")))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
-    for name in ["opt/npk/bin/npkfs", "sbin/mount.npk"] {
-        let mode = fs::metadata(root.join(name)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o755, "{name}");
-    }
-    let unit = fs::read_to_string(root.join("etc/systemd/system/npkfs@.service")).unwrap();
-    assert!(unit.contains("ExecStart=/opt/npk/bin/npkfs mount --foreground"), "{unit}");
-    assert!(!unit.contains('@') || !unit.contains("@PREFIX@"), "{unit}");
-    for name in ["npkfs-semantics.md", "fstab.example", "auto.npk.example", "srv-x.mount"] {
-        assert!(root.join("opt/npk/share/doc/npkfs").join(name).is_file(), "{name}");
-    }
-    let helper = fs::read_to_string(root.join("sbin/mount.npk")).unwrap();
-    assert!(helper.contains("/opt/npk/bin"), "the helper finds what was installed");
 }
 
 #[test]
@@ -383,5 +289,65 @@ fn cp_and_rsync_carry_user_attributes() {
         let second = sync();
         assert!(!second.contains(".npy"), "{second}");
         way.umount().ok();
+    });
+}
+
+/// In a user namespace of its own, which may have no inotify instances.
+const WITHOUT_INOTIFY: &str = r#"
+echo 0 >/proc/sys/user/max_inotify_instances
+"$NPKFS" mount --log "$LOG" -o passthrough=off "$STORE" "$MNT"
+"$NPKFS" mount -q -o passthrough=off "$STORE" "$MNT2"
+exec "$PYTHON" -c '
+import mmap, os, sys, time
+mnt, mnt2 = sys.argv[1:]
+with open(mnt + "/a.npy", "rb") as f: m = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+before, at = m[:], len(m) - 8
+with open(mnt2 + "/a.npy", "r+b") as f: os.pwrite(f.fileno(), b"seen....", at)
+limit = time.monotonic() + 20
+while m[at:] != b"seen....": assert time.monotonic() < limit, "not seen"
+assert m[:at] == before[:at]
+print("seen")
+' "$MNT" "$MNT2"
+"#;
+
+#[test]
+fn where_inotify_does_not_see_all_commits_the_mount_looks_each_second() {
+    let (unshare, python) = match has_program("unshare").and_then(|path| Ok((path, shared_python()?))) {
+        Ok(found) => found,
+        Err(reason) => return eprintln!("SKIPPED: {reason}"),
+    };
+    as_root(|way| {
+        way.make_store(&[("a", numbers(50_000, 0))]);
+        way.run(["recompress".as_ref(), way.place.store.as_os_str(), "a".as_ref()]).ok();
+        let (second, log) = (way.place.path("mnt2"), way.place.path("log"));
+        fs::create_dir(&second).unwrap();
+        let mut command = clean(Command::new(&unshare));
+        command.args([
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "--pid",
+            "--fork",
+            "sh",
+            "-ec",
+            WITHOUT_INOTIFY,
+        ]);
+        let paths = [("STORE", &way.place.store), ("MNT", &way.mnt), ("MNT2", &second), ("LOG", &log)];
+        let output = command
+            .envs(paths)
+            .env("PYTHON", python)
+            .env("NPKFS", env!("CARGO_BIN_EXE_npkfs"))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        if said.contains("unshare")
+            || said.contains("max_inotify_instances")
+            || said.contains("cannot open /dev/fuse")
+        {
+            return eprintln!("SKIPPED: no user namespaces with mounts here: {said}");
+        }
+        let log = fs::read_to_string(&log).unwrap_or_default();
+        assert!(output.stdout.ends_with(b"seen\n"), "{output:?} {log}");
+        assert!(log.contains("inotify is not available"), "{log}");
     });
 }

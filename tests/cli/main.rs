@@ -4,6 +4,7 @@
 //! the test says aloud what it skips and why.
 #![cfg(feature = "fuse")]
 
+mod booting;
 mod commands;
 mod common;
 mod compression;

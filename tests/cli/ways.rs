@@ -272,13 +272,18 @@ impl Way {
         is_mounted(&self.mnt)
     }
 
-    /// The process that serves the mount: its last argument is the mountpoint.
+    /// The process that serves the mount.
     pub fn server(&self) -> Option<u32> {
+        self.server_of(&self.mnt)
+    }
+
+    /// The process that serves a mount: its last argument is the mountpoint.
+    pub fn server_of(&self, mnt: &Path) -> Option<u32> {
         fs::read_dir("/proc").expect("proc is listed").flatten().find_map(|process| {
             let pid = process.file_name().to_str()?.parse().ok()?;
             let args = fs::read(process.path().join("cmdline")).ok()?;
             let mut args = args.strip_suffix(b"\0")?.rsplit(|&byte| byte == 0);
-            let is_last = args.next() == Some(self.mnt.as_os_str().as_encoded_bytes());
+            let is_last = args.next() == Some(mnt.as_os_str().as_encoded_bytes());
             (is_last && args.any(|arg| arg == b"--report-to-stdin")).then_some(pid)
         })
     }

@@ -29,8 +29,10 @@ pub struct Place {
 pub fn check(store: &Path, mountpoint: &Path, choices: &Choices) -> Result<Place, MountError> {
     let shown = || mountpoint.to_owned();
     // The table is asked before the folder: a mount that hangs answers no question.
-    if let Some(mount) =
-        mounts::find(mountpoint).map_err(|source| MountError::Unreadable { path: shown(), source })?
+    // Autofs mounts itself where others are to be mounted, and waits for them.
+    if let Some(mount) = mounts::find(mountpoint)
+        .map_err(|source| MountError::Unreadable { path: shown(), source })?
+        .filter(|mount| mount.fs_type != "autofs")
     {
         if mount.fs_type.starts_with("fuse") && is_dead(mountpoint) {
             return Err(MountError::Dead { mountpoint: shown() });

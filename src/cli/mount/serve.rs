@@ -37,8 +37,10 @@ pub fn in_foreground(config: &MountConfig) -> Result<(), CliError> {
 
 /// Serves the mount in a process that was started for it.
 pub fn in_background(config: &MountConfig, reporter: &mut Reporter) -> Result<(), CliError> {
-    process::new_session().map_err(|source| MountError::Start { action: "leave the terminal", source })?;
     serve(config, |note| {
+        // Not before: while autofs waits for a mount, it lets nobody look at the mountpoint but its own process group.
+        process::new_session()
+            .map_err(|source| MountError::Start { action: "leave the terminal", source })?;
         // No folder is kept busy that somebody may want to unmount. All paths are absolute by now.
         std::env::set_current_dir("/").map_err(CliError::io("change to", Path::new("/")))?;
         reporter.ready(&note).map_err(|source| {
@@ -171,8 +173,9 @@ impl Mount {
 
     /// Unmounts; where programs use the mount, takes it out of sight, and it ends with the last of them.
     fn end(&self) -> io::Result<()> {
-        // Whatever else has been mounted here since is not ours.
-        if mounts::find(&self.mountpoint)?.is_none_or(|entry| entry.dev != self.dev) {
+        // Whatever else has been mounted here since is not ours. To look at the mountpoint itself would have autofs mount
+        // again what it has just unmounted.
+        if mounts::find_at(&self.mountpoint)?.is_none_or(|entry| entry.dev != self.dev) {
             return Ok(());
         }
         // Device numbers are used again: after the end, a mount with this one is ours only if it is dead.
