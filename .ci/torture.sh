@@ -17,9 +17,9 @@ end=$(($(date +%s) + minutes * 60))
 
 # What is run in turn, and how many random cases of each: a turn of each takes about a minute.
 # crash: cut points of operations through a store and through a mount, with and without a loss of power; failing calls.
-# repair: random damage, repairs that die. corrupt, fuzz: hostile bytes. kill: real processes, really killed.
+# repair: random damage, repairs that die. corrupt, fuzz: hostile bytes. kill, kill_mount: real processes, really killed.
 # model: random operations against the model. concurrent, regions: readers and writers at once.
-tests='crash:12 repair:150 kill:150 corrupt:6000 fuzz:600 model:60 concurrent:1 regions:1'
+tests='crash:12 repair:150 kill:150 kill_mount:100 corrupt:6000 fuzz:600 model:60 concurrent:1 regions:1'
 
 say() { printf '%s\n' "$*"; }
 
