@@ -8,6 +8,7 @@ index asks for are read, and NumPy does the rest.
 from __future__ import annotations
 
 import copy
+import functools
 import operator
 from typing import Any, Literal
 
@@ -86,14 +87,18 @@ class LazyArray:
     @classmethod
     def _of(cls, array: Array) -> LazyArray:
         lazy = object.__new__(cls)
-        lazy._name, lazy._attrs = array.record.name, array.record.attrs
-        lazy._array, lazy._view = array, array.view()
+        lazy._name, lazy._attrs, lazy._array = array.record.name, array.record.attrs, array
         return lazy
 
     def _of_view(self, view: np.ndarray) -> LazyArray:
         lazy = object.__new__(LazyArray)
         lazy._name, lazy._attrs, lazy._array, lazy._view = self._name, self._attrs, self._array, view
         return lazy
+
+    @functools.cached_property
+    def _view(self) -> np.ndarray | None:
+        """The array over a mapping, where there is one. Made when first used: the open file is there until then."""
+        return self._array.view()
 
     def _whole(self) -> np.ndarray:
         """The whole: a read-only view of the mapping where there is one, else read."""
