@@ -59,7 +59,7 @@ test: setup-mount setup-proofs
 	$(MAKE_STAMPS) $(VENV)/.test
 	@sh .ci/test.sh all
 
-torture: setup-mount
+torture: setup-mount setup-proofs
 	@sh .ci/torture.sh '$(MINUTES)'
 
 lint: setup

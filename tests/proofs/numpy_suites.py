@@ -18,7 +18,6 @@ SUITES = [["numpy.lib.tests.test_format"], ["numpy._core.tests.test_memmap", "nu
 EXPECTED = {
     "test_file_truncated": "cuts a file within a row: refused with EOPNOTSUPP",
     "test_pickle_disallow": "saves an array of objects: refused at close, no pickle is ever stored",
-    "test_memmap_roundtrip": "saves arrays of a structured dtype with arrays in it: refused at close",
 }
 # Takes longer than all others together: it writes files of 2 GiB.
 SLOW = "test_large_archive"

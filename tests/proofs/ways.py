@@ -13,6 +13,7 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -86,7 +87,9 @@ class Way:
         if self.user is not None:
             entry = pwd.getpwnam(self.user)
             how |= {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-        return subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, **how)
+        # In a session of its own, so that what it starts can be ended with it.
+        how |= {"stdin": subprocess.DEVNULL, "start_new_session": True}
+        return subprocess.Popen([str(word) for word in command], **how)
 
     def run(self, *command, seconds=300, **how):
         """Runs a program to its end; returns its exit code and all that it said."""
@@ -95,11 +98,11 @@ class Way:
             try:
                 said, _ = process.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
                 said, _ = process.communicate()
-                return None, said
+                return None, f"{said}\nstopped after {seconds} s"
             except BaseException:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
                 raise
         return process.returncode, said
 
