@@ -114,6 +114,8 @@ setup_proofs() {
     set --
     have fio || set -- "$@" fio
     have stress-ng || set -- "$@" stress-ng
+    # Shows a folder at two places, between which locks do not reach, as between hosts.
+    have bindfs || set -- "$@" bindfs
     # pjdfstest is linked with it.
     [ -e /usr/include/sys/acl.h ] || set -- "$@" libacl1-dev
     [ $# = 0 ] || apt_install 'what mounts are tested with' "$@" || true

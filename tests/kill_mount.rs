@@ -1,5 +1,5 @@
 //! The process that serves a mount is killed: whatever the moment, the store opens, each file that was closed is there, and
-//! what was going on is there wholly or not at all. `npkfs umount` ends the mount, and what waits for it.
+//! what was going on is there wholly or not at all.
 #![cfg(feature = "fuse")]
 
 mod common;
@@ -71,14 +71,6 @@ fn run(mnt: &Path, act: &Act) -> io::Result<()> {
     mounts::probe(mnt)
 }
 
-/// Whether the first thread of a process has ended. Another one may wait in the kernel for a folder that a program holds
-/// which waits for its answer: it tells the kernel that a name has changed while the program changes one. As long as it
-/// does, the process is not gone, and requests that it did not answer stay unanswered.
-fn is_dead(child: &Child) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).expect("it was not waited for");
-    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" Z"))
-}
-
 /// Ends the process and the mount whatever happens.
 struct Serving<'a>(Child, &'a Path);
 
@@ -102,6 +94,8 @@ fn what_was_closed_before_the_process_was_killed_is_in_the_store() {
         let mut history = History::new();
         for round in 0..rng::n_cases(24).div_ceil(2) {
             let Some(mut serving) = serve(&path, &mnt, is_compressed, round % 3 == 0) else { return };
+            // As long as it is in use, it stays mounted: what is done after the death fails, and is not done to the folder.
+            let in_use = File::open(&mnt).expect("opens");
             let delay = Duration::from_micros(rng.below(250_000));
             let mut before = history.clone();
             let mut acts = Vec::new();
@@ -111,22 +105,16 @@ fn what_was_closed_before_the_process_was_killed_is_in_the_store() {
                 scope.spawn(move || {
                     std::thread::sleep(delay);
                     child.kill().expect("kills");
-                    // Nobody need be able to wait for it yet.
-                    wait_within(Duration::from_secs(60), "the death", || is_dead(child));
-                    // What a program that hangs in a call needs.
-                    let umount = Command::new(env!("CARGO_BIN_EXE_npkfs"))
-                        .args(["umount", "--lazy"])
-                        .arg(mnt)
-                        .output();
-                    let umount = umount.expect("npkfs runs");
-                    assert!(umount.status.success(), "{umount:?}");
+                    // It may wait in the kernel, and a program for it: see `mounts::abort`.
+                    let mount = mounts::find(mnt).expect("reads the table").expect("is mounted");
+                    mounts::abort(&mount).expect("aborts");
                 });
                 for _ in 0..MAX_ACTS {
                     before = history.clone();
                     let next = act(&mut rng, &history, 60_000);
                     history.note(&next);
                     acts.push(next.clone());
-                    if run(&mnt, &next).is_err() {
+                    if run(mnt, &next).is_err() {
                         n_halfway += 1;
                         return;
                     }
@@ -134,6 +122,7 @@ fn what_was_closed_before_the_process_was_killed_is_in_the_store() {
                     before = history.clone();
                 }
             });
+            drop(in_use);
             drop(serving);
             n_rounds += 1;
             let store = Store::open(&path, Access::Write).expect("opens");

@@ -150,7 +150,7 @@ fn every_write_names_the_way_out() {
     ];
     let path = copy.path.display();
     let expected = format!(
-        "{path}: the store has the layout of NumPack 0.3-0.7, which is only read; run \"npkfs upgrade {path}\""
+        "{path}: the store has the layout of NumPack 0.3-0.7, which is only read; run \"npkfs upgrade {path}\", or call numpack.upgrade in Python"
     );
     for (i, refusal) in refusals.into_iter().enumerate() {
         assert_eq!(refusal.expect_err("a write").to_string(), expected, "write {i}");

@@ -33,6 +33,7 @@ from numpack._errors import (
 from numpack._groups import Group
 from numpack._package import get_package_info, pack, unpack
 from numpack._store import NumPack
+from numpack._upgrade import upgrade
 from numpack._writable import WritableBatchMode
 
 LazyArray = _core.LazyArray
@@ -63,6 +64,7 @@ __all__ = [
     "get_package_info",
     "pack",
     "unpack",
+    "upgrade",
 ]
 
 

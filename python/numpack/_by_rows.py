@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CHUNK_LEN = 16 << 20
 
 
-def call_ufunc(lazy: "LazyArray", ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def call_ufunc(lazy: Any, ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What ``__array_ufunc__`` of a lazy array of the class of `lazy` returns."""
     kind = type(lazy)
     # What is stored is never the target.
@@ -40,7 +40,7 @@ def call_ufunc(lazy: "LazyArray", ufunc: np.ufunc, method: str, inputs: tuple[An
     return getattr(ufunc, method)(*(_array_of(kind, value) for value in inputs), **_arrays_in(kind, kwargs))
 
 
-def call_function(lazy: "LazyArray", function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def call_function(lazy: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What ``__array_function__`` of a lazy array of the class of `lazy` returns."""
     kind = type(lazy)
     if function in _OF_SHAPE and args and isinstance(args[0], kind):
@@ -115,9 +115,7 @@ def _elementwise(kind: Any, ufunc: np.ufunc, inputs: tuple[Any, ...], kwargs: di
     if any(value.ndim != len(shape) or len(value) != shape[0] for value in by_rows):
         return _NOT_BY_ROWS
     # One of fewer rows or dimensions is the same to all rows, and read once.
-    inputs = tuple(
-        _array_of(kind, value) if isinstance(value, kind) and not _is_read_by_rows(kind, value) else value for value in inputs
-    )
+    inputs = tuple(value if _is_read_by_rows(kind, value) else _array_of(kind, value) for value in inputs)
     results = list(outs) or [None] * ufunc.nout
     for rows in _ranges(*by_rows):
         parts = [_part(value, rows, shape) for value in inputs]
@@ -251,21 +249,27 @@ _UNSET: Any = np._NoValue
 def _reduction(ufunc: np.ufunc, *, takes_dtype: bool = False) -> Callable[..., Any]:
     """A function of NumPy's that is the reduction of a ufunc."""
 
-    def by_rows(kind: Any, a: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = _UNSET, **others: Any) -> Any:
+    def by_rows(
+        kind: Any, a: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = _UNSET, **others: Any
+    ) -> Any:
         if out is not None or any(value is not _UNSET for value in others.values()):
             return _NOT_BY_ROWS
         return _reduce(a, ufunc, axis, dtype, keepdims is not _UNSET and bool(keepdims))
 
     if takes_dtype:
         return by_rows
-    return lambda kind, a, axis=None, out=None, keepdims=_UNSET, **others: by_rows(kind, a, axis, None, out, keepdims, **others)
+    return lambda kind, a, axis=None, out=None, keepdims=_UNSET, **others: by_rows(
+        kind, a, axis, None, out, keepdims, **others
+    )
 
 
 def _count(lazy: Any, axes: tuple[int, ...]) -> int:
     return math.prod(lazy.shape[each] for each in axes)
 
 
-def _mean(kind: Any, a: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = _UNSET, **others: Any) -> Any:
+def _mean(
+    kind: Any, a: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = _UNSET, **others: Any
+) -> Any:
     axes = _axes(a, axis)
     is_plain = out is None and all(value is _UNSET for value in others.values()) and a.dtype.kind in "biufc"
     if not axes or not is_plain:
@@ -285,7 +289,16 @@ def _mean(kind: Any, a: Any, axis: Any = None, dtype: Any = None, out: Any = Non
     return mean.astype(wanted) if mean.dtype != wanted and wanted.kind in "fc" else mean
 
 
-def _variance(kind: Any, a: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: Any = 0, keepdims: Any = _UNSET, **others: Any) -> Any:
+def _variance(
+    kind: Any,
+    a: Any,
+    axis: Any = None,
+    dtype: Any = None,
+    out: Any = None,
+    ddof: Any = 0,
+    keepdims: Any = _UNSET,
+    **others: Any,
+) -> Any:
     axes = _axes(a, axis)
     is_plain = out is None and all(value is _UNSET for value in others.values()) and a.dtype.kind in "biufc"
     if not axes or not is_plain or a.dtype == np.float16 or dtype is not None:

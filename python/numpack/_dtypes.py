@@ -5,10 +5,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 Shape: TypeAlias = tuple[int, ...]
-# Name, or title and name; the dtype of one element; the shape, if the field has one.
-Field: TypeAlias = "tuple[str | tuple[str, str], Descr] | tuple[str | tuple[str, str], Descr, Shape]"
-# A typestring, the fields of a structured dtype, or an array within an element.
-Descr: TypeAlias = "str | list[Field] | tuple[Descr, Shape]"
+# Name, or title and name; the description of one element; the shape, if the field has one.
+Field: TypeAlias = tuple[Any, ...]
+# A typestring, the fields of a structured dtype, or the description and shape of an array within an element.
+Descr: TypeAlias = str | list[Field] | tuple[Any, Shape]
 
 USER_TYPE = "NumPy has no description of it; store a view as a dtype of NumPy's, such as .view('u2')"
 OVERLAPPING = "its fields overlap or are out of order; see numpy.lib.recfunctions.repack_fields"

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from typing_extensions import Self, disjoint_base
 
-__all__ = ["LazyArray", "NumPack", "__version__"]
+__all__ = ["LazyArray", "NumPack", "__version__", "_upgrade"]
 
 __version__: str
 
@@ -21,6 +21,7 @@ class _Codec(TypedDict, total=False):
 
 _Compress: TypeAlias = bool | int | _Codec | None
 
+def _upgrade(store: str | PathLike[str], to: str | PathLike[str] | None, compress: _Compress) -> bool: ...
 @final
 class LazyArray:
     @property

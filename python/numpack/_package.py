@@ -319,7 +319,7 @@ def _files_of_old_store(source: Path) -> list[str]:
     if any(name.endswith("_segments") for name in os.listdir(source)):
         raise UnsupportedError(
             f"{source}: has arrays in several files each, as NumPack 0.7 wrote them, which a package cannot hold; run "
-            f'"npkfs upgrade {source}" first'
+            f'"npkfs upgrade {source}" first, or numpack.upgrade'
         )
     files = (entry.name for entry in os.scandir(source) if entry.is_file(follow_symlinks=False))
     return [name for name in files if not name.endswith(".lock")]

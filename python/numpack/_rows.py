@@ -52,13 +52,25 @@ def check_name(name: object) -> str:
 def names_of(names: object) -> list[str]:
     """One name or a list of names, as a list."""
     if isinstance(names, str):
-        return [names]
+        return [check_text(names)]
     if not isinstance(names, (list, tuple)):
         raise TypeError(f"expected a name or a list of names, not {type(names)}")
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"array names are str, not {type(name)}")
+        check_text(name)
     return list(names)
+
+
+def check_text(name: str) -> str:
+    """A name that can be looked for: text in UTF-8.
+
+    Raises
+    ------
+    UnicodeEncodeError
+    """
+    name.encode()
+    return name
 
 
 def storable(name: str, value: object) -> AnyArray:
@@ -105,9 +117,12 @@ def check_shape(name: str, value: Any) -> tuple[int, ...]:
         f"array '{name}': {value!r} is no shape: expected an int, or a tuple of int, none negative"
     )
     try:
-        dims = (operator.index(value),) if isinstance(value, SupportsIndex) else tuple(map(operator.index, value))
+        dims: tuple[int, ...] = (operator.index(value),)
     except TypeError:
-        raise refused from None
+        try:
+            dims = tuple(map(operator.index, value))
+        except TypeError:
+            raise refused from None
     if any(dim < 0 for dim in dims):
         raise refused
     return dims
@@ -128,15 +143,6 @@ def rows_like(name: str, value: object, shape: tuple[int, ...], dtype: np.dtype[
     if not shape:
         raise ValueError(no_rows(name))
     rows = np.asarray(value)
-    if rows.dtype != dtype:
-        # NumPy takes an empty list for floats.
-        is_array = isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "__array__")
-        casting: Any = "equiv" if is_array else "same_kind" if rows.size else "unsafe"
-        if not np.can_cast(rows.dtype, dtype, casting):
-            raise TypeError(
-                f'array "{name}": dtype {rows.dtype} is not the array\'s dtype {dtype}; convert with astype first'
-            )
-        rows = np.asarray(rows if is_array else value, dtype)
     if rows.ndim != len(shape):
         raise ValueError(
             f'array "{name}": rows of shape {list(rows.shape)} do not fit the array\'s shape {list(shape)}: '
@@ -147,6 +153,15 @@ def rows_like(name: str, value: object, shape: tuple[int, ...], dtype: np.dtype[
             f'array "{name}": rows of shape {list(rows.shape)} do not fit the array\'s shape {list(shape)}: '
             "only the first dimension may differ"
         )
+    if rows.dtype != dtype:
+        # NumPy takes an empty list for floats.
+        is_array = isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "__array__")
+        casting: Any = "equiv" if is_array else "same_kind" if rows.size else "unsafe"
+        if not np.can_cast(rows.dtype, dtype, casting):
+            raise TypeError(
+                f'array "{name}": dtype {rows.dtype} is not the array\'s dtype {dtype}; convert with astype first'
+            )
+        rows = np.asarray(rows if is_array else value, dtype)
     return rows
 
 
@@ -200,7 +215,8 @@ def resolve(name: str, index: object, n_rows: int) -> Rows:
         return _mask(name, parsed, n_rows)
     bad = (parsed >= n_rows) | (parsed < -n_rows if parsed.dtype.kind == "i" else False)
     if bad.any():
-        row = index if isinstance(index, SupportsIndex) and parsed.size == 1 else parsed[bad][0]
+        is_one = isinstance(index, SupportsIndex) and not isinstance(index, np.ndarray)
+        row = index if is_one else parsed[bad][0]
         raise RowIndexError(f"row {row} is out of bounds for array '{name}' with {n_rows} rows")
     rows = parsed.astype(np.intp)
     rows[rows < 0] += n_rows

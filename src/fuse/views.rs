@@ -1,5 +1,5 @@
-//! Requests about views. Opening one may open many data files, and reading one may take much to be read before: neither is
-//! done by the threads that answer requests.
+//! Requests about views. Opening one may open many data files, and reading one may take much to be read before:
+//! neither is done by the threads that answer requests.
 
 use std::sync::Arc;
 

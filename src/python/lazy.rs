@@ -59,7 +59,10 @@ impl LazyArray {
         let (name, attrs) = (Arc::clone(array.name()), Arc::clone(array.shared_attrs()));
         let dtype = dtype::to_numpy(py, array.dtype())?;
         let view = if array.nbytes() == 0 {
-            array::filled(dtype, array.shape(), array.fortran_order(), |_| Ok(()))?
+            let empty = array::filled(dtype, array.shape(), array.fortran_order(), |_| Ok(()))?;
+            // As one that is mapped.
+            empty.call_method1("setflags", (false,))?;
+            empty
         } else {
             match py.detach(|| array.map()).or_raise(py)? {
                 Some(map) => array::mapped(dtype, array.shape(), array.fortran_order(), Mapped::Read(map))?,

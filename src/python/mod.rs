@@ -16,6 +16,7 @@ mod opening;
 mod rows;
 mod store;
 mod stream;
+mod upgrade;
 
 /// The native backend of the Python package `numpack`.
 #[pyo3::pymodule]
@@ -26,6 +27,8 @@ mod _native {
     use super::lazy::LazyArray;
     #[pymodule_export]
     use super::store::NumPack;
+    #[pymodule_export]
+    use super::upgrade::_upgrade;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -293,10 +293,6 @@ fn prepare<'py>(
 /// Checks that rows of this shape and dtype can replace `n_rows` rows of `array`.
 fn fit(array: &Array, shape: &[u64], dtype: &Dtype, n_rows: u64) -> Result<(), StoreError> {
     let name = || array.name().to_string();
-    if dtype != array.dtype() {
-        let (found, expected) = (dtype.clone(), array.dtype().clone());
-        return Err(StoreError::DtypeMismatch { array: name(), found, expected });
-    }
     let Some(&found) = shape.first().filter(|_| shape[1..] == array.shape()[1..]) else {
         return Err(StoreError::ShapeMismatch {
             array: name(),
@@ -304,6 +300,10 @@ fn fit(array: &Array, shape: &[u64], dtype: &Dtype, n_rows: u64) -> Result<(), S
             expected: array.shape().to_vec(),
         });
     };
+    if dtype != array.dtype() {
+        let (found, expected) = (dtype.clone(), array.dtype().clone());
+        return Err(StoreError::DtypeMismatch { array: name(), found, expected });
+    }
     if found == n_rows {
         Ok(())
     } else {

@@ -354,7 +354,7 @@ impl fmt::Display for StoreError {
             }
             Self::OldLayout { store, layout } => write!(
                 f,
-                "{}: the store has the layout of NumPack {layout}, which is only read; run \"npkfs upgrade {}\"",
+                "{}: the store has the layout of NumPack {layout}, which is only read; run \"npkfs upgrade {}\", or call numpack.upgrade in Python",
                 store.display(),
                 store.display()
             ),

@@ -362,6 +362,10 @@ impl ManifestLog {
             word.store(frame::RETIRED);
             return Ok(());
         }
+        // A table of NumPack 0.1 to 0.7 has other bytes there.
+        if self.upstream.is_some() {
+            return Ok(());
+        }
         // Those may have it mapped who serve the file system that this process finds no mapping of.
         let retired = self.file.write_at(&frame::RETIRED.to_le_bytes(), frame::PUBLISHED_OFFSET as u64);
         retired.map_err(|source| StoreError::io("write", storage.path(), names::MANIFEST, source))

@@ -569,7 +569,8 @@ impl Shared {
         let manifest = self.manifest();
         let Some(old) = self.whole(manifest.table.get(&new.name))? else { return Ok(()) };
         let failed = |e| StoreError::io("change the permissions of", self.storage.path(), &old.file, e);
-        let stat = self.files.get(&*self.storage, old)?.file.stat().map_err(failed)?;
+        // By its name: that of a damaged array cannot be opened as one.
+        let stat = self.storage.stat(&old.file).map_err(failed)?;
         resemble(&*new.data.file, &stat).map_err(failed)
     }
 

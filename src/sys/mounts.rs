@@ -73,6 +73,9 @@ pub fn unmount(mount_point: &Path, lazy: bool) -> io::Result<()> {
 
 /// Lets every request to a FUSE mount fail, those that wait for an answer too.
 ///
+/// Of a process that was killed while it told the kernel of a change in a folder that a program was about to change, or
+/// while it looked whether its own mount answers, the kernel lets nothing end before that.
+///
 /// # Errors
 /// `PermissionDenied`, `NotFound` where neither way to do it is open to this process.
 pub fn abort(mount: &MountEntry) -> io::Result<()> {

@@ -67,7 +67,7 @@ fn what_would_change_an_old_store_names_the_way_out() {
     let before = files_below(&place.store);
     let npy = place.write("x.npy", &crate::common::numbers(3, 0));
     let way_out = format!(
-        "data.npk: the store has the layout of NumPack 0.3-0.7, which is only read; run \"npkfs upgrade {}\"",
+        "data.npk: the store has the layout of NumPack 0.3-0.7, which is only read; run \"npkfs upgrade {}\", or call numpack.upgrade in Python",
         place.store.display()
     );
     npkfs!("import", npy, place.store).fails(1, &[&way_out]);

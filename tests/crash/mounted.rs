@@ -39,7 +39,7 @@ fn close(f: &Fixture, ino: Ino, fh: Fh) -> Result<(), FsError> {
 fn run(f: &Fixture, act: &Act) -> Result<(), FsError> {
     match act {
         Act::Make { name, values, piece, sync } => {
-            let new = NewFile { write: true, truncate: true, exclusive: false };
+            let new = NewFile { write: true, truncate: true, ..NewFile::default() };
             let name = file_name(*name);
             let (attr, fh) = match f.fs.create(Ino::ROOT, OsStr::new(&name), new, CALLER) {
                 // As the kernel does when it is told that the name is there.

@@ -410,7 +410,24 @@ REFUSED = {
     "damaged": lambda npk: npk.load("damaged"),
     "damaged block": lambda npk: npk.load("damaged block"),
     "gone": lambda npk: npk.load("gone"),
+    "replace of another shape and dtype": lambda npk: npk.replace({"i": np.ones((2, 4), "f4")}, [0, 1]),
+    "replace of another shape and dtype, in batch_mode": lambda npk: _in_batch(npk, lambda: npk.replace({"i": A}, [0])),
+    "append of another shape and dtype": lambda npk: npk.append({"i": A}),
+    "append of another shape and dtype, in batch_mode": lambda npk: _in_batch(npk, lambda: npk.append({"i": A})),
+    "row of many bits": lambda npk: npk.getitem("a", np.array([9], "u8")),
+    "no text to load": lambda npk: npk.load("\ud800"),
+    "no text to ask for": lambda npk: npk.get_shape("\ud800"),
+    "no text to drop": lambda npk: npk.drop(["a", "\ud800"]),
+    "None as a name": lambda npk: npk.load(None),
+    "start of no kind": lambda npk: npk.write_rows("a", "0", A),
+    "shape of no kind": lambda npk: npk.create("n", "3"),
+    "negative shape, in batch_mode": lambda npk: _in_batch(npk, lambda: npk.create("n", (2, -1))),
 }
+
+
+def _in_batch(npk, call):
+    with npk.batch_mode():
+        call()
 
 
 def _nested(depth):
@@ -422,7 +439,7 @@ def damaged(tmp_path_factory):
     """A store of arrays, some of which cannot be read."""
     path = tmp_path_factory.mktemp("damaged") / "data.npk"
     with CLASSES["rust"](path) as npk:
-        npk.save({"a": A, "i": np.arange(3), "0-d": np.array(5.0), "damaged": A, "gone": A})
+        npk.save({"a": A, "none": A[:0], "i": np.arange(3), "0-d": np.array(5.0), "damaged": A, "gone": A})
         npk.save({"z": A, "damaged block": example("f4", (100, 100))}, compress=True)
         files = {name: path / entry["data_file"] for name, entry in npk.get_metadata()["arrays"].items()}
     files["gone"].unlink()
@@ -454,6 +471,8 @@ TOLD = {
     "shapes": lambda npk: npk.get_shape(),
     "lazy reprs": lambda npk: [repr(npk.load(name, lazy=True)) for name in ("a", "0-d", "z")],
     "html": lambda npk: npk._repr_html_(),
+    "arrays as numbers": lambda npk: npk.write_rows("a", np.array(1), A[1:2]),
+    "empty, lazily": lambda npk: np.asarray(npk.load("none", lazy=True)).flags,
 }
 
 

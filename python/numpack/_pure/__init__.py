@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from numpack._pure.lazy import LazyArray
 from numpack._pure.numpack import NumPack
+from numpack._pure.upgrade import _upgrade
 
 try:
     __version__ = version("numpack")
@@ -17,4 +18,4 @@ except PackageNotFoundError:
 
 LazyArray.__module__ = NumPack.__module__ = "numpack"
 
-__all__ = ["LazyArray", "NumPack", "__version__"]
+__all__ = ["LazyArray", "NumPack", "__version__", "_upgrade"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -71,6 +71,11 @@ class LazyArray:
     ndim, size, itemsize, nbytes : int
         As of an ndarray; dropped rows do not count.
     """
+
+    _name: str
+    _attrs: dict[str, Any]
+    _array: Array
+    _view: np.ndarray | None
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -258,7 +263,7 @@ class LazyArray:
     __rshift__, __rrshift__ = _operators(operator.rshift, is_bitwise=True)
     __lt__, __gt__ = _operators(operator.lt)[0], _operators(operator.gt)[0]
     __le__, __ge__ = _operators(operator.le)[0], _operators(operator.ge)[0]
-    __eq__, __ne__ = _operators(operator.eq)[0], _operators(operator.ne)[0]  # type: ignore[assignment]
+    __eq__, __ne__ = _operators(operator.eq)[0], _operators(operator.ne)[0]
 
     def __matmul__(self, other: Any, /) -> Any:
         return np.matmul(self, other)
@@ -315,10 +320,10 @@ class LazyArray:
     def __enter__(self) -> LazyArray:
         return self
 
-    def __exit__(self, *_exception: object) -> bool:
+    def __exit__(self, *_exception: object) -> Literal[False]:
         return False
 
-    def vectorized_gather(self, indices: Any) -> np.ndarray:
+    def vectorized_gather(self, indices: Any) -> Any:
         """The rows of these numbers, in this order: as indexing gives them.
 
         Raises
@@ -345,7 +350,7 @@ class LazyArray:
         starts = range(0, len(indices), batch_size)
         return [row for start in starts for row in self[indices[start : start + batch_size]]]
 
-    def parallel_boolean_index(self, mask: Any) -> np.ndarray:
+    def parallel_boolean_index(self, mask: Any) -> Any:
         """The rows where `mask` is true, as indexing gives them. This and the four that do the same are from older
         releases.
 
@@ -358,19 +363,19 @@ class LazyArray:
         """
         return self[self._row_mask(mask)]
 
-    def boolean_index_production(self, mask: Any) -> np.ndarray:
+    def boolean_index_production(self, mask: Any) -> Any:
         """As `parallel_boolean_index`."""
         return self.parallel_boolean_index(mask)
 
-    def boolean_index_adaptive_algorithm(self, mask: Any) -> np.ndarray:
+    def boolean_index_adaptive_algorithm(self, mask: Any) -> Any:
         """As `parallel_boolean_index`."""
         return self.parallel_boolean_index(mask)
 
-    def boolean_index_smart(self, mask: Any) -> np.ndarray:
+    def boolean_index_smart(self, mask: Any) -> Any:
         """As `parallel_boolean_index`."""
         return self.parallel_boolean_index(mask)
 
-    def boolean_index_adaptive(self, mask: Any) -> np.ndarray:
+    def boolean_index_adaptive(self, mask: Any) -> Any:
         """As `parallel_boolean_index`."""
         return self.parallel_boolean_index(mask)
 

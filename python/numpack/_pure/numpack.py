@@ -6,6 +6,7 @@ import copy
 import gc
 import itertools
 import logging
+import operator
 import os
 import sys
 import threading
@@ -13,7 +14,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -36,6 +37,9 @@ from numpack._pure.store import error as errors
 from numpack._pure.store import update
 from numpack._pure.store.array import Array
 from numpack._pure.store.store import Store, as_rows, open_as_possible, remove_all
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 log = logging.getLogger("numpack")
 
@@ -134,12 +138,12 @@ class NumPack:
         if self._gc_on_close if force_gc is None else force_gc:
             gc.collect()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self.open()
         self._n_contexts += 1
         return self
 
-    def __exit__(self, *_exception: object) -> bool:
+    def __exit__(self, *_exception: object) -> Literal[False]:
         self._n_contexts = max(0, self._n_contexts - 1)
         self.close()
         return False
@@ -250,7 +254,8 @@ class NumPack:
         return array.read(out)
 
     def __getitem__(self, name: str, /) -> np.ndarray:
-        return self.load(name)
+        loaded: np.ndarray = self.load(name)
+        return loaded
 
     def append(self, arrays: dict[str, Any]) -> None:
         """Append rows to arrays. All names and shapes are checked before anything is written.
@@ -372,12 +377,14 @@ class NumPack:
         ReadOnlyError, OSError
         """
         store = self._store
-        if not isinstance(start, (int, np.integer)):
-            raise TypeError(f"start is of type {type(start).__name__}, expected an int")
+        try:
+            start = operator.index(start)
+        except TypeError:
+            raise TypeError(f"start is of type {type(start).__name__}, expected an int") from None
         if start < 0:
             raise RowIndexError(f"start is {start}, expected a row counted from the first one, which is 0")
         new = values.to_rows(rows, store.current(_name(name)).dtype)
-        update.write_rows(store, name, int(start), _storable({name: new})[name])
+        update.write_rows(store, name, start, _storable({name: new})[name])
 
     def clone(self, source: str, target: str) -> None:
         """Copy an array: its rows without those that were dropped, its codec and its attributes.
@@ -709,15 +716,16 @@ class RowStream:
 
 def _name(name: object) -> str:
     if not isinstance(name, str):
-        raise TypeError(f"'{type(name).__name__}' object is not an instance of 'str'")
-    return name
+        shown = "'None'" if name is None else f"'{type(name).__name__}' object"
+        raise TypeError(f"{shown} is not an instance of 'str'")
+    return _rows.check_text(name)
 
 
 def _storable(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: _rows.storable(name, value) for name, value in rows.items()}
 
 
-def _modified(store: Store, record: Any) -> int:
+def _modified(store: Store, record: Record) -> int:
     """Time of the last commit, or of a later write in place, in nanoseconds since 1970."""
     try:
         if is_segmented(record.file):

@@ -36,7 +36,7 @@ def to_rows(value: Any, dtype: np.dtype) -> np.ndarray:
     if rows.dtype != dtype:
         is_array = isinstance(value, (np.ndarray, LazyArray))
         # NumPy takes an empty list for floats.
-        casting = "equiv" if is_array else "same_kind" if rows.size else "unsafe"
+        casting: Any = "equiv" if is_array else "same_kind" if rows.size else "unsafe"
         if np.can_cast(rows.dtype, dtype, casting):
             rows = np.asarray(rows if is_array else value, dtype)
     rows = np.asarray(rows, order="C")

@@ -68,8 +68,9 @@ fn serve(config: &MountConfig, ready: impl FnOnce(String) -> Result<(), CliError
         .map_err(|source| MountError::Fuse { source })?;
     let mount = Mount::find(place.mountpoint.clone())
         .map_err(|source| MountError::NoAnswer { mountpoint: shown(), source })?;
-    mount.answer().map_err(|source| MountError::NoAnswer { mountpoint: shown(), source })?;
+    // Before it asks itself anything: should it be killed then, only who finds it can end its wait for itself.
     let presence = Presence::announce(mount.dev);
+    mount.answer().map_err(|source| MountError::NoAnswer { mountpoint: shown(), source })?;
     if let Err(error) = &presence {
         log::info!("\"npkfs umount\" cannot wait for the end of this process: {error}");
     }

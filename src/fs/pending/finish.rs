@@ -27,6 +27,9 @@ impl Fs {
     /// # Errors
     /// `BadHandle`; `Store` if the file can become no array; `Invalid` if a part of a row was appended to one.
     pub fn flush(&self, fh: Fh) -> Result<bool, FsError> {
+        if fh.is_view() {
+            return Ok(false);
+        }
         if !fh.is_pending() {
             // Writes are in the data file when they are answered, but for those of a part of a row.
             self.check_whole(&*self.files.get(fh)?)?;

@@ -1,12 +1,12 @@
 //! Views: files below `.views/` that are computed from arrays when they are read, and stored nowhere.
 //!
-//! `all.npz` and `all.safetensors` show all arrays, `NAME.raw` the elements of one. A view is of one [`Snapshot`], and so
-//! is its inode: if anything of it changes, the name leads to another one. So nothing that the kernel keeps of a view
-//! ever gets old. A view's bytes are an [`Image`], a list of pieces; [`Held`](view::Held) keeps the data files open that it needs,
-//! while the view is open.
+//! `all.npz` and `all.safetensors` show all arrays, `NAME.raw` the elements of one. A view is of one [`Snapshot`], and
+//! so is its inode: if anything of it changes, the name leads to another one. So nothing that the kernel keeps of a view
+//! ever gets old. A view's bytes are an [`Image`](image::Image), a list of pieces; [`Held`](view::Held) keeps the data
+//! files open that it needs, while the view is open.
 //!
-//! Lock order: the tree, `Views::table`, and, each by itself, that of a [`View`], held while its data files are opened, and
-//! that of a member's checksum, held while the elements are read.
+//! Lock order: the tree, `Views::table`, and, each by itself, that of a [`View`], held while its data files are opened,
+//! and that of a member's checksum, held while the elements are read.
 
 use std::ffi::OsStr;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! The arrays that a view shows, as they are at one moment.
 //!
-//! Nothing is copied. Rows that are appended or dropped later, and later versions, are other states of an array, which a
-//! snapshot does not follow. What is written in place shows in it: whether that happened is found by comparing a snapshot
-//! with a later one.
+//! Nothing is copied. Rows that are appended or dropped later, and later versions, are other states of an array, which
+//! a snapshot does not follow. What is written in place shows in it: whether that happened is found by comparing a
+//! snapshot with a later one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -90,8 +90,8 @@ impl Member {
         }
     }
 
-    /// The CRC-32 of the elements; `None` if they cannot be read. Reads all of them the first time, on all cores; `array`
-    /// is the member's, opened. Gives up if `is_ended`.
+    /// The CRC-32 of the elements; `None` if they cannot be read. Reads all of them the first time, on all cores;
+    /// `array` is the member's, opened. Gives up if `is_ended`.
     pub(super) fn checksum(&self, array: &Array, is_ended: &AtomicBool) -> Option<u32> {
         let mut checksum = lock(&self.checksum);
         if *checksum == Checksum::Unread {

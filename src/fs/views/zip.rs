@@ -1,7 +1,8 @@
 //! `all.npz`: a zip file of members that are stored as they are, one `.npy` file for each array.
 //!
-//! As in PKWARE's APPNOTE.TXT, with the sizes of its "zip64" where 32 bits do not hold them. Where everything is follows
-//! from the shapes: nothing has to be read for it, not even for the checksums (see [`checksum`](super::checksum)).
+//! As in PKWARE's APPNOTE.TXT, with the sizes of its "zip64" where 32 bits do not hold them. Where everything is
+//! follows from the shapes: nothing has to be read for it, not even for the checksums (see
+//! [`checksum`](super::checksum)).
 //!
 //! The largest arrays come first: who reads on behind a member, as the kernel does, touches the header of the next one,
 //! and has its checksum computed, which takes no longer than what he read already.
@@ -13,8 +14,8 @@ use super::image::{Content, Image, npy_header};
 use super::snapshot::Snapshot;
 use crate::store::StoreError;
 
-/// Elements of so many bytes begin with a page, so that pages of the file are pages of the array; those of smaller arrays
-/// as in files of NumPy's.
+/// Elements of so many bytes begin with a page, so that pages of the file are pages of the array; those of smaller
+/// arrays as in files of NumPy's.
 const LARGE_LEN: u64 = 64 << 10;
 const LARGE_ALIGN: u64 = 4096;
 const SMALL_ALIGN: u64 = 64;

@@ -1,5 +1,7 @@
 """Encoding and decoding of one block: the choice between raw and compressed, and the filter before zstd."""
 
+from typing import Any
+
 import numpy as np
 
 from ..format.codec import (
@@ -10,6 +12,7 @@ from ..format.codec import (
     PAGE,
     RAW,
     STEP_OF_FILTER,
+    Codec,
     filter_for_itemsize,
     is_raw,
 )
@@ -28,12 +31,12 @@ class Encoder:
     Where the filter of `codec` is not made for such items, the next best is used: see `filter_for_itemsize`.
     """
 
-    def __init__(self, codec, itemsize):
+    def __init__(self, codec: Codec, itemsize: int) -> None:
         self._filter = filter_for_itemsize(codec.filter, itemsize)
         self._itemsize = 1 if self._filter == "none" else itemsize
         self._compressor = Compressor(codec.level, self._filter != "none")
 
-    def encode(self, raw):
+    def encode(self, raw: Any) -> tuple[int, Any]:
         """The kind of a block, and what is to be stored: `raw` itself where zstd saves less than a thirty-second of it.
 
         `raw` is a contiguous buffer. Raises `CodecError` if zstd has no memory.
@@ -49,7 +52,7 @@ class Encoder:
         return (RAW, raw) if stored is None else (KIND_OF_FILTER[self._filter], stored)
 
 
-def decode(kind, itemsize, stored, raw_len):
+def decode(kind: int, itemsize: int, stored: Any, raw_len: int) -> Any:
     """The raw bytes, in a buffer, of the block of `kind` that is stored as `stored`. Items have `itemsize` bytes.
 
     Safe for hostile bytes: takes no memory but that of another block of this length. Raises `CodecError`: `stored` is
@@ -64,10 +67,10 @@ def decode(kind, itemsize, stored, raw_len):
     filter = FILTER_OF_KIND[kind]
     if filter_for_itemsize(filter, itemsize) != filter:
         raise CodecError(f'filter "{filter}" is not made for items of {itemsize} bytes')
-    raw = decompress(stored, raw_len)
+    content = decompress(stored, raw_len)
     if filter == "none":
-        return raw
-    raw = np.frombuffer(raw, np.uint8)
+        return content
+    raw = np.frombuffer(content, np.uint8)
     raw = unshuffle(itemsize, raw) if itemsize > 1 else raw.copy()
     if step := STEP_OF_FILTER.get(filter):
         undelta(step, itemsize, raw)

@@ -1,5 +1,10 @@
 """The choice of a filter: by trying them."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
 from ..format.codec import BLOCK_ALIGN, FILTERS, STEP_OF_FILTER, Codec, filter_for_itemsize
 from .block import Encoder
 
@@ -12,7 +17,7 @@ MAX_TRIAL_LEVEL = 3
 _BEYOND = (1 << 64) - 1
 
 
-def choose_filter(dtype, blocks, level):
+def choose_filter(dtype: np.dtype[Any], blocks: Sequence[Any], level: int) -> str:
     """The filter that makes `blocks` smallest: samples of an array of `dtype` that is to be encoded with `level`.
 
     Of two that are within a hundredth of each other, the faster one. Without samples, what is best for most arrays of
@@ -36,7 +41,7 @@ def choose_filter(dtype, blocks, level):
     return best
 
 
-def _what_it_is(dtype):
+def _what_it_is(dtype: np.dtype[Any]) -> tuple[bool, bool]:
     """Whether items are numbers, and whether their bits order them as integers do: integers or floating-point numbers
     in little-endian byte order or of a single byte."""
     if dtype.names is not None or dtype.subdtype is not None:

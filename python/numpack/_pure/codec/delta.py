@@ -7,10 +7,13 @@ order is the same. Bytes that do not fill an item stay as they are, at the end.
 On disk: spec/npk-format.md, "Filters".
 """
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 
-def delta(step, itemsize, raw):
+def delta(step: int, itemsize: int, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The differences of items of `itemsize` bytes to those `step` items before, in an array of uint8 as `raw` is.
 
     What is before the first item counts as zeros.
@@ -26,7 +29,7 @@ def delta(step, itemsize, raw):
     return out
 
 
-def undelta(step, itemsize, raw):
+def undelta(step: int, itemsize: int, raw: NDArray[np.uint8]) -> None:
     """Undoes `delta`, in place."""
     items = _items(itemsize, raw)
     signs = items & 1
@@ -38,6 +41,6 @@ def undelta(step, itemsize, raw):
         np.add.accumulate(every, dtype=items.dtype, out=every)
 
 
-def _items(itemsize, raw):
+def _items(itemsize: int, raw: NDArray[np.uint8]) -> NDArray[Any]:
     """The whole items of an array of uint8."""
     return raw[: len(raw) // itemsize * itemsize].view(f"<u{itemsize}")

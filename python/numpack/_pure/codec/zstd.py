@@ -5,6 +5,7 @@ With the version of zstd that the Rust backend has, frames are the same byte for
 """
 
 import sys
+from typing import Any
 
 from .error import CodecError
 
@@ -34,14 +35,14 @@ _LONG_MATCH = 7
 class Compressor:
     """Makes frames with one level of zstd, of content that is filtered or not."""
 
-    def __init__(self, level, is_filtered):
+    def __init__(self, level: int, is_filtered: bool) -> None:
         self._options = {_COMPRESSION_LEVEL: level}
         if is_filtered and level == _LEVEL_OF_LONG_MATCHES:
             self._options[_MIN_MATCH] = _LONG_MATCH
         self._part_len = 0
-        self._context = None
+        self._context: Any = None
 
-    def compress(self, content, run_len, max_len):
+    def compress(self, content: Any, run_len: int, max_len: int) -> bytes | None:
         """The frame of `content`, which is made of runs of `run_len` bytes with statistics of their own.
 
         None if it has more than `max_len` bytes. Each run gets blocks of zstd, and so entropy tables, of its own: a run
@@ -54,7 +55,7 @@ class Compressor:
             if part_len != self._part_len:
                 self._context = zstd.ZstdCompressor(options=self._options | {_MAX_BLOCK_SIZE: part_len})
                 self._part_len = part_len
-            frame = self._context.compress(content, zstd.ZstdCompressor.FLUSH_FRAME)
+            frame: bytes = self._context.compress(content, zstd.ZstdCompressor.FLUSH_FRAME)
         except (zstd.ZstdError, MemoryError) as error:
             # The frame that was begun is in the way of the next one.
             self._context, self._part_len = None, 0
@@ -62,7 +63,7 @@ class Compressor:
         return frame if len(frame) <= max_len else None
 
 
-def decompress(stored, raw_len):
+def decompress(stored: Any, raw_len: int) -> bytes:
     """The content, of `raw_len` bytes, of the one frame that is `stored`.
 
     The length that the frame claims is compared before anything is decoded. Raises `CodecError`.
@@ -82,7 +83,7 @@ def decompress(stored, raw_len):
         if frame_len != len(stored):
             raise CodecError(f"zstd frame ends at byte {frame_len} of {len(stored)}; nothing may follow it")
         context = zstd.ZstdDecompressor()
-        raw = context.decompress(stored, raw_len)
+        raw: bytes = context.decompress(stored, raw_len)
         if not context.eof and not context.needs_input:
             # The end of the frame may say nothing more, but has to be looked at.
             raw += context.decompress(b"", 1)
@@ -95,6 +96,6 @@ def decompress(stored, raw_len):
     return raw
 
 
-def _reason(error):
+def _reason(error: Exception) -> str:
     """zstd's own words: the module puts what it did before them."""
     return str(error).rpartition(": ")[2] or type(error).__name__

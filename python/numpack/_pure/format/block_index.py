@@ -9,7 +9,7 @@ On disk: spec/npk-format.md, "Compressed data files".
 
 import struct
 import zlib
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 from ..._errors import CorruptStoreError, UnsupportedError
 from . import messagepack
@@ -61,11 +61,11 @@ class Pointer(NamedTuple):
     crc: int
 
     @property
-    def end(self):
+    def end(self) -> int:
         """Where the bytes end in the data file."""
         return self.offset + self.stored_len
 
-    def to_bytes(self):
+    def to_bytes(self) -> bytes:
         """The bytes on disk."""
         return _POINTER.pack(self.offset | self.kind << KIND_SHIFT, self.stored_len, self.crc)
 
@@ -74,7 +74,7 @@ NOWHERE = Pointer(ABSENT, 0, 0, 0)
 """The pointer to a block of zeros."""
 
 
-def _pointer(word, stored_len, crc):
+def _pointer(word: int, stored_len: int, crc: int) -> Pointer:
     kind = word >> KIND_SHIFT
     if kind >= len(KIND_NAMES):
         raise IndexFault("has a pointer of an unknown kind")
@@ -98,27 +98,27 @@ class Index(NamedTuple):
     """Bytes of all blocks and pages that `root` and `tail` lead to."""
 
     @classmethod
-    def empty(cls, npy_len):
+    def empty(cls, npy_len: int) -> "Index":
         """The index of an array without elements whose ``.npy`` header has `npy_len` bytes."""
         return cls(NOWHERE, NOWHERE, FILE_HEADER_LEN + npy_len, 0)
 
-    def dead(self, npy_len):
+    def dead(self, npy_len: int) -> int:
         """Bytes in the data file that belong to no block, page or header."""
         return max(0, self.end - FILE_HEADER_LEN - npy_len - self.live)
 
-    def to_bytes(self):
+    def to_bytes(self) -> bytes:
         """The bytes on disk."""
         return _INDEX.pack(self.root.to_bytes(), self.tail.to_bytes(), self.end, self.live)
 
     @classmethod
-    def parse(cls, stored):
+    def parse(cls, stored: bytes) -> "Index":
         """Reads `to_bytes`. Raises `IndexFault`."""
         if len(stored) != INDEX_LEN:
             raise IndexFault("has another length than that of an index")
         root, tail, end, live = _INDEX.unpack(stored)
         return cls(_pointer(*_POINTER.unpack(root)), _pointer(*_POINTER.unpack(tail)), end, live)
 
-    def check(self, nbytes, npy_len, codec):
+    def check(self, nbytes: int, npy_len: int, codec: Codec) -> None:
         """Checks this index of an array of `nbytes` bytes, as far as it can be checked without the data file.
 
         Raises `IndexFault`.
@@ -140,28 +140,28 @@ class Index(NamedTuple):
             raise IndexFault("has a tail that is not where it can be")
 
 
-def height(n_blocks):
+def height(n_blocks: int) -> int:
     """Levels of pages above `n_blocks` full blocks: 0 if the root points to the only block, or nowhere."""
     return -(-max(0, n_blocks - 1).bit_length() // FANOUT_BITS)
 
 
-def slot_in_page(block, level):
+def slot_in_page(block: int, level: int) -> int:
     """Which pointer leads to `block`, in a page that is `level` levels above the blocks."""
     return block >> (level - 1) * FANOUT_BITS & PAGE_FANOUT - 1
 
 
-def blocks_below(level):
+def blocks_below(level: int) -> int:
     """How many blocks are below a pointer that is `level` levels above them."""
     return 1 << level * FANOUT_BITS
 
 
-def first_block_of_page(block, level):
+def first_block_of_page(block: int, level: int) -> int:
     """The first block under the page that holds `block`, `level` levels above the blocks."""
     shift = level * FANOUT_BITS
     return block >> shift << shift
 
 
-def check_pointer(pointer, level, raw_len, start, end):
+def check_pointer(pointer: Pointer, level: int, raw_len: int, start: int, end: int) -> None:
     """Checks a pointer in a page `level` levels above the blocks, or with `level` 0 one to a block of `raw_len` bytes.
 
     ``start..end`` is the part of the data file where blocks and pages are. Raises `IndexFault`.
@@ -183,7 +183,7 @@ def check_pointer(pointer, level, raw_len, start, end):
         raise IndexFault("points outside of the data file's blocks")
 
 
-def encode_page(pointers):
+def encode_page(pointers: list[Pointer]) -> bytes:
     """The bytes of a page."""
     used = len(pointers)
     while used and pointers[used - 1].kind == ABSENT:
@@ -191,7 +191,7 @@ def encode_page(pointers):
     return b"".join([pointer.to_bytes() for pointer in pointers[:used]])
 
 
-def parse_page(stored):
+def parse_page(stored: Any) -> list[Pointer]:
     """The pointers of a page, `PAGE_FANOUT` of them. Raises `IndexFault`."""
     if len(stored) > PAGE_LEN or len(stored) % POINTER_LEN:
         raise IndexFault("has a length that no page has")
@@ -205,7 +205,7 @@ class FileHeader(NamedTuple):
     npy_len: int
     codec: Codec
 
-    def to_bytes(self):
+    def to_bytes(self) -> bytes:
         """The bytes on disk, with empty slots."""
         codec = messagepack.pack(self.codec.to_map())
         start = _HEADER.pack(MAGIC, FILE_VERSION, self.npy_len, len(codec), 0)[:_HEADER_CRC_OFFSET]
@@ -213,7 +213,7 @@ class FileHeader(NamedTuple):
         return (start + struct.pack("<I", crc) + codec).ljust(FILE_HEADER_LEN, b"\0")
 
     @classmethod
-    def parse(cls, header):
+    def parse(cls, header: bytes) -> "FileHeader":
         """Reads the header at the start of `header`. Raises `CorruptStoreError` or `UnsupportedError`."""
         part = "the header of a compressed data file"
         if not header.startswith(MAGIC):
@@ -251,15 +251,15 @@ class Slot(NamedTuple):
     """Counts the changes of the index; the slot with the larger one counts."""
     nbytes: int
     """Bytes of the stored elements."""
-    index: Index
+    index: Index  # type: ignore[assignment]
 
-    def to_bytes(self):
+    def to_bytes(self) -> bytes:
         """The bytes on disk."""
         stored = _SLOT.pack(self.sequence, self.nbytes, self.index.to_bytes(), 0)[:_SLOT_CRC_OFFSET]
         return stored + struct.pack("<I4x", zlib.crc32(stored))
 
     @classmethod
-    def parse(cls, header, offset) -> "Optional[Slot]":
+    def parse(cls, header: bytes, offset: int) -> "Optional[Slot]":
         """The slot that starts at `offset` of a data file's header; None if it is empty or torn."""
         stored = header[offset : offset + SLOT_LEN]
         if len(stored) < SLOT_LEN:
@@ -273,7 +273,7 @@ class Slot(NamedTuple):
             return None
 
     @classmethod
-    def newest(cls, header):
+    def newest(cls, header: bytes) -> "tuple[Optional[Slot], int]":
         """The newer of the two slots of a data file's header or None, and the offset of the other, which is next."""
         first, second = (cls.parse(header, offset) for offset in SLOT_OFFSETS)
         if first is not None and (second is None or first.sequence > second.sequence):

@@ -6,7 +6,7 @@ by its name, so that the reader learns what to install.
 On disk: spec/npk-format.md, "Codecs".
 """
 
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 from ..._errors import CorruptStoreError, UnsupportedError
 
@@ -62,7 +62,7 @@ STEP_OF_FILTER = {"delta": 1, "delta2": 2, "delta3": 3, "delta4": 4}
 """How many items before it the one is that is taken from an item."""
 
 
-def filter_for_itemsize(filter, itemsize):
+def filter_for_itemsize(filter: str, itemsize: int) -> str:
     """The filter that is applied to items of `itemsize` bytes where `filter` is asked for.
 
     Differences are made of integers of 1, 2, 4 and 8 bytes, ``shuffle`` is for items of 2 to 255 bytes.
@@ -74,7 +74,7 @@ def filter_for_itemsize(filter, itemsize):
     return "none"
 
 
-def is_raw(kind):
+def is_raw(kind: int) -> bool:
     """Whether the stored bytes of a block of this kind are the raw bytes."""
     return kind in (RAW, OPEN_TAIL)
 
@@ -82,7 +82,7 @@ def is_raw(kind):
 class CodecLimitError(CorruptStoreError):
     """A parameter of a codec that is outside of its limits: `part`, `found`, `expected`."""
 
-    def __init__(self, part, found, expected):
+    def __init__(self, part: str, found: int, expected: str) -> None:
         super().__init__(f"codec: {part} is {found}, expected {expected}")
         self.part, self.found, self.expected = part, found, expected
 
@@ -94,7 +94,7 @@ class Codec(NamedTuple):
     block_len: int
     filter: str
 
-    def check(self):
+    def check(self) -> "Codec":
         """Raises `CodecLimitError` if the level or the length of a block is outside of its limits."""
         if not MIN_LEVEL <= self.level <= MAX_LEVEL:
             raise CodecLimitError("level", self.level, "-7 (fastest) to 22 (smallest)")
@@ -103,12 +103,12 @@ class Codec(NamedTuple):
             raise CodecLimitError("block length", self.block_len, expected)
         return self
 
-    def to_map(self):
+    def to_map(self) -> dict[str, Any]:
         """The map on disk."""
         return {"name": ZSTD_NAME, "level": self.level, "block": self.block_len, "filter": self.filter}
 
     @classmethod
-    def from_map(cls, value):
+    def from_map(cls, value: Any) -> "Codec":
         """Reads `to_map`. Raises `UnsupportedError` or `CorruptStoreError`."""
         level, block_len, filter = _fields(value)
         if filter is None:
@@ -123,24 +123,24 @@ class Compression(NamedTuple):
     block_len: int = DEFAULT_BLOCK_LEN
     filter: Optional[str] = None
 
-    def codec(self, filter):
+    def codec(self, filter: str) -> Codec:
         """The codec, with `filter` where none is asked for."""
         return Codec(self.level, self.block_len, filter if self.filter is None else self.filter).check()
 
-    def to_map(self):
+    def to_map(self) -> dict[str, Any]:
         """The map on disk, as the store's default."""
         stored = {"name": ZSTD_NAME, "level": self.level, "block": self.block_len}
         return stored if self.filter is None else stored | {"filter": self.filter}
 
     @classmethod
-    def from_map(cls, value):
+    def from_map(cls, value: Any) -> "Compression":
         """Reads `to_map`. Raises `UnsupportedError` or `CorruptStoreError`."""
         compression = cls(*_fields(value))
         compression.codec("none")
         return compression
 
 
-def _fields(value):
+def _fields(value: Any) -> tuple[int, int, Optional[str]]:
     """Level, block length and filter or None of a stored map."""
     if not isinstance(value, dict):
         raise CorruptStoreError("codec: is no map")
@@ -157,7 +157,7 @@ def _fields(value):
     return value["level"], value["block"], filter
 
 
-def _known(part, name, names):
+def _known(part: str, name: object, names: tuple[str, ...]) -> None:
     if not isinstance(name, str):
         raise CorruptStoreError(f"codec: the name of the {part} is {name!r}, expected a string")
     if name not in names:

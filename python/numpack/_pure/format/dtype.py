@@ -59,7 +59,8 @@ def to_numpy(descr: Descr) -> np.dtype[Any]:
         If NumPy has it on other machines only.
     """
     try:
-        found: np.dtype[Any] = npy_format.descr_to_dtype(descr)
+        description: Any = descr
+        found: np.dtype[Any] = npy_format.descr_to_dtype(description)
     except TypeError as error:
         raise UnsupportedError(f"dtype {shown(descr)} is not there on this machine: {error}") from None
     return found

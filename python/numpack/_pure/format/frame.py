@@ -67,7 +67,7 @@ def parse_header(data: bytes) -> bytes:
         raise Unsupported(
             f"needs features {unknown:#x} that this program does not know; install a newer release"
         )
-    return store_id
+    return bytes(store_id)
 
 
 def shown(data: bytes) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pyroaring import BitMap64
 
+from numpack._dtypes import Descr
 from numpack._errors import CorruptStoreError, UnsupportedError
 from numpack._pure.format import bitmap, messagepack, names
 from numpack._pure.format import dtype as dtypes
@@ -46,7 +47,7 @@ class Record:
     name: str
     id: int
     file: str
-    descr: dtypes.Descr
+    descr: Descr
     layout: Layout
     offset: int
     codec: Codec | None = None
@@ -275,9 +276,9 @@ class Table:
             if target in self._places:
                 raise refused(f"renames to {quoted(target)}, which is there")
             names.check(target)
-            self._change(source, edit, name=target)
+            record = self._change(source, edit, name=target)
             self._places[target] = self._places.pop(source)
-            changed(Change(self.get(target).id, "renamed"))
+            changed(Change(record.id, "renamed"))
         elif key == "rows":
             name, n_rows = value
             record = self._existing(name, edit)
@@ -435,8 +436,8 @@ def _op_from_stored(op: Any, offset: int) -> Op:
     name, *rest = messagepack.array(value, 2 if key in ("rename", "rows", "drop_rows") else 3)
     if key == "attrs":
         added, removed = rest
-        name = None if name is None else messagepack.text(name)
-        return {key: (name, _attrs(added), [messagepack.text(item) for item in messagepack.array(removed)])}
+        of = None if name is None else messagepack.text(name)
+        return {key: (of, _attrs(added), [messagepack.text(item) for item in messagepack.array(removed)])}
     name = messagepack.text(name)
     if key == "rename":
         return {key: (name, messagepack.text(rest[0]))}
@@ -458,7 +459,7 @@ def encode_record(record: Record) -> list[Any]:
         "fortran_order": record.layout.fortran_order,
         "offset": record.offset,
     }
-    if record.codec is not None:
+    if record.codec is not None and record.index is not None:
         stored["codec"] = record.codec.to_map()
         stored["index"] = record.index.to_bytes()
     if record.deleted:
@@ -537,23 +538,26 @@ def decode_record(name: str, blob: bytes, offset: int) -> Record:
 
 def _codec(stored: Any) -> Codec:
     try:
-        return Codec.from_map(stored)
+        codec: Codec = Codec.from_map(stored)
     except (UnsupportedError, CorruptStoreError) as error:
         raise Malformed(str(error)) from None
+    return codec
 
 
 def _compression(stored: Any) -> Compression:
     try:
-        return Compression.from_map(stored)
+        compression: Compression = Compression.from_map(stored)
     except (UnsupportedError, CorruptStoreError) as error:
         raise Malformed(str(error)) from None
+    return compression
 
 
 def _index(stored: Any, name: str) -> Index:
     try:
-        return Index.parse(messagepack.blob(stored))
+        index: Index = Index.parse(messagepack.blob(stored))
     except IndexFault as error:
         raise FormatError(f"array {quoted(name)}: the block index {error}") from None
+    return index
 
 
 def check_attrs(attrs: Attrs) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import struct
 
+from numpack._dtypes import Descr
 from numpack._pure.format import dtype, literal
-from numpack._pure.format.dtype import Descr
 from numpack._pure.format.error import BadMagic, FormatError
 from numpack._pure.format.layout import Layout, layout_of
 

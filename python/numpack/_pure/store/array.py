@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class Array:
         self.data = data
 
     @property
-    def elements(self) -> Elements | BlockElements | SegmentElements:
+    def elements(self) -> Any:
         """The stored elements, with deleted rows."""
         if isinstance(self.data.file, Segments):
             return SegmentElements(self.record, self.data.file)
@@ -43,7 +43,8 @@ class Array:
             return empty
         if not self._is_mapped or self.record.deleted:
             return None
-        return self.elements.view()
+        view: np.ndarray = self.elements.view()
+        return view
 
     @property
     def _is_mapped(self) -> bool:
@@ -113,7 +114,8 @@ class Array:
     def modified(self) -> int:
         """Time of the last commit, or of a later write in place, in nanoseconds since 1970."""
         try:
-            return max(self.record.mtime, self.data.file.stat().st_mtime_ns)
+            written: int = self.data.file.stat().st_mtime_ns
+            return max(self.record.mtime, written)
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise

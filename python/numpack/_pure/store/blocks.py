@@ -15,9 +15,10 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from numpack._pure.codec import CodecError, decode
 from numpack._pure.format import block_index
@@ -62,11 +63,11 @@ that are used in turn, have the same index."""
 class BlockFault(Exception):
     """A block or page whose bytes are not those that its pointer says, at `offset` of the data file: `what`."""
 
-    def __init__(self, offset, what, block=None):
+    def __init__(self, offset: int, what: str, block: int | None = None) -> None:
         super().__init__(what)
         self.offset, self.what, self.block = offset, what, block
 
-    def of(self, block):
+    def of(self, block: int) -> BlockFault:
         """The same, of this block, unless it is known to be of another."""
         if self.block is None:
             self.block = block
@@ -76,7 +77,7 @@ class BlockFault(Exception):
 class View(NamedTuple):
     """One committed state of the blocks of an array."""
 
-    index: Index
+    index: Index  # type: ignore[assignment]
     codec: Codec
     nbytes: int
     """Bytes of the stored elements."""
@@ -89,33 +90,34 @@ class View(NamedTuple):
     def of(cls, record: Record) -> View:
         """The state that the record of a compressed array describes."""
         layout = record.layout
+        assert record.index is not None and record.codec is not None, "it is compressed"
         return cls(record.index, record.codec, layout.nbytes, layout.itemsize, FILE_HEADER_LEN + record.offset)
 
     @property
-    def block_len(self):
+    def block_len(self) -> int:
         """Raw bytes of a full block."""
         return self.codec.block_len
 
     @property
-    def n_full(self):
+    def n_full(self) -> int:
         """Blocks that are not the tail."""
         return self.nbytes // self.codec.block_len
 
     @property
-    def tail_len(self):
+    def tail_len(self) -> int:
         """Bytes of the last, partial block."""
         return self.nbytes % self.codec.block_len
 
     @property
-    def n_blocks(self):
+    def n_blocks(self) -> int:
         """Blocks, the tail included."""
         return -(-self.nbytes // self.codec.block_len)
 
-    def reserved_len(self, pointer):
+    def reserved_len(self, pointer: Pointer) -> int:
         """Bytes of the data file that belong to what a pointer leads to: an open tail has room to grow."""
         return self.codec.block_len if pointer.kind == OPEN_TAIL else pointer.stored_len
 
-    def raw_len(self, block):
+    def raw_len(self, block: int) -> int:
         """Decoded bytes of a block."""
         return self.codec.block_len if block < self.n_full else self.tail_len
 
@@ -126,17 +128,17 @@ class BlockCache:
     Entries are found by pointers, which are of one state of a block or page only, so none is ever out of date.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._pages = {}
-        self._recent = {}
-        self._order = deque()
+        self._pages: dict[Pointer, list[Pointer]] = {}
+        self._recent: dict[Pointer, Any] = {}
+        self._order: deque[Pointer] = deque()
 
-    def page(self, pointer):
+    def page(self, pointer: Pointer) -> list[Pointer] | None:
         """The pointers of the page at `pointer`, or None."""
         return self._pages.get(pointer)
 
-    def keep_page(self, pointer, page):
+    def keep_page(self, pointer: Pointer, page: list[Pointer]) -> None:
         """Keeps a page."""
         with self._lock:
             if len(self._pages) >= MAX_PAGES:
@@ -144,11 +146,11 @@ class BlockCache:
                 self._pages.clear()
             self._pages[pointer] = page
 
-    def recent(self, pointer):
+    def recent(self, pointer: Pointer) -> Any:
         """The raw bytes of the block at `pointer`, or None."""
         return self._recent.get(pointer)
 
-    def keep_recent(self, pointer, raw):
+    def keep_recent(self, pointer: Pointer, raw: Any) -> None:
         """Keeps a decoded block, and as few others as are the limit."""
         with self._lock:
             n_kept = max(1, min(MAX_RECENT, MAX_RECENT_LEN // max(1, len(raw))))
@@ -159,19 +161,20 @@ class BlockCache:
             self._recent[pointer] = raw
 
 
-def file_header(data):
+def file_header(data: DataFile) -> bytes:
     """The header of a compressed data file: up to the end of its slots, or that of the file."""
-    return data.file.read(SLOT_OFFSETS[1] + SLOT_LEN, 0)
+    header: bytes = data.file.read(SLOT_OFFSETS[1] + SLOT_LEN, 0)
+    return header
 
 
-def _read_stored(data, pointer):
+def _read_stored(data: DataFile, pointer: Pointer) -> bytes:
     """The stored bytes at `pointer`, checked."""
-    stored = data.file.read(pointer.stored_len, pointer.offset)
+    stored: bytes = data.file.read(pointer.stored_len, pointer.offset)
     _check_stored(pointer, stored)
     return stored
 
 
-def _check_stored(pointer, stored):
+def _check_stored(pointer: Pointer, stored: Any) -> None:
     if len(stored) < pointer.stored_len:
         expected = pointer.stored_len
         what = f"has {len(stored)} bytes before the end of the file, expected {expected}"
@@ -181,7 +184,7 @@ def _check_stored(pointer, stored):
         raise BlockFault(pointer.offset, f"has crc32 {found:#010x}, expected {pointer.crc:#010x}")
 
 
-def page(data, view, pointer, level):
+def page(data: DataFile, view: View, pointer: Pointer, level: int) -> list[Pointer]:
     """The pointers of an index page that is `level` levels above the blocks of `view`."""
     found = data.blocks.page(pointer)
     if found is not None:
@@ -197,7 +200,7 @@ def page(data, view, pointer, level):
     return found
 
 
-def pointer_of(data, view, block):
+def pointer_of(data: DataFile, view: View, block: int) -> Pointer:
     """The pointer of a block."""
     if block >= view.n_full:
         return view.index.tail
@@ -209,31 +212,32 @@ def pointer_of(data, view, block):
     return pointer
 
 
-def read_pointer(data, view, pointer, raw_len):
+def read_pointer(data: DataFile, view: View, pointer: Pointer, raw_len: int) -> Any:
     """The raw bytes, in a buffer, of the block at `pointer`, which has `raw_len` of them."""
     if pointer.kind == ABSENT:
         return bytes(raw_len)
     return _decoded(view, pointer, _read_stored(data, pointer), raw_len)
 
 
-def read_block(data, view, block):
+def read_block(data: DataFile, view: View, block: int) -> Any:
     """The raw bytes, in a buffer, of a whole block."""
     return read_pointer(data, view, pointer_of(data, view, block), view.raw_len(block))
 
 
-def _decoded(view, pointer, stored, raw_len):
+def _decoded(view: View, pointer: Pointer, stored: Any, raw_len: int) -> Any:
     try:
         return decode(pointer.kind, view.itemsize, stored, raw_len)
     except CodecError as error:
         raise BlockFault(pointer.offset, f"cannot be decoded: {error}") from None
 
 
-def _read_blocks(data, view, first, out):
+def _read_blocks(data: DataFile, view: View, first: int, out: Any) -> None:
     """Decodes whole blocks from `first` on into `out`, which ends with a block, or with the tail."""
     block, at = first, 0
     while at < len(out):
         # Blocks that follow each other in the file are read in one call.
-        run, raw_len, run_len = [], 0, 0
+        run: list[Pointer] = []
+        raw_len = run_len = 0
         while at + raw_len < len(out):
             nth = block + len(run)
             try:
@@ -270,12 +274,13 @@ class Cursor:
     That has what the record describes, and all that was written in place since.
     """
 
-    def __init__(self, store, record, data):
+    def __init__(self, store: Store, record: Record, data: DataFile) -> None:
         self._store, self._record, self._data = store, record, data
         self._view = newest_view(store, record, data)
-        self._block, self._raw = None, None
+        self._block: int | None = None
+        self._raw: Any = None
 
-    def gather(self, rows, row_len, out):
+    def gather(self, rows: NDArray[Any], row_len: int, out: Any) -> None:
         """Reads stored rows, by their numbers, into `out`; each block is decoded once."""
         if not len(rows) or not row_len:
             return
@@ -302,7 +307,7 @@ class Cursor:
                 at = int(order[place])
                 self.read(int(starts[place]), out[at : at + 1].view(np.uint8))
 
-    def read(self, offset, out):
+    def read(self, offset: int, out: Any) -> None:
         """Reads from byte `offset` of the stored elements on into `out`, a writable buffer of bytes."""
         out = memoryview(out)
         while len(out):
@@ -317,7 +322,7 @@ class Cursor:
             offset += done
             out = out[done:]
 
-    def _whole_len(self, block, within, length):
+    def _whole_len(self, block: int, within: int, length: int) -> int:
         """How many of `length` bytes from position `within` of `block` on are those of whole blocks."""
         if within:
             return 0
@@ -326,7 +331,7 @@ class Cursor:
         is_end = block + n_full >= self._view.n_full
         return length if is_end and rest == self._view.tail_len else length - rest
 
-    def _read_whole(self, block, out):
+    def _read_whole(self, block: int, out: Any) -> None:
         for attempt in _attempts():
             try:
                 return _read_blocks(self._data, self._view, block, out)
@@ -336,7 +341,7 @@ class Cursor:
                 # The tail has grown.
                 return self.read(block * self._view.block_len, out)
 
-    def block(self, block):
+    def block(self, block: int) -> Any:
         """The raw bytes, in a buffer, of a block."""
         if self._block == block:
             return self._raw
@@ -349,7 +354,7 @@ class Cursor:
         self._block, self._raw = block, raw
         return raw
 
-    def _read_one(self, block):
+    def _read_one(self, block: int) -> Any:
         pointer = pointer_of(self._data, self._view, block)
         raw_len = self._view.raw_len(block)
         if pointer.kind == ABSENT:
@@ -360,7 +365,7 @@ class Cursor:
             self._data.blocks.keep_recent(pointer, raw)
         return raw
 
-    def _look_again(self, fault, attempt):
+    def _look_again(self, fault: BlockFault, attempt: _Attempt) -> None:
         """After `fault`: goes on with a newer view, or says what is damaged."""
         newest = newest_view(self._store, self._record, self._data, thorough=True)
         attempt.n += 1
@@ -380,7 +385,7 @@ class _Attempt:
     n_same = 0
 
 
-def _attempts():
+def _attempts() -> Iterator[_Attempt]:
     return itertools.repeat(_Attempt())
 
 
@@ -416,7 +421,7 @@ def current_record(store: Store, record: Record, data: DataFile) -> Record | Non
     if current is None or current is record:
         return current
 
-    def key(of):
+    def key(of: Record) -> tuple[Any, ...]:
         return of.file, of.descr, of.codec, of.offset
 
     # Another one has this identity if it is of a store that was made anew.
@@ -426,7 +431,8 @@ def current_record(store: Store, record: Record, data: DataFile) -> Record | Non
 
 def block_error(store: Store, record: Record, fault: BlockFault) -> Exception:
     """What callers see of a block that stays damaged."""
-    return errors.block(store.path, record.name, record.file, fault.block, fault.offset, fault.what)
+    number = 0 if fault.block is None else fault.block
+    return errors.block(store.path, record.name, record.file, number, fault.offset, fault.what)
 
 
 @contextlib.contextmanager
@@ -460,7 +466,7 @@ class BlockElements:
             cursor.gather(np.asarray(rows), self._record.layout.row_len, out)
 
 
-def walk(data, view):
+def walk(data: DataFile, view: View) -> Iterator[tuple[int, Pointer]]:
     """Yields each pointer of an array that leads somewhere, with the first block that it leads to.
 
     Raises `BlockFault` for a page that cannot be read.
@@ -469,7 +475,7 @@ def walk(data, view):
     # Pages that lead to each other would have no end.
     room = data.file.stat().st_size
 
-    def below(block, level, pointer):
+    def below(block: int, level: int, pointer: Pointer) -> Iterator[tuple[int, Pointer]]:
         nonlocal room
         if pointer.kind == ABSENT:
             return

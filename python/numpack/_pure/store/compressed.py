@@ -7,9 +7,11 @@ Who calls these functions holds the writers' lock, and commits what they return.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from numpack._pure.format.block_index import Index
 from numpack._pure.format.codec import OPEN_TAIL
 from numpack._pure.format.manifest import Record
 from numpack._pure.store import writer as writers
@@ -32,6 +34,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("numpack")
 
+# Positions and bytes, of an array or of each of its blocks; and what a commit and `DataFile.space` get.
+Parts: TypeAlias = Iterable[tuple[int, Any]]
+Changes: TypeAlias = dict[int, list[tuple[int, Any]]]
+Written: TypeAlias = tuple[Index, tuple[Index, Space]]
+
 MAX_IN_HAND = 16 << 20
 """Decoded blocks that are in memory at once while an array is changed, in bytes."""
 
@@ -39,7 +46,7 @@ PUNCH_ALIGN = 4096
 """File systems give back space in pieces of this many bytes, or more."""
 
 
-def append_rows(store: Store, record: Record, data: DataFile, rows: memoryview):
+def append_rows(store: Store, record: Record, data: DataFile, rows: memoryview) -> Written:
     """Puts rows behind the last one. Returns the new index, and what is free then, for `DataFile.space`."""
     view = View.of(record)
     with naming(store, record, "write"):
@@ -49,7 +56,9 @@ def append_rows(store: Store, record: Record, data: DataFile, rows: memoryview):
     return new.index, (new.index, space)
 
 
-def write_parts(store: Store, record: Record, data: DataFile, parts, *, only_changed: bool = False):
+def write_parts(
+    store: Store, record: Record, data: DataFile, parts: Parts, *, only_changed: bool = False
+) -> Written | None:
     """Puts parts of the stored elements, pairs of position and bytes, over what is there; of those that overlap the
     last counts. With `only_changed`, blocks in which nothing differs stay as they are.
 
@@ -123,7 +132,7 @@ def _reclaim(store: Store, record: Record, data: DataFile, view: View) -> Space:
     return space
 
 
-def _put_rows(writer, view, data, rows):
+def _put_rows(writer: BlockWriter, view: View, data: DataFile, rows: Any) -> None:
     block_len, tail_len, tail = view.block_len, view.tail_len, view.index.tail
     if tail_len + len(rows) < block_len and tail.kind == OPEN_TAIL:
         writer.extend_tail(rows)
@@ -146,9 +155,9 @@ def _put_rows(writer, view, data, rows):
     writer.put_tail(rest[full:], grows=True)
 
 
-def _by_block(view, parts):
+def _by_block(view: View, parts: Parts) -> Changes:
     """What each block gets, in the order given: positions within the block, and bytes."""
-    changes = {}
+    changes: Changes = {}
     for offset, rest in parts:
         while len(rest):
             block, within = divmod(offset, view.block_len)
@@ -159,7 +168,7 @@ def _by_block(view, parts):
     return changes
 
 
-def _changed(cursor, changes):
+def _changed(cursor: Cursor, changes: Changes) -> Changes:
     """Those changes that make a difference."""
     changed = {}
     for block, parts in sorted(changes.items()):
@@ -169,7 +178,7 @@ def _changed(cursor, changes):
     return changed
 
 
-def _put_changes(writer, view, data, changes):
+def _put_changes(writer: BlockWriter, view: View, data: DataFile, changes: Changes) -> None:
     """Puts parts of blocks over what is there."""
     block_len = view.block_len
     tail = changes.pop(view.n_full, None)
@@ -178,16 +187,15 @@ def _put_changes(writer, view, data, changes):
     for at in range(0, len(blocks), n_at_once):
         some = blocks[at : at + n_at_once]
         # Blocks that follow each other are written in order.
-        for _, run in groupby(enumerate(some), lambda of: of[1] - of[0]):
-            run = [block for _, block in run]
+        for _, numbered in groupby(enumerate(some), lambda of: of[1] - of[0]):
+            run = [block for _, block in numbered]
             raw = b"".join([_overlaid(view, data, block, changes[block]) for block in run])
             writer.put_full(run[0], raw)
     if tail is not None:
-        raw = _overlaid(view, data, view.n_full, tail)
-        writer.put_tail(raw, grows=view.index.tail.kind == OPEN_TAIL)
+        writer.put_tail(_overlaid(view, data, view.n_full, tail), grows=view.index.tail.kind == OPEN_TAIL)
 
 
-def _overlaid(view, data, block, parts):
+def _overlaid(view: View, data: DataFile, block: int, parts: list[tuple[int, Any]]) -> bytearray:
     """A block as it is after its parts are put over it."""
     raw_len = view.raw_len(block)
     if any(len(part) == raw_len for _, part in parts):

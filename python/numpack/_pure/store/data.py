@@ -14,6 +14,7 @@ from collections import OrderedDict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from numpack._pure.format import npy
 from numpack._pure.format.error import FormatError
@@ -31,14 +32,15 @@ MAX_RECENT = 64
 class DataFile:
     """An open data file of one version of an array, and what is kept of it."""
 
-    def __init__(self, file: File) -> None:
-        self.file = file
+    def __init__(self, file: File | Segments) -> None:
+        # Of an array with blocks, or that somebody writes to, it is a file.
+        self.file: Any = file
         # Whether no record tells of the version any more.
         self.is_gone = False
         # Of a compressed array: what was read of it, and where there is room, as `Space.known` has it.
         self.blocks = BlockCache()
         self.space: Any = None
-        self._map = None
+        self._map: NDArray[np.uint8] | None = None
 
     def map(self, length: int) -> np.ndarray:
         """The bytes of the file from its start, mapped; they stay so as long as the array lives."""
@@ -49,8 +51,9 @@ class DataFile:
     def header(self, record: Record) -> bytes:
         """The ``.npy`` header that is in the file, or that it would have."""
         if record.upstream is not None:
-            return npy.encode_within(record.descr, record.layout, record.offset)
-        return self.file.read(record.offset, record.header_offset)
+            # It has the length that such a header takes.
+            return npy.encode_within(record.descr, record.layout, record.offset) or b""
+        return bytes(self.file.read(record.offset, record.header_offset))
 
     def describes(self, record: Record) -> bool:
         """Whether the ``.npy`` header that is in the file is that of ``record``."""
@@ -167,4 +170,5 @@ def bytes_of(array: np.ndarray) -> memoryview:
     flat = array.T if array.flags.f_contiguous and not array.flags.c_contiguous else array
     if flat.nbytes == 0:
         return memoryview(b"")
-    return memoryview(np.ndarray(flat.nbytes, np.uint8, flat))
+    buffer: Any = np.ndarray(flat.nbytes, np.uint8, flat)
+    return memoryview(buffer)

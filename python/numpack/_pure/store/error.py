@@ -17,6 +17,8 @@ from numpack._errors import (
 )
 from numpack._pure.format import names
 from numpack._pure.format.error import BadDtype, FormatError, quoted
+
+__all__ = ["CorruptStoreError"]
 from numpack._pure.sys.lock import claim_name
 
 
@@ -76,8 +78,24 @@ def table_lost(path: str) -> CorruptStoreError:
 
 def old_layout(store: str, layout: str) -> ReadOnlyError:
     """The store was written by an old release."""
-    what = f'the store has the layout of NumPack {layout}, which is only read; run "npkfs upgrade {store}"'
+    what = (
+        f'the store has the layout of NumPack {layout}, which is only read; run "npkfs upgrade {store}", or call '
+        "numpack.upgrade in Python"
+    )
     return ReadOnlyError(errno.EROFS, what, store)
+
+
+def store_exists(path: str) -> OSError:
+    """A store is where one is to be written."""
+    return FileExistsError(errno.EEXIST, "a store is already there", path)
+
+
+def changed_meanwhile(path: str) -> StoreLockedError:
+    """An old release wrote to a store while it was upgraded."""
+    what = (
+        "was changed while the store was upgraded; end the programs that have it open with NumPack 0.1-0.7, and try again"
+    )
+    return StoreLockedError(errno.EBUSY, what, path)
 
 
 def read_only(store: str) -> ReadOnlyError:

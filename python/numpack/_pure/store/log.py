@@ -11,6 +11,7 @@ import functools
 import os
 import secrets
 import struct
+from typing import Any
 from collections.abc import Callable
 
 from numpack._pure.format import frame, names
@@ -240,7 +241,7 @@ class ManifestLog:
         except OSError as error:
             raise errors.io_error("read", self._path(), error) from error
 
-    def _try(self, action: str, call, *arguments) -> None:
+    def _try(self, action: str, call: Callable[..., Any], *arguments: Any) -> None:
         try:
             call(*arguments)
         except OSError as error:

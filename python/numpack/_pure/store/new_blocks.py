@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
 from numpack._pure.codec import CodecError, choose_filter
 from numpack._pure.format.block_index import FILE_HEADER_LEN, SLOT_OFFSETS, FileHeader, Index, Slot
+from numpack._pure.format.codec import Codec, Compression
+from numpack._pure.format.layout import Layout
 from numpack._pure.store.block_writer import BlockWriter, Space
 from numpack._pure.store.blocks import View
+
+if TYPE_CHECKING:
+    from numpack._pure.store.data import DataFile
 
 # What is looked at to choose a filter: this many pieces, none longer than this.
 MAX_SAMPLES = 8
@@ -21,7 +31,7 @@ class NewBlocks:
     `header` is the ``.npy`` header of the array.
     """
 
-    def __init__(self, data, codec, layout, header):
+    def __init__(self, data: DataFile, codec: Codec, layout: Layout, header: bytes) -> None:
         self._data, self._codec, self._header, self._nbytes = data, codec, header, layout.nbytes
         start = FILE_HEADER_LEN + len(header)
         view = View(Index.empty(len(header)), codec, layout.nbytes, layout.itemsize, start)
@@ -29,7 +39,7 @@ class NewBlocks:
         self._done = 0
         self._pending = bytearray()  # elements that do not fill a block yet, or of which there are few
 
-    def push(self, elements):
+    def push(self, elements: Any) -> None:
         """Puts elements, a contiguous buffer, behind those so far."""
         at = self._done
         self._done += len(elements)
@@ -41,7 +51,7 @@ class NewBlocks:
         if len(self._pending) >= max(CHUNK_LEN, self._codec.block_len):
             self._put_pending()
 
-    def finish(self):
+    def finish(self) -> Index:
         """Writes the index and the headers. Returns the index."""
         self._put_pending()
         self._writer.put_tail(bytes(self._pending))
@@ -53,11 +63,11 @@ class NewBlocks:
         self._data.file.write(bytes(header) + self._header, 0)
         return index
 
-    def _put_pending(self):
+    def _put_pending(self) -> None:
         pending, self._pending = self._pending, bytearray()
         self._put(self._done - len(pending), memoryview(pending))
 
-    def _put(self, at, elements):
+    def _put(self, at: int, elements: Any) -> None:
         """Encodes the whole blocks of `elements`, which begin with a block at byte `at`, and keeps what follows them."""
         block_len = self._codec.block_len
         full = len(elements) - len(elements) % block_len
@@ -67,21 +77,23 @@ class NewBlocks:
         self._pending = bytearray(elements[full:])
 
 
-def sample_ranges(length, compression):
+def sample_ranges(length: int, compression: Compression) -> list[tuple[int, int]]:
     """Where the sample of so many bytes is: a few blocks, from all over."""
     block_len = min(compression.block_len, SAMPLE_BLOCK_LEN)
     step = max(1, -(-(-(-length // block_len)) // MAX_SAMPLES))
     return [(start, min(length, start + block_len)) for start in range(0, length, step * block_len)]
 
 
-def with_filter(compression, dtype, length, read):
+def with_filter(
+    compression: Compression, dtype: np.dtype[Any], length: int, read: Callable[[int, int], Any] | None
+) -> Compression:
     """`compression` with the filter that suits `length` bytes of elements of `dtype`, if it has none.
 
-    ``read(offset, length)`` gives some of them.
+    ``read(offset, length)`` gives some of them; there are none to choose by without it.
     """
     if compression.filter is not None:
         return compression
-    blocks = [read(start, end - start) for start, end in sample_ranges(length, compression)]
+    blocks = [] if read is None else [read(start, end - start) for start, end in sample_ranges(length, compression)]
     try:
         return compression._replace(filter=choose_filter(dtype, blocks, compression.level))
     except CodecError:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
+from numpack._dtypes import Descr
 from numpack._pure.format import dtype as dtypes
 from numpack._pure.format import npy
 from numpack._pure.format.codec import Compression
-from numpack._pure.format.dtype import Descr
 from numpack._pure.format.layout import Layout
 from numpack._pure.store import error as errors
 from numpack._pure.store.array import Array
@@ -66,10 +67,10 @@ class Stage:
             self._try(self._file.truncate, self._staged.offset + self._staged.layout.nbytes)
         return self._staged
 
-    def _write(self, data, offset: int) -> None:
+    def _write(self, data: Any, offset: int) -> None:
         self._try(self._file.write, data, offset)
 
-    def _try(self, call, *arguments):
+    def _try(self, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return call(*arguments)
         except OSError as error:
@@ -77,7 +78,7 @@ class Stage:
             raise errors.io_error("write", path, error) from error
 
 
-def stage(store: Store, name: str, array: np.ndarray, descr: Descr, layout: Layout, compression) -> Staged:
+def stage(store: Store, name: str, array: np.ndarray, descr: Descr, layout: Layout, compression: Compression | None) -> Staged:
     """A new version with the elements of ``array``, which is contiguous."""
     data = bytes_of(array)
 

@@ -235,7 +235,8 @@ def remove_all(path: str) -> None:
                     directory.remove(file)
                 except FileNotFoundError:
                     continue
-            upstream.remove_files(directory, old_table)
+            if old_table is not None:
+                upstream.remove_files(directory, old_table)
             directory.sweep_temporaries()
         finally:
             lock.give_back()

@@ -11,15 +11,16 @@ import fcntl
 import functools
 import os
 import time
+from typing import Any
 from collections.abc import Iterator
 
 import numpy as np
 
 from numpack import _rows
+from numpack._dtypes import Descr
 from numpack._pure.format import bitmap, names, npy
 from numpack._pure.format import dtype as dtypes
 from numpack._pure.format.codec import Codec, Compression
-from numpack._pure.format.dtype import Descr
 from numpack._pure.format.error import BadDtype, FormatError
 from numpack._pure.format.layout import Layout, layout_of
 from numpack._pure.format.manifest import Attrs, Op, Record, check_attrs
@@ -219,7 +220,7 @@ def _append_rows(store: Store, record: Record, rows: np.ndarray, change: Commit)
     change.headers.append((record.name, array.data))
 
 
-def _write(store: Store, record: Record, file: File, data, offset: int) -> None:
+def _write(store: Store, record: Record, file: File, data: Any, offset: int) -> None:
     try:
         file.write(data, offset)
     except OSError as error:

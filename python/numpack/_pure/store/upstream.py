@@ -8,6 +8,7 @@ import bisect
 import contextlib
 import errno
 import os
+from typing import Any
 
 import numpy as np
 from pyroaring import BitMap64
@@ -98,9 +99,9 @@ def _read_deleted(directory: Directory, name: str, n_rows: int) -> BitMap64:
 
 def open_elements(directory: Directory, record: Record) -> File | Segments:
     """The file of an array's elements, which must be all that is in it."""
-    if record.upstream.fault is not None:
-        file, fault = record.upstream.fault
-        raise _refused(directory, record, file, str(fault))
+    if record.upstream is not None and record.upstream.fault is not None:
+        of, fault = record.upstream.fault
+        raise _refused(directory, record, of, str(fault))
     file = _open(directory, record, record.file)
     if is_segmented(record.file):
         return _open_segments(directory, record, file)
@@ -139,7 +140,7 @@ class Segments:
     """The segments of a long array as one file. They are mapped: there may be more of them than a process may have open
     files."""
 
-    def __init__(self, newest: os.stat_result, parts: list) -> None:
+    def __init__(self, newest: os.stat_result, parts: list[Any]) -> None:
         self._newest = newest
         self._parts = parts
         self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64).tolist()
@@ -148,7 +149,7 @@ class Segments:
         """What the system knows about the file that was changed last."""
         return self._newest
 
-    def read_into(self, buffer, offset: int) -> int:
+    def read_into(self, buffer: Any, offset: int) -> int:
         """Fill a buffer, and return how many bytes there were."""
         view, done = memoryview(buffer).cast("B"), 0
         n = bisect.bisect_right(self._ends, offset)
@@ -209,26 +210,28 @@ def _refused(directory: Directory, record: Record, file: str, what: str) -> Exce
     return errors.data_file(directory.path, record.name, file, what)
 
 
-def table_in(directory: Directory) -> list[Entry]:
-    """The arrays of a store of NumPack 0.1 to 0.7, if that is what is in the directory, and its table can be read."""
+def table_in(directory: Directory) -> list[Entry] | None:
+    """The arrays of a store of NumPack 0.1 to 0.7; None if that is not what is in the directory, or its table cannot be
+    read."""
     try:
         file = directory.open_file(names.MANIFEST, writable=False)
         data = file.read(file.stat().st_size, 0)
-        return parse_table(data).arrays if is_table(data) else []
+        return parse_table(data).arrays if is_table(data) else None
     except (OSError, FormatError):
-        return []
+        return None
 
 
-def remove_files(directory: Directory, arrays: list[Entry]) -> None:
-    """Remove what belongs to the arrays of a table."""
+def remove_files(directory: Directory, arrays: list[Entry], live: set[str] | None = None) -> None:
+    """Remove what belongs to the arrays of a table, but for the files that are ``live``."""
     for entry in arrays:
+        if entry.file not in (live or ()):
+            if is_segmented(entry.file):
+                _remove_segments(directory, entry)
+            _remove(directory, entry.file)
+        # After the elements: who reads them without it has rows that were deleted.
         _remove(directory, deleted_file(entry.name))
-        if is_segmented(entry.file):
-            _remove_segments(directory, entry)
-        _remove(directory, entry.file)
-    if arrays:
-        _remove(directory, WRITE_AHEAD_LOG)
-        _remove(directory, SAVE_LOCK)
+    _remove(directory, WRITE_AHEAD_LOG)
+    _remove(directory, SAVE_LOCK)
 
 
 def _remove_segments(directory: Directory, entry: Entry) -> None:

@@ -15,14 +15,14 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from numpack._dtypes import Descr
 from numpack._pure.format import frame, names, npy
 from numpack._pure.format.block_index import Index, Slot
 from numpack._pure.format.codec import Codec
-from numpack._pure.format.dtype import Descr
 from numpack._pure.format.layout import Layout
 from numpack._pure.format.manifest import Attrs, Change, Op, Record
 from numpack._pure.store import error as errors
@@ -92,7 +92,7 @@ def writing(store: Store) -> Iterator[None]:
         lock.give_back()
 
 
-def take(store: Store, take_lock) -> None:
+def take(store: Any, take_lock: Callable[[float], Any]) -> None:
     """Take a lock, and say who has it if that takes too long."""
     path = os.path.join(store.path, names.LOCK)
     try:
@@ -114,7 +114,7 @@ def _catch_up(store: Store) -> None:
         take(store, store.lock.take_file)
     # Somebody else was here, and may have died before a commit that could be seen.
     store.is_swept = True
-    _finish_intent(store)
+    finish_intent(store)
     _mend_headers(store)
 
 
@@ -146,7 +146,7 @@ def _commit(store: Store, change: Commit) -> None:
     if is_intended:
         # Should this process die, whoever comes next must look, also one that knows this state.
         store.manifest.retire()
-        _write_intent(store, "\n".join(record.file for record in [*records, *superseded]))
+        write_intent(store, "\n".join(record.file for record in [*records, *superseded]))
     for record, new in zip(records, staged, strict=True):
         _link(store, new.file, record.file)
     if records:
@@ -166,9 +166,9 @@ def _commit(store: Store, change: Commit) -> None:
                 with contextlib.suppress(OSError):
                     store.directory.unlink(new.file, record.file)
             for name, data in change.headers:
-                record = store.manifest.table.get(name)
-                if record is not None:
-                    cut_uncommitted(record, data)
+                grown = store.manifest.table.get(name)
+                if grown is not None:
+                    cut_uncommitted(grown, data)
         else:
             store.poison = store.poison or errors.Poison(store.path, error)
         raise
@@ -179,20 +179,20 @@ def _commit(store: Store, change: Commit) -> None:
     for data, space in change.spaces:
         data.space = space
     for name, data in change.headers:
-        record = store.manifest.table.get(name)
-        if record is None:
+        changed = store.manifest.table.get(name)
+        if changed is None:
             continue
         try:
-            write_header(store, record, data)
+            write_header(store, changed, data)
         except (OSError, errors.CorruptStoreError) as error:
             log.warning("%s", error)
             store.manifest.lagging.append(name)
         if not durable:
-            store.dirty.add(record.file)
+            store.dirty.add(changed.file)
     if not store.manifest.lagging:
         store.manifest.publish_length()
     if is_intended:
-        _end_intent(store, [record.file for record in superseded])
+        end_intent(store, [record.file for record in superseded])
     # A snapshot does not say whose headers lag behind.
     if store.manifest.wants_snapshot() and not store.manifest.lagging:
         _publish(store)
@@ -209,14 +209,14 @@ def cut_uncommitted(record: Record, data: DataFile) -> None:
 def _publish(store: Store) -> None:
     try:
         # The new file has a temporary name for a moment.
-        _write_intent(store, names.MANIFEST)
+        write_intent(store, names.MANIFEST)
         store.manifest.publish()
         # Later commits go to the new file, and rest on its name.
         store.names_dirty = True
         sync_names(store)
     except OSError as error:
         log.warning("no new snapshot of the manifest: %s", error)
-    _end_intent(store, [])
+    end_intent(store, [])
 
 
 def _name_files(
@@ -307,7 +307,8 @@ def write_header(store: Store, record: Record, data: DataFile) -> None:
 
 
 def _slots(data: DataFile) -> tuple[Slot | None, int]:
-    return Slot.newest(data.file.read(2048, 0))
+    found: tuple[Slot | None, int] = Slot.newest(data.file.read(2048, 0))
+    return found
 
 
 def _is_slot_current(record: Record, data: DataFile) -> bool:
@@ -317,6 +318,7 @@ def _is_slot_current(record: Record, data: DataFile) -> bool:
 
 def _write_slot(record: Record, data: DataFile) -> None:
     newest, place = _slots(data)
+    assert record.index is not None, "only arrays with blocks have slots"
     sequence = 0 if newest is None else newest.sequence + 1
     data.file.write(Slot(sequence, record.layout.nbytes, record.index).to_bytes(), place)
 
@@ -338,7 +340,7 @@ def _mend_headers(store: Store) -> None:
             log.warning("%s", error)
 
 
-def _write_intent(store: Store, files: str) -> None:
+def write_intent(store: Store, files: str) -> None:
     """Say in the lock file which data files come and go, or that the manifest is replaced."""
     text = files.encode()
     if len(text) > MAX_INTENT_LEN - INTENT_HEADER.size:
@@ -350,7 +352,7 @@ def _write_intent(store: Store, files: str) -> None:
         raise errors.io_error("write", os.path.join(store.path, names.LOCK), error) from error
 
 
-def _finish_intent(store: Store) -> None:
+def finish_intent(store: Store) -> None:
     """Finish what a writer that died had begun: remove the files of its intent that no record refers to."""
     try:
         lock = store.directory.open_file(names.LOCK, writable=False)
@@ -369,7 +371,7 @@ def _finish_intent(store: Store) -> None:
         return
     with contextlib.suppress(OSError):
         store.directory.sweep_temporaries()
-    _end_intent(store, [file for file in files if file not in live])
+    end_intent(store, [file for file in files if file not in live])
 
 
 def parse_intent(data: bytes) -> list[str] | None:
@@ -386,7 +388,7 @@ def parse_intent(data: bytes) -> list[str] | None:
         return None
 
 
-def _end_intent(store: Store, files: Iterable[str]) -> None:
+def end_intent(store: Store, files: Iterable[str]) -> None:
     """Remove the files that nobody needs any more, and then the intent that names them."""
     all_gone = True
     for file in files:
@@ -401,7 +403,7 @@ def _end_intent(store: Store, files: Iterable[str]) -> None:
     store.is_swept = all_gone
     if all_gone:
         try:
-            _write_intent(store, "")
+            write_intent(store, "")
         except OSError as error:
             log.warning("%s", error)
 
@@ -418,7 +420,7 @@ def sync_dirty(store: Store) -> None:
     dirty, store.dirty = store.dirty, set()
     for name in dirty:
 
-        def sync(name=name) -> None:
+        def sync(name: str = name) -> None:
             with contextlib.suppress(FileNotFoundError):
                 store.directory.open_file(name, writable=True).sync()
 
@@ -432,7 +434,7 @@ def sync_names(store: Store) -> None:
         poisoning(store, "sync the directory of", names.MANIFEST, store.directory.sync)
 
 
-def poisoning(store: Store, action: str, name: str, call) -> None:
+def poisoning(store: Store, action: str, name: str, call: Callable[[], Any]) -> None:
     """Do something after whose failure nobody knows what is on the disk: then writing stops."""
     try:
         call()

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import functools
 import logging
 import os
 import struct
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from numpack._pure.sys.storage import Directory
@@ -49,10 +49,11 @@ def set_lock(fd: int, kind: int, start: int, length: int) -> bool:
 def is_read_locked(fd: int, start: int) -> bool:
     """Whether another description shares a lock on this byte."""
     found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0))
-    return FLOCK.unpack(found)[0] == fcntl.F_RDLCK
+    kind: int = FLOCK.unpack(found)[0]
+    return kind == fcntl.F_RDLCK
 
 
-def wait(try_lock, timeout: float):
+def wait(try_lock: Callable[[], Any], timeout: float) -> Any:
     """Call ``try_lock`` until it gives something other than None.
 
     Raises
@@ -216,7 +217,6 @@ def claim_name(lock: str) -> str:
     return f"{lock}.host"
 
 
-@functools.cache
 def boot_id() -> str:
     """Which boot of which host this is."""
     with open("/proc/sys/kernel/random/boot_id") as file:

@@ -17,6 +17,8 @@ import re
 import secrets
 import stat as stat_module
 import time
+from collections.abc import Callable
+from typing import Any
 
 from numpack._pure.sys.netfs import Place, place_of
 
@@ -43,7 +45,7 @@ STATX_BASIC_STATS = 0x7FF
 STATX_LEN = 256
 
 
-def _statx():
+def _statx() -> Any:
     """The C library's function, or None."""
     found = getattr(ctypes.CDLL(None, use_errno=True), "statx", None)
     if found is not None:
@@ -54,7 +56,7 @@ def _statx():
 _STATX = _statx()
 
 
-def _fallocate():
+def _fallocate() -> Any:
     """The C library's function with offsets of 64 bits, or None."""
     library = ctypes.CDLL(None, use_errno=True)
     name = "fallocate" if ctypes.sizeof(ctypes.c_long) == 8 else "fallocate64"
@@ -94,7 +96,7 @@ class File:
         data = bytearray(length)
         return bytes(memoryview(data)[: self.read_into(data, offset)])
 
-    def read_into(self, buffer, offset: int) -> int:
+    def read_into(self, buffer: Any, offset: int) -> int:
         """Fill a buffer, and return how many bytes there were."""
         view, done = memoryview(buffer), 0
         while done < len(view):
@@ -104,7 +106,7 @@ class File:
             done += n
         return done
 
-    def write(self, data, offset: int) -> None:
+    def write(self, data: Any, offset: int) -> None:
         """Write all of ``data``."""
         view = memoryview(data)
         while len(view):
@@ -361,7 +363,7 @@ class Directory:
     def _link_unnamed(self, file: File, name: str) -> None:
         os.link(f"/proc/self/fd/{file.fd}", name, dst_dir_fd=self.fd, follow_symlinks=True)
 
-    def _replace_via(self, name: str, make) -> None:
+    def _replace_via(self, name: str, make: Callable[[str], None]) -> None:
         while True:
             temporary = temporary_name()
             try:

@@ -7,6 +7,7 @@ of a store say is compared wherever they say the same.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +63,8 @@ DTYPES_0_2_0_PYTHON = (
     *(None, "|i1", "<i2", "|u1", "<u2", "<u4", "<u8", "<i4", "<i8"),
     *("<f2", "<f4", "<f8", "|b1", "<c8", "<c16"),
 )
+
+Numbers = tuple[str | None, ...]
 
 # With its header, no array may be longer than a file can be.
 MAX_NBYTES = 2**63 - 2**21
@@ -135,13 +138,15 @@ def parse_table(data: bytes) -> Table:
             raise error from None
 
 
-def _parse(layout, parse, data):
+def _parse(layout: str, parse: Callable[[bytes], list[RawEntry]], data: bytes) -> Table:
     try:
         raw = parse(data)
-        if layout == BINCODE:
-            dtypes, nanos = (DTYPES_0_1 if any(map(_is_of_0_1, raw)) else DTYPES), SECOND
-        else:
-            dtypes, nanos = (DTYPES_0_2_0_PYTHON if layout == BINCODE_PYTHON else DTYPES), MICROSECOND
+        dtypes: Numbers = DTYPES
+        if layout == BINCODE and any(map(_is_of_0_1, raw)):
+            dtypes = DTYPES_0_1
+        elif layout == BINCODE_PYTHON:
+            dtypes = DTYPES_0_2_0_PYTHON
+        nanos = SECOND if layout == BINCODE else MICROSECOND
         seen = set()
         for entry in raw:
             if entry.name in seen:
@@ -159,7 +164,7 @@ def _is_of_0_1(entry: RawEntry) -> bool:
     return math.prod(entry.shape) * np.dtype(DTYPES_0_1[entry.dtype]).itemsize == entry.size
 
 
-def _checked(entry: RawEntry, dtypes, nanos: int) -> Entry:
+def _checked(entry: RawEntry, dtypes: Numbers, nanos: int) -> Entry:
     """Check that there can be such an array."""
     try:
         names.check(entry.name)

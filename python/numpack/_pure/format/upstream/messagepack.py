@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 import msgpack
 
 from numpack._pure.format.error import quoted
@@ -12,7 +13,7 @@ VERSION = 1
 FIELDS = {"name": str, "shape": list, "data_file": str, "last_modified": int, "size_bytes": int, "dtype": int}
 
 
-class Pairs(list):
+class Pairs(list[tuple[Any, Any]]):
     """A map as the pairs in it, in their order, also those with the same key."""
 
 
@@ -47,7 +48,7 @@ def parse(data: bytes) -> list[RawEntry]:
     return [_entry(key, value) for key, value in fields["arrays"]]
 
 
-def _entry(key, value) -> RawEntry:
+def _entry(key: Any, value: Any) -> RawEntry:
     if type(key) is not str:
         raise ValueError(f"an array has the name {key!r}, which is no text")
     entry = _fields(value, FIELDS, f"array {quoted(key)}")
@@ -65,7 +66,7 @@ def _entry(key, value) -> RawEntry:
     )
 
 
-def _fields(value, types, whose: str) -> dict:
+def _fields(value: Any, types: dict[str, Any], whose: str) -> dict[str, Any]:
     """The fields of a map, whose names and types are those of ``types``. Others are not read."""
     if type(value) is not Pairs:
         raise ValueError(f"{whose} is no map")

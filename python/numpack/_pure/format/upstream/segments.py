@@ -57,7 +57,7 @@ def _decode(data: bytes) -> list[tuple[str, int]]:
     return [(segment["file"], segment["bytes"]) for segment in segments]
 
 
-def _is_count(value) -> bool:
+def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**64
 
 
