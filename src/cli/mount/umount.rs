@@ -5,19 +5,22 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::cli::config::UmountConfig;
 use crate::cli::error::CliError;
 use crate::sys::mounts::{self, MountEntry};
 
-use super::UmountError;
 use super::presence::Server;
+use super::{UmountError, preflight};
 
 /// The type of file system under which the table of mounts has ours.
 pub(super) const FS_TYPE: &str = "fuse.npk";
 
 /// How many programs a message names.
 const MAX_NAMED_USERS: usize = 4;
+/// How long it may take to find them.
+const USERS_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub fn umount(config: &UmountConfig) -> Result<(), CliError> {
     let mount = find(&config.mountpoint)?;
@@ -36,7 +39,10 @@ pub fn umount(config: &UmountConfig) -> Result<(), CliError> {
     match mounts::unmount(&mount.mount_point, config.lazy) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-            let users = users(&mount.mount_point);
+            // The system lets nobody look at a process that is about to run another program and cannot, because it closes
+            // a file of a mount that does not answer.
+            let users =
+                preflight::in_time(USERS_TIMEOUT, move || users(&mount.mount_point)).unwrap_or_default();
             return Err(UmountError::Busy { mountpoint: config.mountpoint.clone(), users }.into());
         }
         Err(source) => {
