@@ -22,7 +22,7 @@ LEFT_OUT = {
     "io-uring": "stress-ng's own test of statx fails on every file system",
     "fanotify, io, iomix": "watch all mounts of the machine, sync all its disks, and empty all its caches",
 }
-SECONDS = {False: 15, True: 300}
+SECONDS = {False: 10, True: 300}
 
 
 def prepare(report, scratch):
