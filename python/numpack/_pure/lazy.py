@@ -76,7 +76,6 @@ class LazyArray:
     _name: str
     _attrs: dict[str, Any]
     _array: Array
-    _view: np.ndarray | None
 
     __hash__ = None  # type: ignore[assignment]
 
