@@ -77,6 +77,10 @@ struct Serving<'a>(Child, &'a Path);
 impl Drop for Serving<'_> {
     fn drop(&mut self) {
         let _ = self.0.kill();
+        // It may wait in the kernel for a program that waits for it.
+        if let Ok(Some(mount)) = mounts::find(self.1) {
+            let _ = mounts::abort(&mount);
+        }
         let _ = self.0.wait();
         let _ = mounts::unmount(self.1, true);
     }
