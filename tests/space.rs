@@ -121,7 +121,7 @@ fn headers_that_could_not_be_written_are_written_after_a_snapshot_was_due() {
     write_attrs(70_000);
     write_attrs(limit - manifest_len() - overhead - 16);
     assert_eq!(ino(), first);
-    let is_slot_write = storage.calls().len() + 3; // the lock, the elements, the frame, the slot
+    let is_slot_write = storage.calls().len() + 4; // the lock, the elements, the length, the frame, the slot
     storage.fail_at(is_slot_write + 1, io::Error::from_raw_os_error(libc::EIO));
     store.append(&[("a", array(&[1; 100]))]).unwrap();
     assert_eq!(storage.failed_call().as_deref(), Some("write_at data_a.npkd"));

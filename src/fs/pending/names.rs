@@ -133,6 +133,7 @@ impl Fs {
         if names::is_array_file(name) {
             return Ok(false);
         }
+        Self::refuse_views(parent, name)?;
         self.sync()?;
         let Child::Pending(ino) = self.child(parent, name)? else { return Ok(false) };
         if self.read_only {
