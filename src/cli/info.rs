@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::format::{Dtype, names};
 use crate::store::{Access, Array, Attrs, Compression, Filter, Store};
+use crate::sys::lock::claim_name;
 use crate::sys::netfs::{LockReach, Place};
 
 use super::error::CliError;
@@ -97,7 +98,7 @@ fn place_text(place: Place) -> Vec<String> {
         LockReach::Everybody => "locks keep out writers on other hosts".to_owned(),
         LockReach::ThisMount => format!(
             "locks keep out this mount only: a writer also makes {}, and each commit waits for the disk",
-            names::CLAIM
+            claim_name(names::LOCK)
         ),
     });
     lines

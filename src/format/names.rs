@@ -10,8 +10,6 @@ pub const MANIFEST_BACKUP: &str = "metadata.npkm.bak";
 pub const LOST_AND_FOUND: &str = "lost+found";
 /// The file that writers lock.
 pub const LOCK: &str = "metadata.npkm.lock";
-/// What a writer makes beside [`LOCK`] where that does not keep out other hosts.
-pub const CLAIM: &str = "metadata.npkm.lock.host";
 
 const DATA_PREFIX: &str = "data_";
 const DATA_SUFFIX: &str = ".npkd";

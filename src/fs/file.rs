@@ -86,10 +86,7 @@ impl Fs {
             return Err(FsError::ReadOnly);
         }
         self.sync()?;
-        let stale = || {
-            self.again.expect(caller);
-            FsError::Stale { ino }
-        };
+        let stale = || self.look_again(ino, caller);
         let is_second = self.again.came(caller);
         let inode = self.inodes.get(ino).ok_or_else(stale)?;
         if flags.truncate {
@@ -141,6 +138,12 @@ impl Fs {
     /// Somebody wrote a header that says what the array's does, in other words: the kernel is not to show those.
     pub(super) fn tell_other_words(&self, inode: &Inode) {
         self.tell(inode.ino, Some(inode.unsettle()));
+    }
+
+    /// The answer to an `open` of an inode whose name is to be looked up again.
+    pub fn look_again(&self, ino: Ino, caller: Caller) -> FsError {
+        self.again.expect(caller);
+        FsError::Stale { ino }
     }
 
     pub(super) fn tell(&self, ino: Ino, effect: Option<Effect>) {

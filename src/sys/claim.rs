@@ -92,7 +92,7 @@ pub(super) fn holder(path: &Path) -> Option<String> {
 }
 
 /// The name of the claim beside the lock file `lock`.
-pub(super) fn name_of(lock: &str) -> String {
+pub fn name_of(lock: &str) -> String {
     format!("{lock}{SUFFIX}")
 }
 

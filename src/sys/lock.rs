@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Mode, OFlags, fstat, major, minor, openat, statat};
 
+pub use super::claim::name_of as claim_name;
 use super::claim::{self, Host};
 use super::fork;
 use super::{FileLock, FileStat, LockGuard};

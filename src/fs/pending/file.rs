@@ -117,10 +117,7 @@ impl Fs {
             return Err(FsError::ReadOnly);
         }
         let is_second = self.again.came(caller);
-        let stale = || {
-            self.again.expect(caller);
-            FsError::Stale { ino }
-        };
+        let stale = || self.look_again(ino, caller);
         let file = self.pending.get(ino).ok_or_else(stale)?;
         if self.pending.claim(caller, ino) {
             if !flags.truncate {

@@ -280,12 +280,6 @@ impl Fs {
         }
     }
 
-    /// The answer to an `open` of an inode whose name is to be looked up again.
-    pub fn look_again(&self, ino: Ino, caller: Caller) -> FsError {
-        self.again.expect(caller);
-        FsError::Stale { ino }
-    }
-
     /// As [`Fs::read`], from a view.
     pub(super) fn read_view<T>(
         &self,

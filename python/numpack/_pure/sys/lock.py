@@ -15,17 +15,14 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from numpack._pure.sys.storage import Directory
+from numpack._pure.sys.storage import Directory
 
 log = logging.getLogger("numpack")
 
 FIRST_PAUSE = 50e-6
 LONGEST_PAUSE = 5e-3
-# Longest text of a claim that is read.
-MAX_CLAIM_LEN = 4096
 
 # struct flock: l_type, l_whence, l_start, l_len, l_pid, which must be 0 for these locks.
 FLOCK = struct.Struct("@hhqqi4x")
@@ -225,13 +222,9 @@ def boot_id() -> str:
 
 def claiming_host(path: str) -> str | None:
     """The host that claims the lock on the file at ``path``, for an error message."""
-    claim = claim_name(path)
+    folder, name = os.path.split(path)
     try:
-        if os.path.islink(claim):
-            words = os.readlink(claim).split()
-        else:
-            with open(claim, errors="replace") as file:
-                words = file.read(MAX_CLAIM_LEN).split()
+        words = Directory(folder).read_note(claim_name(name)).split()
     except OSError:
         return None
     return words[3] if len(words) > 3 else "unknown"
