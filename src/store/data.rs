@@ -16,7 +16,7 @@ use crate::format::{ArrayId, FormatError, Record};
 use crate::sys::{FileAccess, FileStat, Map, Storage, StorageFile};
 
 /// Data files that stay open after their last use: opening one costs as much as writing a few rows.
-const MAX_RECENT: usize = 64;
+pub(super) const MAX_RECENT: usize = 64;
 
 /// An open data file and what was computed from it.
 #[derive(Debug)]
