@@ -166,7 +166,12 @@ class File:
     def map(self, length: int, *, writable: bool = False) -> mmap.mmap:
         """The file from its start, mapped."""
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-        return mmap.mmap(self.fd, length, access=access)
+        try:
+            return mmap.mmap(self.fd, length, access=access)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise MemoryError(f"cannot map {length} bytes of a file: {error.strerror}") from None
 
 
 class Directory:
