@@ -124,7 +124,7 @@ def read_elements(array: Array, offset: int, length: int) -> memoryview:
     record, row_len = array.record, array.record.layout.row_len
     if not record.deleted:
         data = memoryview(bytearray(length))
-        array.elements.read_into(data, offset)
+        array.read_into(data, offset)
         return data
     first, last = offset // row_len, -(-(offset + length) // row_len)
     return bytes_of(array.rows(first, last))[offset - first * row_len :][:length]
