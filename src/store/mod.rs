@@ -35,8 +35,8 @@ use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 pub use array::{Array, ArrayMap};
@@ -58,6 +58,7 @@ pub use crate::format::{
 
 use crate::format::{FormatError, Table, names};
 pub use crate::sys::MapMut;
+use crate::sys::sync::{AtomicBool, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::sys::{DirStorage, FileAccess, FileStat, FsStat, LockGuard, Storage, StorageFile};
 use data::{DataFiles, lock};
 use log::ManifestLog;

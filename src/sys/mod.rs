@@ -18,6 +18,7 @@ pub mod netfs;
 pub mod process;
 mod random;
 mod storage;
+pub mod sync;
 mod word;
 
 pub use dir::DirStorage;

@@ -254,7 +254,7 @@ pub trait StorageFile: Any + Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// `Unsupported` where processes do not share memory through files: in a network file system, in memory.
-    fn word(&self, offset: usize, access: FileAccess) -> io::Result<SharedWord> {
+    fn word(&self, offset: usize, access: FileAccess) -> io::Result<Box<dyn SharedWord>> {
         let _ = (offset, access);
         Err(io::ErrorKind::Unsupported.into())
     }
