@@ -200,6 +200,23 @@ impl Store {
         Self { shared: Arc::new(shared) }
     }
 
+    /// The store for a process that was forked since it was opened, to be used instead of this one, whose locks threads
+    /// may have that are not there any more. `None` in the process that opened it.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn after_fork(&self) -> Result<Option<Self>, StoreError> {
+        let shared = &self.shared;
+        let storage = shared.storage.after_fork().map_err(|e| StoreError::io("open", self.path(), "", e))?;
+        let Some(storage) = storage else { return Ok(None) };
+        let store = Self::with_storage(storage, shared.access)?;
+        store.set_durable(shared.durable.load(Ordering::Relaxed));
+        if let Some(interrupted) = shared.interrupted.get() {
+            store.set_interrupt(*interrupted);
+        }
+        Ok(Some(store))
+    }
+
     /// Deletes what is at `path`, if it is a store of any release, or a plain file: the store's own files, and the
     /// folder if it is empty then. Does nothing where nothing is.
     ///
