@@ -113,7 +113,8 @@ tests() {
         record 'not run' 'programs on mounts' 'the build failed'
     fi
     # What was tried, as the tests say themselves.
-    sed -n 's/^covered: \([0-9][0-9]*\) \(.*\)$/\1 \2/p' "$logs/cargo-test.log" "$logs/interleavings.log" "$logs"/pytest-*.log 2>/dev/null |
+    sed -n 's/^covered: \([0-9][0-9]*\) \(.*\)$/\1 \2/p' "$logs/cargo-test.log" "$logs/interleavings.log" \
+        "$logs"/pytest-*.log "$logs"/proof-*.log 2>/dev/null |
         awk '{ n = $1; sub(/^[0-9]+ /, ""); total[$0] += n } END { for (what in total) print total[what], what }' |
         sort -k 2 >"$logs/covered"
     while read -r n what; do record covered "$n" "$what"; done <"$logs/covered"

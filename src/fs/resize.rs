@@ -162,8 +162,12 @@ impl Fs {
         })
     }
 
-    /// The folder and the name under which the array of an inode is shown, be it this version of it or another.
+    /// The folder and the name under which the array of an inode is shown, be it this version of it or another; of a
+    /// pending file, its own.
     pub fn place_of(&self, ino: Ino) -> Option<(Ino, Arc<str>)> {
+        if ino.is_pending() {
+            return self.pending.place_of(ino);
+        }
         let (array, _) = self.inodes.get(ino)?.array();
         read(&self.tree).place_for(array.name())
     }

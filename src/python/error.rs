@@ -14,6 +14,7 @@ use pyo3::types::PyType;
 
 use crate::format::FormatError;
 use crate::store::{NotAStore, StoreError};
+use crate::sys::remedy;
 
 /// The classes of `numpack/_errors.py`.
 #[derive(Debug, Clone, Copy)]
@@ -80,7 +81,7 @@ pub(super) fn os_error(action: &str, path: &Path, error: &io::Error) -> PyErr {
     let text = error.to_string();
     let text = text.strip_suffix(&format!(" (os error {errno})")).unwrap_or(&text);
     // OSError picks the subclass that belongs to the number: FileNotFoundError and so on.
-    PyOSError::new_err((errno, format!("cannot {action}: {text}"), filename(path)))
+    PyOSError::new_err((errno, format!("cannot {action}: {text}{}", remedy(error)), filename(path)))
 }
 
 /// Whether a signal handler raised an exception, which is left to be raised by whoever waits. Answers only in the main

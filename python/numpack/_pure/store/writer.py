@@ -31,6 +31,8 @@ from numpack._pure.sys.lock import WouldBlock, claiming_host, holder
 from numpack._pure.sys.storage import File
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from numpack._pure.store.store import Store
 
 log = logging.getLogger("numpack")
@@ -60,7 +62,11 @@ class Staged:
 
 @dataclass
 class Commit:
-    """One commit in the making."""
+    """One commit in the making.
+
+    At the end of a ``with`` block, locks on data files end. If the block raises, new versions are gone as well: whoever
+    keeps the exception keeps all that was made here, and neither room on the disk nor locks may wait for him.
+    """
 
     staged: list[Staged] = field(default_factory=list)
     # Operations that come before the new versions.
@@ -75,6 +81,16 @@ class Commit:
     moves_rows: bool = False
     # The locks on the files that rows are moved from, which end with the commit.
     locked: list[File] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_exception: object) -> None:
+        for file in self.locked:
+            file.close()
+        if kind is not None:
+            for new in self.staged:
+                new.file.close()
 
 
 @contextlib.contextmanager
@@ -174,6 +190,8 @@ def _commit(store: Store, change: Commit) -> None:
         else:
             store.poison = store.poison or errors.Poison(store.path, error)
         raise
+    # From here on the files belong to the store, whatever happens.
+    change.staged = []
     # Not before: had the commit failed, somebody else's would get these identities.
     for record, new in zip(records, staged, strict=True):
         store.files.insert(record.id, DataFile(new.file))

@@ -70,7 +70,10 @@ _FALLOCATE = _fallocate()
 
 
 class File:
-    """An open file, closed with its last reference."""
+    """An open file, closed with its last reference.
+
+    An exception that somebody keeps has a reference, too: files that must not outlive a failure are closed there.
+    """
 
     def __init__(self, fd: int, temporary: tuple[Directory, str] | None = None) -> None:
         self.fd = fd
@@ -78,6 +81,10 @@ class File:
         self.temporary = temporary
 
     def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, with the locks on it. One that has no name but a temporary one is gone."""
         if self.fd < 0:
             return
         if self.temporary is not None:
