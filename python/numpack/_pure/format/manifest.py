@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from pyroaring import BitMap64
 
 from numpack._dtypes import Descr
 from numpack._errors import CorruptStoreError, UnsupportedError
+from numpack._pure.cached import cached_property
 from numpack._pure.format import bitmap, messagepack, names
 from numpack._pure.format import dtype as dtypes
 from numpack._pure.format.block_index import FILE_HEADER_LEN, Index, IndexFault
