@@ -192,9 +192,22 @@ impl DataFiles {
         if let Some(file) = open.by_id.get(&record.id).and_then(Weak::upgrade) {
             return Ok(file);
         }
-        let file = Arc::new(DataFile::open(storage, record, self.access)?);
-        open.insert(record.id, &file);
-        Ok(file)
+        match DataFile::open(storage, record, self.access) {
+            // The disk went read-only since the store was opened, as it does after an error. What is there can be read; and
+            // should it be writable again, the file is opened anew when nobody has it open any more.
+            Err(StoreError::Io { source, .. })
+                if self.access == FileAccess::Write && source.raw_os_error() == Some(libc::EROFS) =>
+            {
+                let file = Arc::new(DataFile::open(storage, record, FileAccess::Read)?);
+                open.by_id.insert(record.id, Arc::downgrade(&file));
+                Ok(file)
+            }
+            opened => {
+                let file = Arc::new(opened?);
+                open.insert(record.id, &file);
+                Ok(file)
+            }
+        }
     }
 
     /// Remembers a file that was just written.

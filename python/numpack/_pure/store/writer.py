@@ -465,8 +465,13 @@ def sync_dirty(store: Store) -> None:
     for name in dirty:
 
         def sync(name: str = name) -> None:
-            with contextlib.suppress(FileNotFoundError):
-                store.directory.open_file(name, writable=True).sync()
+            try:
+                file = store.directory.open_file(name, writable=True)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                raise errors.io_error("sync", os.path.join(store.path, name), error) from error
+            file.sync()
 
         poisoning(store, "sync", name, sync)
 
