@@ -58,6 +58,7 @@ in_both_ways! {
     fsync_of_a_whole_file_makes_the_array
     what_is_pending_at_the_end_is_put_into_lost_and_found
     a_full_disk_changes_nothing
+    a_large_write_may_be_answered_before_it_is_done
     what_cannot_be_committed_is_not_lost
     a_writer_at_work_is_waited_for
     a_read_only_mount_makes_nothing
@@ -979,6 +980,34 @@ fn a_full_disk_changes_nothing() {
         f.fs.end();
         assert_eq!(f.lost(), [], "{call:?}");
     }
+}
+
+fn a_large_write_may_be_answered_before_it_is_done() {
+    let f = Fixture::with(|store| save(store, "a", 3, 0));
+    let bytes = npy(5_000_000, 0);
+    let fh = f.create("a.npy");
+    let write = |offset: usize, end: usize| {
+        let mut answered = false;
+        let answer = || answered = true;
+        let written = f.fs.write_new(fh, offset as u64, &bytes[offset..end], false, answer);
+        (answered, written.map_err(|error| error.errno()))
+    };
+    assert_eq!(write(0, 128), (false, Ok(())));
+    assert_eq!(write(128, 100_000), (true, Ok(())));
+    assert_eq!(f.read(fh), bytes[..100_000]);
+    f.faults.fail_next("write_at", std::io::Error::from_raw_os_error(libc::EDQUOT));
+    assert_eq!(write(100_000, bytes.len()), (true, Err(libc::EDQUOT)));
+    // The disk works again, and the file could be completed; but whoever wrote it knows nothing of a gap.
+    assert_eq!(write(100_000, bytes.len()), (false, Err(libc::EDQUOT)));
+    assert_eq!(write(0, 128), (false, Err(libc::EDQUOT)));
+    assert_errno(f.fs.fsync(fh), libc::EDQUOT);
+    assert_errno(f.flush(fh), libc::EDQUOT);
+    assert_errno(f.close(fh), libc::EDQUOT);
+    assert_errno(f.rename("a.npy", "b.npy"), libc::EDQUOT);
+    assert_eq!(values(&f.stored_bytes("a")), [0, 1, 2]);
+    f.put("a.npy", &bytes).unwrap();
+    assert_eq!(f.stored_bytes("a"), bytes);
+    assert_eq!(f.stored(), names(["a"]));
 }
 
 fn what_cannot_be_committed_is_not_lost() {

@@ -868,6 +868,23 @@ fn truncate_to_whole_rows_changes_the_rows() {
     });
 }
 
+/// Regression: whose array somebody else has just removed or overwritten, of which the mount has not heard yet, was told
+/// that there is no such file by `write`, and not that it is another one by now.
+#[test]
+fn regression_appending_to_a_version_that_has_just_gone_is_estale() {
+    each_kind(|f| {
+        for change in [|store: &Store| save(store, "a", 1, 0), |store: &Store| drop(store.remove(&["a"]))] {
+            let attr = f.lookup("a.npy").unwrap();
+            let fh = f.open("a.npy", WRITE).unwrap().fh;
+            change(&f.other);
+            assert_errno(f.fs.append(fh, &numbers(0..2)), libc::ESTALE);
+            let size = SetAttr { size: Some(attr.size + 8), ..SetAttr::default() };
+            assert_errno(f.fs.setattr(attr.ino, size), libc::ESTALE);
+            f.fs.release(fh);
+        }
+    });
+}
+
 #[test]
 fn headers_in_other_words_are_taken_as_they_are_meant() {
     each_kind(|f| {

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 
 use libc::c_int;
 
@@ -77,6 +78,11 @@ pub enum FsError {
         /// How many bytes.
         len: u64,
     },
+    /// A write that was answered before it was done has failed since, so the file is not what was written to it.
+    WriteLost {
+        /// Why it failed.
+        first: Arc<StoreError>,
+    },
     /// The store's answer.
     Store(StoreError),
 }
@@ -104,6 +110,7 @@ impl FsError {
             Self::Unsupported { .. } => libc::EOPNOTSUPP,
             // "Try again": who answers programs does so first.
             Self::Finished { .. } | Self::Uncommitted { .. } | Self::Unread { .. } => libc::EBUSY,
+            Self::WriteLost { first } => store_errno(first),
             Self::Store(error) => store_errno(error),
         }
     }
@@ -165,6 +172,9 @@ impl fmt::Display for FsError {
             Self::Unread { fh, len } => {
                 write!(f, "{len} bytes of the view with the handle {fh} are to be read first")
             }
+            Self::WriteLost { first } => {
+                write!(f, "a write to this file failed: {first}; empty it, and write it again")
+            }
             Self::Store(error) => error.fmt(f),
         }
     }
@@ -173,6 +183,7 @@ impl fmt::Display for FsError {
 impl Error for FsError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
+            Self::WriteLost { first } => Some(&**first),
             Self::Store(error) => Some(error),
             _ => None,
         }

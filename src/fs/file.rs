@@ -277,11 +277,15 @@ impl Fs {
     /// waited for, and nothing was written; or if writing fails; `Uncommitted` if [`Fs::commit_all`] comes first.
     pub fn write(&self, fh: Fh, offset: u64, data: &[u8], from_cache: bool) -> Result<Written, FsError> {
         let result = self.write_uncounted(fh, offset, data, from_cache);
-        match &result {
-            Ok(_) => self.counters.note_write(data.len() as u64),
+        self.count_write(&result, data.len());
+        result
+    }
+
+    pub(super) fn count_write<T>(&self, result: &Result<T, FsError>, len: usize) {
+        match result {
+            Ok(_) => self.counters.note_write(len as u64),
             Err(error) => self.counters.note_error(error),
         }
-        result
     }
 
     fn write_uncounted(
@@ -292,7 +296,7 @@ impl Fs {
         from_cache: bool,
     ) -> Result<Written, FsError> {
         if fh.is_pending() {
-            return self.write_pending(fh, offset, data, from_cache).map(|()| Written::Done);
+            return self.write_pending(fh, offset, data, from_cache, || {}).map(|()| Written::Done);
         }
         // Writeback may come through any handle of the inode that was open for writing.
         let file = if from_cache { self.files.get(fh)? } else { self.writable(fh)? };

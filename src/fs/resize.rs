@@ -102,7 +102,8 @@ impl Fs {
         let bytes = [tail.get(..at).unwrap_or_default(), data, rest].concat();
         let (rows, rest) = bytes.split_at(bytes.len() / row_len * row_len);
         if !rows.is_empty() {
-            let grown = self.store.append_bytes(array, rows, Duration::ZERO)?;
+            let grown = self.store.append_bytes(array, rows, Duration::ZERO);
+            let grown = grown.map_err(|error| stale_if_gone(inode, error))?;
             let grown =
                 grown.ok_or(FsError::Unsupported { what: "appending rows that would move the others" })?;
             self.grew(inode, &grown, rows.len() as u64);
@@ -147,7 +148,8 @@ impl Fs {
                 return Err(FsError::Stale { ino: inode.ino });
             }
             let before = array.npy_len();
-            let sized = self.store.set_n_rows(&array, n_rows, Duration::ZERO)?;
+            let sized = self.store.set_n_rows(&array, n_rows, Duration::ZERO);
+            let sized = sized.map_err(|error| stale_if_gone(inode, error))?;
             let sized =
                 sized.ok_or(FsError::Unsupported { what: "changing the length if rows would move" })?;
             tail.clear();
@@ -160,8 +162,12 @@ impl Fs {
         })
     }
 
-    /// The folder and the name under which the array of an inode is shown, be it this version of it or another.
+    /// The folder and the name under which the array of an inode is shown, be it this version of it or another; of a
+    /// pending file, its own.
     pub fn place_of(&self, ino: Ino) -> Option<(Ino, Arc<str>)> {
+        if ino.is_pending() {
+            return self.pending.place_of(ino);
+        }
         let (array, _) = self.inodes.get(ino)?.array();
         read(&self.tree).place_for(array.name())
     }
@@ -197,6 +203,14 @@ impl Fs {
             let rest = tail.get(start..).unwrap_or_default();
             rest.iter().take(len as usize).copied().collect()
         })
+    }
+}
+
+/// A version may have gone since the mount last looked: that is said as if it had known.
+fn stale_if_gone(inode: &Inode, error: StoreError) -> FsError {
+    match error {
+        StoreError::NotFound { .. } => FsError::Stale { ino: inode.ino },
+        error => error.into(),
     }
 }
 

@@ -72,14 +72,10 @@ impl Adapter {
     /// answered. What else it is told may have to wait for the answer, because it writes no pages back until then.
     fn set_len(&self, ino: Ino, set: SetAttr, reply: ReplyAttr) {
         let opener = Arc::clone(&self.opener);
-        self.tasks.hand_over(move || match waiting(&opener.fs, ino, || opener.fs.setattr(ino, set)) {
+        self.tasks.hand_over(move || match waiting(&opener, ino, || opener.fs.setattr(ino, set)) {
             Ok(attr) => {
-                if Some(attr.size) != set.size
-                    && let (Some(kernel), Some((parent, name))) =
-                        (opener.kernel.get(), opener.fs.place_of(ino))
-                    && let Err(error) = kernel.inval_entry(INodeNo(parent.0), OsStr::new(&*name))
-                {
-                    debug!("{name:?} is not dropped: {error}");
+                if Some(attr.size) != set.size {
+                    opener.drop_name(ino);
                 }
                 reply.attr(&Duration::ZERO, &file_attr(&attr));
             }
@@ -176,8 +172,8 @@ impl Filesystem for Adapter {
         }
         match self.fs.setattr(ino(node), set) {
             Err(error) if must_wait(&error) => {
-                let (fs, ino) = (Arc::clone(&self.fs), ino(node));
-                self.tasks.hand_over(move || match waiting(&fs, ino, || fs.setattr(ino, set)) {
+                let (opener, ino) = (Arc::clone(&self.opener), ino(node));
+                self.tasks.hand_over(move || match waiting(&opener, ino, || opener.fs.setattr(ino, set)) {
                     Ok(attr) => reply.attr(&Duration::ZERO, &file_attr(&attr)),
                     Err(error) => reply.error(errno(&error)),
                 });
@@ -358,7 +354,20 @@ impl Filesystem for Adapter {
         // The kernel may know a length that is not the last one any more.
         let appends = flags.0 & libc::O_APPEND != 0 && !from_cache && !ino(node).is_pending();
         let at = if appends { WriteAt::End } else { WriteAt::Offset { offset, from_cache } };
-        match self.opener.write(ino(node), fh(handle), at, data) {
+        let mut reply = Some(reply);
+        let result = if ino(node).is_pending() {
+            let answer = || {
+                if let Some(reply) = reply.take() {
+                    reply.written(len);
+                }
+            };
+            let written = self.fs.write_new(fh(handle), offset, data, from_cache, answer);
+            written.map(|()| Written::Done)
+        } else {
+            self.opener.write(ino(node), fh(handle), at, data)
+        };
+        let Some(reply) = reply else { return };
+        match result {
             Ok(written) => {
                 match written {
                     Written::Done => {}
@@ -518,9 +527,10 @@ impl Filesystem for Adapter {
         };
         match self.fs.fallocate(fh(handle), offset, length, extend) {
             Err(error) if must_wait(&error) => {
-                let (fs, ino) = (Arc::clone(&self.fs), ino(node));
+                let (opener, ino) = (Arc::clone(&self.opener), ino(node));
                 self.tasks.hand_over(move || {
-                    empty(reply, waiting(&fs, ino, || fs.fallocate(fh(handle), offset, length, extend)));
+                    let reserve = || opener.fs.fallocate(fh(handle), offset, length, extend);
+                    empty(reply, waiting(&opener, ino, reserve));
                 });
             }
             result => empty(reply, result),

@@ -74,13 +74,26 @@ struct State {
     mapped: Vec<(Array, Weak<MapMut>)>,
 }
 
+impl State {
+    /// In a process that was forked since the store was opened: goes on with one of its own. What was written through
+    /// mappings until then is the parent's to tell.
+    fn follow_fork(&mut self) -> Result<(), StoreError> {
+        if let Some(own) = self.store.as_ref().map_or(Ok(None), Store::after_fork)? {
+            self.store = Some(own);
+            self.mapped.clear();
+        }
+        Ok(())
+    }
+}
+
 impl NumPack {
     fn state(&self, py: Python<'_>) -> MutexGuard<'_, State> {
         self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn store(&self, py: Python<'_>) -> PyResult<Store> {
-        let state = self.state(py);
+        let mut state = self.state(py);
+        state.follow_fork().or_raise(py)?;
         match &state.store {
             Some(_) if self.strict && state.n_contexts == 0 => Err(Exception::StoreClosed.err(format!(
                 "{}: strict_context_mode allows calls only within \"with NumPack(...) as npk:\"",
@@ -120,6 +133,7 @@ impl NumPack {
 
     /// Tells others of what was written through mappings so far; keeps those of which more may come.
     fn tell_mapped(&self, py: Python<'_>) -> Result<(), StoreError> {
+        self.state(py).follow_fork()?;
         let mapped = std::mem::take(&mut self.state(py).mapped);
         let told = py.detach(|| mapped.iter().try_for_each(|(array, _)| array.tell_mapped()));
         let alive = mapped.into_iter().filter(|(_, map)| map.strong_count() > 0);

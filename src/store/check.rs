@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::convert::Infallible;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::blocks::{Cursor, ReadError, View};
 use super::data::{DataFile, fault, lock};
@@ -15,6 +15,7 @@ use crate::format::upstream::{OLD_TABLE, TableLayout};
 use crate::format::{BlockKind, names};
 use crate::sys::Storage;
 use crate::sys::process::{n_cores, share_out};
+use crate::sys::sync::Mutex;
 
 /// Bytes of elements that are checked between two reports of progress.
 const CHUNK_LEN: u64 = 32 << 20;

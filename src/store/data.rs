@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, Weak};
 
 use roaring::RoaringTreemap;
 
@@ -13,6 +13,7 @@ use super::error::{DataFileFault, StoreError};
 use super::rows::LiveRows;
 use crate::format::npy::{self, NpyHeader};
 use crate::format::{ArrayId, FormatError, Record};
+use crate::sys::sync::{AtomicBool, Mutex, MutexGuard};
 use crate::sys::{FileAccess, FileStat, Map, Storage, StorageFile};
 
 /// Data files that stay open after their last use: opening one costs as much as writing a few rows.

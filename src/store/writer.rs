@@ -415,6 +415,9 @@ impl Shared {
         self.swept.store(true, Ordering::Relaxed);
         self.finish_intent(&manifest);
         self.mend_headers(&mut manifest);
+        if self.swept.load(Ordering::Relaxed) {
+            manifest.publish_length();
+        }
         Ok(WriteGuard { file, _thread: thread })
     }
 
@@ -531,11 +534,12 @@ impl Shared {
                 self.note_dirty(&record);
             }
         }
-        if manifest.lagging.is_empty() {
-            manifest.publish_length();
-        }
         if is_intended {
             self.end_intent(superseded.iter().map(|(_, file)| &**file));
+        }
+        // Whoever finds the length that they know looks for nothing that is left to be done, so nothing may be.
+        if manifest.lagging.is_empty() && self.swept.load(Ordering::Relaxed) {
+            manifest.publish_length();
         }
         // A snapshot does not say whose headers lag behind.
         if manifest.wants_snapshot() && manifest.lagging.is_empty() {

@@ -18,6 +18,7 @@ use rustix::io::{Errno, retry_on_intr};
 
 use super::claim::Host;
 use super::file::{DirFile, Temporary};
+use super::fork;
 use super::lock::{self, LockTable};
 use super::netfs::{LockReach, Place};
 use super::storage::check_name;
@@ -44,6 +45,8 @@ const NEW_FOLDER_MODE: u32 = 0o700;
 pub struct DirStorage {
     dir: Arc<OwnedFd>,
     path: PathBuf,
+    /// [`fork::generation`] at the opening.
+    forks: u64,
     locks: LockTable,
     /// The file system makes files without a name, as far as is known.
     has_unnamed: AtomicBool,
@@ -68,9 +71,14 @@ impl DirStorage {
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = retry_on_intr(|| openat(CWD, path, flags, Mode::empty()))?;
+        DirStorage::of(Arc::new(dir), path.to_path_buf())
+    }
+
+    fn of(dir: Arc<OwnedFd>, path: PathBuf) -> io::Result<Self> {
         Ok(DirStorage {
-            dir: Arc::new(dir),
-            path: path.to_path_buf(),
+            dir,
+            path,
+            forks: fork::generation()?,
             locks: LockTable::default(),
             has_unnamed: AtomicBool::new(true),
             has_swept: AtomicBool::new(false),
@@ -410,6 +418,13 @@ impl Storage for DirStorage {
             name_max: stat.f_namemax,
             place: self.place()?,
         })
+    }
+
+    fn after_fork(&self) -> io::Result<Option<Box<dyn Storage>>> {
+        if fork::generation()? == self.forks {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(DirStorage::of(Arc::clone(&self.dir), self.path.clone())?)))
     }
 
     fn path(&self) -> &Path {

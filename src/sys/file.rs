@@ -14,7 +14,7 @@ use rustix::fs::{
 use rustix::io::{Errno, retry_on_intr};
 
 use super::fork;
-use super::{FileAccess, FileLock, FileStat, Map, MapMut, SharedWord, StorageFile, lease, lock, netfs};
+use super::{FileAccess, FileLock, FileStat, Map, MapMut, SharedWord, StorageFile, lease, lock, netfs, word};
 
 const COPY_CHUNK_LEN: usize = 1 << 20;
 
@@ -198,11 +198,11 @@ impl StorageFile for DirFile {
         Ok(copied + copy_by_reading(src, from, &self.file, to, len - copied)?)
     }
 
-    fn word(&self, offset: usize, access: FileAccess) -> io::Result<SharedWord> {
+    fn word(&self, offset: usize, access: FileAccess) -> io::Result<Box<dyn SharedWord>> {
         if netfs::kind(&self.file)?.is_shared() {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        SharedWord::of_file(&self.file, offset, access == FileAccess::Write)
+        Ok(Box::new(word::MappedWord::of_file(&self.file, offset, access == FileAccess::Write)?))
     }
 
     fn forget_cached(&self) -> io::Result<()> {

@@ -19,6 +19,7 @@ pub mod process;
 mod random;
 mod remedy;
 mod storage;
+pub mod sync;
 mod word;
 
 pub use dir::DirStorage;

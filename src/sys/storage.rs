@@ -176,6 +176,15 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
     /// The directory, for messages.
     fn path(&self) -> &Path;
+
+    /// The same directory for a process that was forked since the storage was opened: without what threads have locked
+    /// that are not there any more. `None` in the process that opened it, and where that is nothing special.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    fn after_fork(&self) -> io::Result<Option<Box<dyn Storage>>> {
+        Ok(None)
+    }
 }
 
 /// An open file. All calls take absolute offsets, so threads may share it.
@@ -254,7 +263,7 @@ pub trait StorageFile: Any + Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// `Unsupported` where processes do not share memory through files: in a network file system, in memory.
-    fn word(&self, offset: usize, access: FileAccess) -> io::Result<SharedWord> {
+    fn word(&self, offset: usize, access: FileAccess) -> io::Result<Box<dyn SharedWord>> {
         let _ = (offset, access);
         Err(io::ErrorKind::Unsupported.into())
     }

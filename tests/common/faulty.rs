@@ -406,7 +406,7 @@ impl StorageFile for FaultyFile {
     }
 
     /// Stores to the word are not counted: they reach the page cache in no time.
-    fn word(&self, offset: usize, access: FileAccess) -> io::Result<SharedWord> {
+    fn word(&self, offset: usize, access: FileAccess) -> io::Result<Box<dyn SharedWord>> {
         self.faults.check_alive()?;
         self.inner.word(offset, access)
     }

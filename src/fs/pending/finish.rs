@@ -43,6 +43,7 @@ impl Fs {
             let mut guard = open.file.state();
             let state = &mut *guard;
             state.flushed = true;
+            state.check_written()?;
             match &state.body {
                 Body::Draft(draft) if state.array.is_some() => match draft.missing() {
                     Ok(missing) => Ok(missing == 0 && state.is_at_rest(draft)),
@@ -73,6 +74,7 @@ impl Fs {
         // What is whole can outlive this process only as an array.
         let is_whole = {
             let state = file.state();
+            state.check_written()?;
             match &state.body {
                 Body::Draft(draft) => state.is_at_rest(draft) && draft.missing().is_ok_and(|n| n == 0),
                 Body::Array(_) => false,
@@ -162,7 +164,7 @@ impl Fs {
         let mut pause = Duration::from_micros(200);
         loop {
             match self.try_commit_as(file, name, overwrite) {
-                Err(StoreError::Locked { .. }) if start.elapsed() < TIMEOUT => {}
+                Err(FsError::Store(StoreError::Locked { .. })) if start.elapsed() < TIMEOUT => {}
                 Err(error) => return Err(self.refused(file, error)),
                 Ok(done) => {
                     if done {
@@ -179,13 +181,9 @@ impl Fs {
     }
 
     /// As [`Fs::commit_as`], without waiting for other writers.
-    fn try_commit_as(
-        &self,
-        file: &PendingFile,
-        name: &Arc<str>,
-        overwrite: bool,
-    ) -> Result<bool, StoreError> {
+    fn try_commit_as(&self, file: &PendingFile, name: &Arc<str>, overwrite: bool) -> Result<bool, FsError> {
         let mut state = file.state();
+        state.check_written()?;
         let Body::Draft(draft) = &mut state.body else { return Ok(true) };
         if draft.missing()? > 0 {
             return Ok(false);
@@ -297,7 +295,7 @@ impl Fs {
     }
 
     /// The error that says why no array is made of a file; it is logged.
-    pub(super) fn refused(&self, file: &PendingFile, error: StoreError) -> FsError {
+    pub(super) fn refused(&self, file: &PendingFile, error: impl Into<FsError>) -> FsError {
         let error = error.into();
         self.counters.note_error(&error);
         self.log_refusal(file, &error);

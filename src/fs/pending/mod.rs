@@ -16,7 +16,7 @@ use log::warn;
 use super::attr::FILE_PERM;
 use super::xattr::AttrChanges;
 use super::{Attr, FileKind, Fs, FsError, Ino, lock};
-use crate::store::{Array, Draft};
+use crate::store::{Array, Draft, StoreError};
 
 mod file;
 mod finish;
@@ -64,6 +64,11 @@ struct State {
     flushed: bool,
     /// Why no array was made of it, as far as the log tells.
     refusal: Option<String>,
+    /// So many bytes may be written behind their answer before the disk is asked again what room it has.
+    room: u64,
+    /// Why something that was answered is not there. Nothing is written any more, and no array made, until the file is
+    /// emptied.
+    lost: Option<Arc<StoreError>>,
     /// What was set and removed of the attributes of the array that it becomes.
     attrs: AttrChanges,
 }
@@ -118,6 +123,8 @@ impl State {
             mapped: false,
             flushed: false,
             refusal: None,
+            room: 0,
+            lost: None,
             attrs: AttrChanges::default(),
         }
     }
@@ -144,6 +151,15 @@ impl State {
     fn changed(&mut self) {
         self.flushed = false;
         self.refusal = None;
+    }
+
+    /// # Errors
+    /// `WriteLost`.
+    fn check_written(&self) -> Result<(), FsError> {
+        match &self.lost {
+            Some(first) => Err(FsError::WriteLost { first: Arc::clone(first) }),
+            None => Ok(()),
+        }
     }
 
     /// Gives the name up, and with it the claim to an array's.
@@ -209,6 +225,12 @@ impl Pendings {
 
     pub(super) fn get(&self, ino: Ino) -> Option<Arc<PendingFile>> {
         self.table().known.get(&ino).map(|known| Arc::clone(&known.file))
+    }
+
+    /// The folder and the name that show a file, or did so last.
+    pub(super) fn place_of(&self, ino: Ino) -> Option<(Ino, Arc<str>)> {
+        let Spot { parent, name } = self.get(ino)?.spot();
+        Some((parent, name))
     }
 
     /// All of them.

@@ -161,6 +161,8 @@ def _catch_up(store: Store) -> None:
     store.is_swept = True
     finish_intent(store)
     _mend_headers(store)
+    if store.is_swept:
+        store.manifest.publish_length()
 
 
 def commit(store: Store, change: Commit) -> None:
@@ -241,10 +243,11 @@ def _commit(store: Store, change: Commit) -> None:
             store.manifest.lagging.append(name)
         if not durable:
             store.dirty.add(changed.file)
-    if not store.manifest.lagging:
-        store.manifest.publish_length()
     if is_intended:
         end_intent(store, [record.file for record in superseded])
+    # Whoever finds the length that they know looks for nothing that is left to be done, so nothing may be.
+    if store.is_swept and not store.manifest.lagging:
+        store.manifest.publish_length()
     # A snapshot does not say whose headers lag behind.
     if store.manifest.wants_snapshot() and not store.manifest.lagging:
         _publish(store)

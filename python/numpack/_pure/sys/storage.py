@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import functools
 import mmap
 import os
 import re
@@ -20,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from numpack._pure.cached import cached_property
 from numpack._pure.sys.netfs import Place, place_of
 
 TEMPORARY = re.compile(r"tmp_[0-9a-f]{16}\.npkd")
@@ -380,7 +380,7 @@ class Directory:
                 fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self.remove(name)
 
-    @functools.cached_property
+    @cached_property
     def place(self) -> Place:
         """The kind of file system, and how far locks reach there."""
         return place_of(self.fd)
