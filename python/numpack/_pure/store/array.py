@@ -98,7 +98,7 @@ class Array:
             self._fill(whole, 0)
             out[...] = whole[stored]
         else:
-            with self._reading():
+            with self.reading():
                 self.elements.gather(stored, bytes_of(out))
         return out
 
@@ -110,11 +110,11 @@ class Array:
 
     def read_into(self, out: memoryview, offset: int) -> None:
         """Bytes of the stored elements."""
-        with self._reading():
+        with self.reading():
             self.elements.read_into(out, offset)
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
+    def reading(self) -> Iterator[None]:
         """Let errors of the system name the file."""
         try:
             yield

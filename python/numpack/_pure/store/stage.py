@@ -107,8 +107,9 @@ def stage_copy(store: Store, array: Array, name: str, compression: Compression |
     record = array.record
     if record.deleted:
         return stage_rows(store, array, name, None, compression)
-    header = array.data.header(record)
-    if not array.data.describes(record):
+    with array.reading():
+        header, is_described = array.data.header(record), array.data.describes(record)
+    if not is_described:
         header = npy.encode_within(record.descr, record.layout, record.offset) or npy.encode(
             record.descr, record.layout
         )
