@@ -22,18 +22,24 @@ enum Fault {
     Full,
     /// The disk is full, and half was written.
     FullHalfway,
+    /// The quota is used up, and half was written.
+    OverQuotaHalfway,
     /// The disk is broken.
     Broken,
 }
 
 impl Fault {
     fn errno(self) -> i32 {
-        if self == Fault::Broken { libc::EIO } else { libc::ENOSPC }
+        match self {
+            Fault::Full | Fault::FullHalfway => libc::ENOSPC,
+            Fault::OverQuotaHalfway => libc::EDQUOT,
+            Fault::Broken => libc::EIO,
+        }
     }
 
     fn plan(self, storage: &FaultyStorage, n: usize) {
         let error = io::Error::from_raw_os_error(self.errno());
-        if self == Fault::FullHalfway {
+        if matches!(self, Fault::FullHalfway | Fault::OverQuotaHalfway) {
             storage.fail_halfway_at(n, error);
         } else {
             storage.fail_at(n, error);
@@ -136,7 +142,7 @@ fn fail_at(story: &Story, fault: Fault, calls: impl Iterator<Item = usize>) -> u
 }
 
 fn fail(fault: Fault) {
-    let is_durable = fault != Fault::FullHalfway;
+    let is_durable = matches!(fault, Fault::Full | Fault::Broken);
     for story in stories().into_iter().filter(|story| story.durable == is_durable || !story.has_blocks()) {
         let n_calls = fail_everywhere(&story, fault);
         eprintln!("{}: {n_calls} failed calls", story.name);
@@ -162,6 +168,11 @@ fn full_disk_at_any_call_leaves_everything_as_it_was() {
 #[test]
 fn full_disk_in_the_middle_of_any_write_leaves_everything_as_it_was() {
     fail(Fault::FullHalfway);
+}
+
+#[test]
+fn used_up_quota_in_the_middle_of_any_write_leaves_everything_as_it_was() {
+    fail(Fault::OverQuotaHalfway);
 }
 
 #[test]
