@@ -118,7 +118,9 @@ setup_proofs() {
     have bindfs || set -- "$@" bindfs
     # pjdfstest is linked with it.
     [ -e /usr/include/sys/acl.h ] || set -- "$@" libacl1-dev
-    [ $# = 0 ] || apt_install 'what mounts are tested with' "$@" || true
+    # Counts instructions.
+    have valgrind || set -- "$@" valgrind
+    [ $# = 0 ] || apt_install 'what mounts are tested with, and instructions counted' "$@" || true
     build_tool fsx 0.3.2
     build_tool pjdfstest 0.2.2
 }

@@ -15,6 +15,7 @@ _REMEDIES = {
     errno.EDQUOT: "make room or have the quota raised, and try again",
     errno.EMFILE: "close arrays and stores, or raise the limit of open files (ulimit -n)",
     errno.ENOMEM: "free memory, or raise the limit on it, and try again",
+    errno.EROFS: "the disk may have become read-only after an error: see the kernel's log (dmesg)",
     errno.EIO: "the disk may be failing: see the kernel's log (dmesg)",
 }
 

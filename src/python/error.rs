@@ -6,7 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use pyo3::exceptions::{
-    PyFileExistsError, PyFileNotFoundError, PyKeyboardInterrupt, PyOSError, PyTypeError, PyValueError,
+    PyFileExistsError, PyFileNotFoundError, PyKeyboardInterrupt, PyMemoryError, PyOSError, PyTypeError,
+    PyValueError,
 };
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -80,6 +81,10 @@ pub(super) fn os_error(action: &str, path: &Path, error: &io::Error) -> PyErr {
     let errno = error.raw_os_error().unwrap_or(libc::EIO);
     let text = error.to_string();
     let text = text.strip_suffix(&format!(" (os error {errno})")).unwrap_or(&text);
+    if errno == libc::ENOMEM {
+        let message = format!("{}: cannot {action}: {text}{}", path.display(), remedy(error));
+        return PyMemoryError::new_err(message);
+    }
     // OSError picks the subclass that belongs to the number: FileNotFoundError and so on.
     PyOSError::new_err((errno, format!("cannot {action}: {text}{}", remedy(error)), filename(path)))
 }

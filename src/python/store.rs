@@ -596,7 +596,8 @@ impl NumPack {
     fn _map<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
         let Some((mapped, array, map)) = rows::map(py, &self.store(py)?, name)? else { return Ok(None) };
         if let Some(map) = map {
-            self.state(py).mapped.push((array, map));
+            // Who maps many arrays, one after the other, has no more files open than mappings.
+            self.state(py).mapped.push((array.unpinned(), map));
         }
         Ok(Some(mapped.into_any()))
     }

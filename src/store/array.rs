@@ -489,6 +489,11 @@ impl Array {
         map.map(Some).map_err(|source| self.map_failed(source))
     }
 
+    /// The same array without a hold on its data file, which is opened again when it is needed.
+    pub fn unpinned(&self) -> Self {
+        Self::new(Arc::clone(&self.shared), Arc::clone(&self.record))
+    }
+
     /// Lets others know that elements were written through a mapping: the time of change is set, those who asked by
     /// [`Store::watch`](super::Store::watch) are told, and what was written is on the disk if the store is durable, or
     /// else after the next sync.

@@ -18,6 +18,7 @@ mod data;
 mod draft;
 mod draft_blocks;
 mod error;
+mod in_turn;
 mod intent;
 mod log;
 mod new_blocks;

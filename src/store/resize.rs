@@ -140,7 +140,7 @@ impl Shared {
             data.file.set_len(end).map_err(|e| failed("change the length of", e))?;
         }
         commit.ops.push(Op::Rows(Arc::clone(array.name()), shape[0]));
-        commit.headers.push((Arc::clone(array.name()), Arc::clone(data)));
+        commit.headers.push(Arc::clone(array.name()));
         Ok(())
     }
 }

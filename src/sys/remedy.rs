@@ -23,6 +23,9 @@ pub fn remedy(error: &io::Error) -> &'static str {
         Some(Errno::DQUOT) => "; make room or have the quota raised, and try again",
         Some(Errno::MFILE) => "; close arrays and stores, or raise the limit of open files (ulimit -n)",
         Some(Errno::NOMEM) => "; free memory, or raise the limit on it, and try again",
+        Some(Errno::ROFS) => {
+            "; the disk may have become read-only after an error: see the kernel's log (dmesg)"
+        }
         Some(Errno::IO) => "; the disk may be failing: see the kernel's log (dmesg)",
         _ => "",
     }

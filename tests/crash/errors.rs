@@ -12,7 +12,7 @@ use crate::common::ops::Op;
 use crate::common::random::any_content;
 use crate::common::rng::{self, Rng};
 use crate::disk::{Disk, Place};
-use crate::stories::{Story, stories};
+use crate::stories::{Story, many_arrays, stories};
 use crate::{Death, assert_survived, write_next};
 
 /// How a call fails.
@@ -62,7 +62,12 @@ fn fresh(disk: &Disk) -> Store {
 
 /// Lets each call of the story fail once, and returns the number of calls.
 fn fail_everywhere(story: &Story, fault: Fault) -> usize {
-    for n in 1.. {
+    fail_at(story, fault, 1..)
+}
+
+/// Lets these calls of the story fail, each once, and returns the number of the last that there was.
+fn fail_at(story: &Story, fault: Fault, calls: impl Iterator<Item = usize>) -> usize {
+    for n in calls {
         let disk = Disk::new(Place::Disk);
         let storage = FaultyStorage::new(disk.storage());
         fault.plan(&storage, n);
@@ -136,6 +141,16 @@ fn fail(fault: Fault) {
         let n_calls = fail_everywhere(&story, fault);
         eprintln!("{}: {n_calls} failed calls", story.name);
         rng::covered(n_calls as u64, "calls that fail: the disk is full, or broken");
+    }
+}
+
+/// As in `death_while_many_arrays_are_saved_leaves_old_or_new`.
+#[test]
+fn full_disk_while_many_arrays_are_saved_leaves_everything_as_it_was() {
+    let mut rng = Rng::new(rng::seed());
+    for (story, fault) in many_arrays().into_iter().zip([Fault::FullHalfway, Fault::Full]) {
+        let n_calls = fail_at(&story, fault, (1 + rng.below(120) as usize..).step_by(120));
+        rng::covered(n_calls as u64 / 120, "calls that fail: the disk is full, or broken");
     }
 }
 

@@ -61,8 +61,42 @@ class SmallDisk:
         for path in self.path.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def remount(self, option):
-        subprocess.run(["mount", "-o", f"remount,{option}", self.path], check=True)
+    def fail(self):
+        """Let the file system find an error, after which it only reads if it is mounted with ``errors=remount-ro``."""
+        device = os.stat(self.path).st_dev
+        name = os.path.basename(os.readlink(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"))
+        with open(f"/sys/fs/ext4/{name}/trigger_fs_error", "w") as trigger:
+            trigger.write("1")
+
+    def forget(self, folder):
+        """Let the kernel forget what it has of files in memory."""
+        os.sync()
+        for path in folder.iterdir():
+            fd = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def cut(self, length):
+        """Let reads from byte ``length`` of the disk on fail. What is there reads as zeros afterwards, so the rest of the
+        image is kept and put back."""
+        with open(self.image, "r+b") as image:
+            image.seek(length)
+            rest = image.read()
+            image.truncate(length)
+            try:
+                yield
+            finally:
+                # What was written meanwhile has made it longer again.
+                written = image.seek(0, os.SEEK_END)
+                image.seek(length)
+                newer = image.read(written - length)
+                pieces = [
+                    newer[at : at + BLOCK] if newer[at : at + BLOCK].strip(b"\0") else rest[at : at + BLOCK]
+                    for at in range(0, len(rest), BLOCK)
+                ]
+                image.seek(length)
+                image.write(b"".join(pieces))
 
     def unmount(self):
         subprocess.run(["umount", "--lazy", self.path], check=True)

@@ -205,7 +205,9 @@ impl Repair<'_> {
         let arrays = store.arrays()?;
         let mut progress = Told::new(self.progress, &arrays);
         let mut files = HashSet::new();
-        for array in &arrays {
+        // By value: an array that was looked at keeps its data file open.
+        for array in arrays {
+            let array = &array;
             if !files.insert(array.file_name().to_owned()) {
                 let what = "has the data file of another array, and may be that".to_owned();
                 findings.add(Mended::new(array.name(), array.file_name(), what, Outcome::InDoubt));
@@ -274,7 +276,9 @@ impl Repair<'_> {
         new.set_default_compression(old.default_compression().as_ref())?;
         let arrays = old.arrays()?;
         let mut progress = Told::new(self.progress, &arrays);
-        for array in &arrays {
+        // By value: an array that was looked at keeps its data file open.
+        for array in arrays {
+            let array = &array;
             let wrong = Wrong::look(array, Depth::Index, &mut progress)?;
             if let Some(mended) = copy(&new.shared, array, known, wrong, &mut progress)? {
                 findings.add(mended);

@@ -107,8 +107,9 @@ def stage_copy(store: Store, array: Array, name: str, compression: Compression |
     record = array.record
     if record.deleted:
         return stage_rows(store, array, name, None, compression)
-    header = array.data.header(record)
-    if not array.data.describes(record):
+    with array.reading():
+        header, is_described = array.data.header(record), array.data.describes(record)
+    if not is_described:
         header = npy.encode_within(record.descr, record.layout, record.offset) or npy.encode(
             record.descr, record.layout
         )
@@ -124,7 +125,7 @@ def read_elements(array: Array, offset: int, length: int) -> memoryview:
     record, row_len = array.record, array.record.layout.row_len
     if not record.deleted:
         data = memoryview(bytearray(length))
-        array.elements.read_into(data, offset)
+        array.read_into(data, offset)
         return data
     first, last = offset // row_len, -(-(offset + length) // row_len)
     return bytes_of(array.rows(first, last))[offset - first * row_len :][:length]

@@ -12,7 +12,7 @@ import functools
 import os
 import time
 from typing import Any
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -28,7 +28,8 @@ from numpack._pure.store import error as errors
 from numpack._pure.store import writer
 from numpack._pure.store.array import Array
 from numpack._pure.store.compressed import append_rows, has_dead_bytes, punch, write_parts
-from numpack._pure.store.data import bytes_of, shaped
+from numpack._pure.store.data import MAX_RECENT, bytes_of, shaped
+from numpack._pure.store.in_turn import MAX_UNNAMED, save_in_turn
 from numpack._pure.store.new_blocks import with_filter
 from numpack._pure.store.stage import Stage, read_elements, stage, stage_copy, stage_rows
 from numpack._pure.store.store import Store
@@ -58,12 +59,32 @@ def describe(name: str, array: np.ndarray) -> tuple[Descr, Layout]:
 def save(store: Store, arrays: dict[str, np.ndarray], compression: Compression | None) -> None:
     """Save arrays, all or none, replacing those that have these names."""
     store.check_writable()
-    with Commit() as change:
-        for name, array in arrays.items():
-            change.staged.append(_staged(store, name, array, compression))
-        if change.staged:
+    stages = _stages(store, arrays, dict.fromkeys(arrays, compression))
+    with Commit() as commit:
+        if len(stages) <= MAX_UNNAMED:
+            commit.staged.extend(stage() for stage in stages.values())
+        if stages:
             with writing(store):
-                writer.commit(store, change)
+                _commit_stages(store, commit, stages)
+
+
+def _stages(
+    store: Store, arrays: dict[str, np.ndarray], compressions: dict[str, Compression | None]
+) -> dict[str, Callable[[], Staged]]:
+    """What writes each array to a file; those that cannot be stored are refused here."""
+    described = {name: (array, *describe(name, array)) for name, array in arrays.items()}
+    return {
+        name: functools.partial(stage, store, name, array, descr, layout, compressions[name])
+        for name, (array, descr, layout) in described.items()
+    }
+
+
+def _commit_stages(store: Store, commit: Commit, stages: dict[str, Callable[[], Staged]]) -> None:
+    """Commit arrays that are staged already, unless they are too many for that, with the writers' lock held."""
+    if len(stages) > MAX_UNNAMED:
+        save_in_turn(store, commit, stages)
+    else:
+        writer.commit(store, commit)
 
 
 def change(
@@ -82,11 +103,15 @@ def change(
     for added, _ in attrs.values():
         _check_attrs(added)
     store.refresh()
+    hows = {}
+    for name in arrays:
+        old = store.manifest.table.get(name)
+        how = compression if old is None else compression_of(old.codec)
+        hows[name] = compressions.get(name, how)
+    stages = _stages(store, arrays, hows)
     with Commit() as commit:
-        for name, array in arrays.items():
-            old = store.manifest.table.get(name)
-            how = compression if old is None else compression_of(old.codec)
-            commit.staged.append(_staged(store, name, array, compressions.get(name, how)))
+        if len(stages) <= MAX_UNNAMED:
+            commit.staged.extend(stage() for stage in stages.values())
         with writing(store):
             doomed = [name for name in dict.fromkeys(remove) if name not in arrays and name in store.manifest.table]
             commit.ops = [{"delete": name} for name in doomed]
@@ -95,12 +120,7 @@ def change(
                 if of is not None and of not in arrays:
                     store.record(of)
                 commit.last_ops.append({"attrs": (of, *attrs[of])})
-            writer.commit(store, commit)
-
-
-def _staged(store: Store, name: str, array: np.ndarray, compression: Compression | None) -> Staged:
-    descr, layout = describe(name, array)
-    return stage(store, name, array, descr, layout, compression)
+            _commit_stages(store, commit, stages)
 
 
 def create(
@@ -210,7 +230,9 @@ def _append_rows(store: Store, record: Record, rows: np.ndarray, change: Commit)
     if record.codec is not None:
         index, space = append_rows(store, record, array.data, bytes_of(rows))
         change.ops.append({"blocks": (record.name, n_stored, index)})
-        change.spaces.append((array.data, space))
+        # What is not kept is found again; what is keeps the file open.
+        if len(change.spaces) < MAX_RECENT:
+            change.spaces.append((array.data, space))
     else:
         store.dirty.add(record.file)
         try:
@@ -219,7 +241,7 @@ def _append_rows(store: Store, record: Record, rows: np.ndarray, change: Commit)
             writer.cut_uncommitted(record, array.data)
             raise
         change.ops.append({"rows": (record.name, n_stored)})
-    change.headers.append((record.name, array.data))
+    change.headers.append(record.name)
 
 
 def _write(store: Store, record: Record, file: File, data: Any, offset: int) -> None:
@@ -266,7 +288,7 @@ def _write_elements(
         return
     index, space = written
     ops = [{"blocks": (record.name, record.layout.n_rows, index)}]
-    writer.commit(store, Commit(ops=ops, headers=[(record.name, data)], spaces=[(data, space)]))
+    writer.commit(store, Commit(ops=ops, headers=[record.name], spaces=[(data, space)]))
 
 
 def _parts(record: Record, stored: np.ndarray, values: np.ndarray) -> Iterator[tuple[int, memoryview]]:

@@ -117,7 +117,13 @@ class File:
         """Write all of ``data``."""
         view = memoryview(data)
         while len(view):
-            n = os.pwrite(self.fd, view[:MAX_IO_LEN], offset)
+            try:
+                n = os.pwrite(self.fd, view[:MAX_IO_LEN], offset)
+            except OSError as error:
+                if error.errno != errno.EBADF:
+                    raise
+                # It is open, so it is open for reading: nothing else could be had.
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS)) from None
             view, offset = view[n:], offset + n
 
     def forget_cached(self) -> None:
@@ -166,7 +172,19 @@ class File:
     def map(self, length: int, *, writable: bool = False) -> mmap.mmap:
         """The file from its start, mapped."""
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-        return mmap.mmap(self.fd, length, access=access)
+        try:
+            try:
+                return mmap.mmap(self.fd, length, access=access)
+            except OSError as error:
+                if error.errno != errno.EROFS or writable:
+                    raise
+            # On a disk that went read-only, what is open for writing cannot even be mapped for reading.
+            with open(f"/proc/self/fd/{self.fd}", "rb") as read_only:
+                return mmap.mmap(read_only.fileno(), length, access=access)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise MemoryError(f"cannot map {length} bytes of a file: {error.strerror}") from None
 
 
 class Directory:
