@@ -59,8 +59,14 @@ while [ -z "$failed" ] && { [ "$round" = 0 ] || [ "$(date +%s)" -lt "$end" ]; };
             [ "$backend" = rust ] && cases=200 || cases=50
             NUMPACK_BACKEND=$backend NUMPACK_TEST_CASES=$cases timeout --kill-after=10 1800 "$bin/python" -m pytest -q \
                 tests/python/test_model.py tests/python/test_both_backends.py tests/python/test_concurrency.py \
-                tests/python/test_damage.py >"$log" 2>&1 </dev/null || { failed="pytest, backend $backend: $log"; break; }
+                tests/python/test_damage.py tests/python/test_dying.py >"$log" 2>&1 </dev/null || { failed="pytest, backend $backend: $log"; break; }
         done
+    fi
+    # Processes of both backends, threads and mounts at once.
+    if [ -z "$failed" ] && [ -x "$bin/npkfs" ]; then
+        log=$logs/histories-$round.log
+        NUMPACK_BACKEND=rust NUMPACK_TEST_CASES=40 timeout --kill-after=10 1800 "$bin/python" -m pytest -q -o timeout=1200 \
+            tests/python/test_histories.py >"$log" 2>&1 </dev/null || failed="histories: $log"
     fi
     # Other random operations of programs that nobody here wrote; 77 where they cannot run.
     if [ -z "$failed" ] && [ -x "$bin/npkfs" ]; then
