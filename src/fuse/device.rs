@@ -29,7 +29,7 @@ const SUBTYPE: &str = "npk";
 
 /// Longest read in one request, in bytes. What the kernel reads ahead comes as two requests then, which two threads
 /// decode at once, and who wants one page waits for half as much: mapped sums of compressed arrays take 0.9 times as
-/// long as with requests of 512 KiB, 10,000 random rows 0.8 times. Halved again, nothing more is gained.
+/// long as with requests of 512 KiB, 10,000 random rows 0.8 times.
 const MAX_READ_LEN: u32 = 256 << 10;
 
 /// What is told to the kernel of a mount.
