@@ -29,7 +29,7 @@ use crate::fs::{
 /// bounds only what is not told: times after writes to a mapping, and commits that inotify does not see.
 const TTL: Duration = Duration::from_secs(1);
 
-/// Largest read or write in one request: what the kernel allows at most by default.
+/// Largest write in one request: what the kernel allows at most by default. Reads are shorter, see `device`.
 const MAX_REQUEST_LEN: u32 = 1 << 20;
 
 /// Background requests, mostly readahead, that the kernel sends before it waits for answers.
