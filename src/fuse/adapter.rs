@@ -22,7 +22,8 @@ use super::passthrough::Passthrough;
 use super::views;
 use super::worker::{Tasks, WaitingWrite, WriteAt, must_wait, waiting};
 use crate::fs::{
-    Attr, BLKSIZE, Caller, Fs, FsError, Ino, NAME_MAX, NewFile, OpenFlags, Rename, SetAttr, SetMode, Written,
+    Attr, BLKSIZE, Caller, Fh, Fs, FsError, Ino, NAME_MAX, NewFile, OpenFlags, Rename, SetAttr, SetMode,
+    Written,
 };
 
 /// How long the kernel may use names and attributes without asking. Commits are told to it as they are seen, so this
@@ -70,11 +71,11 @@ impl Adapter {
 
     /// Sets the length of an array. Whoever looks the name up next finds that length: the kernel is told before it is
     /// answered. What else it is told may have to wait for the answer, because it writes no pages back until then.
-    fn set_len(&self, ino: Ino, set: SetAttr, reply: ReplyAttr) {
+    fn set_len(&self, ino: Ino, handle: Option<Fh>, set: SetAttr, reply: ReplyAttr) {
         let opener = Arc::clone(&self.opener);
-        self.tasks.hand_over(move || match waiting(&opener.fs, ino, || opener.fs.setattr(ino, set)) {
+        self.tasks.hand_over(move || match waiting(&opener.fs, || opener.fs.setattr_of(ino, set, handle)) {
             Ok(attr) => {
-                if Some(attr.size) != set.size
+                if !opener.fs.is_led_to(ino)
                     && let (Some(kernel), Some((parent, name))) =
                         (opener.kernel.get(), opener.fs.place_of(ino))
                     && let Err(error) = kernel.inval_entry(INodeNo(parent.0), OsStr::new(&*name))
@@ -158,7 +159,7 @@ impl Filesystem for Adapter {
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
+        handle: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
@@ -172,12 +173,12 @@ impl Filesystem for Adapter {
         let set =
             SetAttr { perm: mode.map(perm), uid, gid, size, atime: atime.map(time), mtime: mtime.map(time) };
         if set.size.is_some() && !ino(node).is_pending() {
-            return self.set_len(ino(node), set, reply);
+            return self.set_len(ino(node), handle.map(fh), set, reply);
         }
         match self.fs.setattr(ino(node), set) {
             Err(error) if must_wait(&error) => {
                 let (fs, ino) = (Arc::clone(&self.fs), ino(node));
-                self.tasks.hand_over(move || match waiting(&fs, ino, || fs.setattr(ino, set)) {
+                self.tasks.hand_over(move || match waiting(&fs, || fs.setattr(ino, set)) {
                     Ok(attr) => reply.attr(&Duration::ZERO, &file_attr(&attr)),
                     Err(error) => reply.error(errno(&error)),
                 });
@@ -273,6 +274,8 @@ impl Filesystem for Adapter {
             Rename::Replace
         } else if flags == RenameFlags::RENAME_NOREPLACE {
             Rename::NoReplace
+        } else if flags == RenameFlags::RENAME_EXCHANGE {
+            Rename::Exchange
         } else {
             reply.error(Errno::EINVAL);
             return;
@@ -504,7 +507,7 @@ impl Filesystem for Adapter {
     fn fallocate(
         &self,
         _req: &Request,
-        node: INodeNo,
+        _node: INodeNo,
         handle: FileHandle,
         offset: u64,
         length: u64,
@@ -518,9 +521,9 @@ impl Filesystem for Adapter {
         };
         match self.fs.fallocate(fh(handle), offset, length, extend) {
             Err(error) if must_wait(&error) => {
-                let (fs, ino) = (Arc::clone(&self.fs), ino(node));
+                let fs = Arc::clone(&self.fs);
                 self.tasks.hand_over(move || {
-                    empty(reply, waiting(&fs, ino, || fs.fallocate(fh(handle), offset, length, extend)));
+                    empty(reply, waiting(&fs, || fs.fallocate(fh(handle), offset, length, extend)));
                 });
             }
             result => empty(reply, result),

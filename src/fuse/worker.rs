@@ -90,16 +90,12 @@ pub(super) fn must_wait(error: &FsError) -> bool {
 }
 
 /// Tries an operation on an inode until no other writer is at work.
-pub(super) fn waiting<T>(
-    fs: &Fs,
-    ino: Ino,
-    mut attempt: impl FnMut() -> Result<T, FsError>,
-) -> Result<T, FsError> {
+pub(super) fn waiting<T>(fs: &Fs, mut attempt: impl FnMut() -> Result<T, FsError>) -> Result<T, FsError> {
     let start = Instant::now();
     let mut pause = Duration::from_micros(200);
     loop {
         match attempt() {
-            Err(FsError::Finished { .. }) if start.elapsed() < WRITE_TIMEOUT => fs.detach_inode(ino)?,
+            Err(FsError::Finished { ino }) if start.elapsed() < WRITE_TIMEOUT => fs.detach_inode(ino)?,
             Err(FsError::Uncommitted { ino }) if start.elapsed() < WRITE_TIMEOUT => fs.commit(ino)?,
             Err(error) if is_locked(&error) && start.elapsed() < WRITE_TIMEOUT => {
                 thread::sleep(pause);
