@@ -514,7 +514,8 @@ fn a_file_of_another_name_waits_to_be_renamed() {
     f.put("x.npy", b"").unwrap();
     f.rename("a.npy", "x.npy").unwrap();
     assert_eq!(f.content("x.npy"), bytes);
-    assert_errno(f.rename("x.npy", "x"), libc::EOPNOTSUPP);
+    f.rename("x.npy", "x").unwrap();
+    f.rename("x", "x.npy").unwrap();
     f.put("one", b"1").unwrap();
     f.put("two", b"2").unwrap();
     f.rename("one", "two").unwrap();
@@ -567,7 +568,7 @@ fn emptying_an_array_makes_a_new_version_of_it() {
 
     // A length that is set is not a new version.
     let ino = f.lookup("g/a.npy").unwrap().ino;
-    assert_errno(f.fs.setattr(ino, SetAttr { size: Some(0), ..SetAttr::default() }), libc::EINVAL);
+    assert_errno(f.fs.setattr(ino, SetAttr { size: Some(8), ..SetAttr::default() }), libc::EINVAL);
     // Who does not come again leaves nothing behind.
     for caller in 100..400 {
         assert_errno(f.fs.open(ino, EMPTY, Caller(caller)), libc::ESTALE);
@@ -930,11 +931,9 @@ fn what_is_pending_at_the_end_is_put_into_lost_and_found() {
     f.fs.end();
     let expected = [
         ("g%2Fhalf.npy", &bytes[..300]),
-        ("g.txt", b"text"),
         ("half.npy", b"somebody's"),
         ("half.npy~1", &bytes[..200]),
         ("old.npy", b"bad"),
-        ("temporary", &bytes),
     ];
     assert_eq!(f.lost(), expected.map(|(name, bytes)| (name.to_owned(), bytes.to_vec())));
     assert_eq!(f.stored(), names(["cut", "old"]));

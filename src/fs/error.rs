@@ -60,6 +60,11 @@ pub enum FsError {
         /// What was asked.
         what: &'static str,
     },
+    /// Nothing that can be done while others use the file.
+    Busy {
+        /// What was asked.
+        what: &'static str,
+    },
     /// The pending file became an array, and is to be changed: [`Fs::detach`](super::Fs::detach) comes first.
     Finished {
         /// The inode.
@@ -108,6 +113,7 @@ impl FsError {
             Self::ReadOnly => libc::EROFS,
             Self::NotPermitted { .. } => libc::EPERM,
             Self::Unsupported { .. } => libc::EOPNOTSUPP,
+            Self::Busy { .. } => libc::EBUSY,
             // "Try again": who answers programs does so first.
             Self::Finished { .. } | Self::Uncommitted { .. } | Self::Unread { .. } => libc::EBUSY,
             Self::WriteLost { first } => store_errno(first),
@@ -165,6 +171,7 @@ impl fmt::Display for FsError {
             Self::NotPermitted { what } | Self::Unsupported { what } | Self::Invalid { what } => {
                 write!(f, "a mount does not offer {what}")
             }
+            Self::Busy { what } => write!(f, "a mount does not allow {what}"),
             Self::Finished { ino } => write!(f, "the file of inode {ino} is an array now"),
             Self::Uncommitted { ino } => {
                 write!(f, "what was written to inode {ino} is to be committed first")

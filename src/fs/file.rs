@@ -185,6 +185,9 @@ impl Fs {
             return self.read_view(fh, offset, size, reply);
         }
         let file = self.files.get(fh)?;
+        if let Some(new) = file.inode.emptied.get() {
+            return self.read_pending(*new, offset, size, reply);
+        }
         let shown_len = file.inode.tail_start();
         if let Some(shown_len) = shown_len.filter(|len| offset.saturating_add(u64::from(size)) > *len) {
             // Somebody has written a part of a row.
@@ -300,6 +303,9 @@ impl Fs {
         }
         // Writeback may come through any handle of the inode that was open for writing.
         let file = if from_cache { self.files.get(fh)? } else { self.writable(fh)? };
+        if let Some(new) = file.inode.emptied.get() {
+            return self.write_pending(*new, offset, data, from_cache, || {}).map(|()| Written::Done);
+        }
         let (_, shown_len) = file.inode.array();
         if !from_cache && offset.saturating_add(data.len() as u64) > shown_len {
             return self.write_behind(&file, Some(offset), data);
@@ -415,6 +421,9 @@ impl Fs {
         if self.read_only {
             return Ok(());
         }
+        if let Some(new) = file.inode.emptied.get() {
+            return self.fsync_pending(*new);
+        }
         self.commit_inode(&file.inode)?;
         let (array, _) = file.inode.array();
         array.sync().inspect_err(|error| file.log("sync", error))?;
@@ -433,6 +442,9 @@ impl Fs {
         if let Some(file) = self.files.remove(fh) {
             file.inode.closed(file.write, |array| self.store.record(array.name()).ok());
             self.drop_tail(&file.inode);
+            if let Some(new) = file.inode.emptied.get().filter(|_| !file.inode.is_open()) {
+                return self.release_pending(*new);
+            }
         }
         None
     }

@@ -22,7 +22,8 @@ use super::passthrough::Passthrough;
 use super::views;
 use super::worker::{Tasks, WaitingWrite, WriteAt, must_wait, waiting};
 use crate::fs::{
-    Attr, BLKSIZE, Caller, Fs, FsError, Ino, NAME_MAX, NewFile, OpenFlags, Rename, SetAttr, SetMode, Written,
+    Attr, BLKSIZE, Caller, Fh, Fs, FsError, Ino, NAME_MAX, NewFile, OpenFlags, Rename, SetAttr, SetMode,
+    Written,
 };
 
 /// How long the kernel may use names and attributes without asking. Commits are told to it as they are seen, so this
@@ -70,16 +71,17 @@ impl Adapter {
 
     /// Sets the length of an array. Whoever looks the name up next finds that length: the kernel is told before it is
     /// answered. What else it is told may have to wait for the answer, because it writes no pages back until then.
-    fn set_len(&self, ino: Ino, set: SetAttr, reply: ReplyAttr) {
+    fn set_len(&self, ino: Ino, handle: Option<Fh>, set: SetAttr, reply: ReplyAttr) {
         let opener = Arc::clone(&self.opener);
-        self.tasks.hand_over(move || match waiting(&opener, ino, || opener.fs.setattr(ino, set)) {
-            Ok(attr) => {
-                if Some(attr.size) != set.size {
-                    opener.drop_name(ino);
-                }
-                reply.attr(&Duration::ZERO, &file_attr(&attr));
+        self.tasks.hand_over(move || {
+            let sized = waiting(&opener, || opener.fs.setattr_of(ino, set, handle));
+            if sized.is_ok() && !opener.fs.is_led_to(ino) {
+                opener.drop_name(ino);
             }
-            Err(error) => reply.error(errno(&error)),
+            match sized {
+                Ok(attr) => reply.attr(&Duration::ZERO, &file_attr(&attr)),
+                Err(error) => reply.error(errno(&error)),
+            }
         });
     }
 
@@ -154,7 +156,7 @@ impl Filesystem for Adapter {
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
+        handle: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
@@ -168,12 +170,12 @@ impl Filesystem for Adapter {
         let set =
             SetAttr { perm: mode.map(perm), uid, gid, size, atime: atime.map(time), mtime: mtime.map(time) };
         if set.size.is_some() && !ino(node).is_pending() {
-            return self.set_len(ino(node), set, reply);
+            return self.set_len(ino(node), handle.map(fh), set, reply);
         }
         match self.fs.setattr(ino(node), set) {
             Err(error) if must_wait(&error) => {
                 let (opener, ino) = (Arc::clone(&self.opener), ino(node));
-                self.tasks.hand_over(move || match waiting(&opener, ino, || opener.fs.setattr(ino, set)) {
+                self.tasks.hand_over(move || match waiting(&opener, || opener.fs.setattr(ino, set)) {
                     Ok(attr) => reply.attr(&Duration::ZERO, &file_attr(&attr)),
                     Err(error) => reply.error(errno(&error)),
                 });
@@ -269,6 +271,8 @@ impl Filesystem for Adapter {
             Rename::Replace
         } else if flags == RenameFlags::RENAME_NOREPLACE {
             Rename::NoReplace
+        } else if flags == RenameFlags::RENAME_EXCHANGE {
+            Rename::Exchange
         } else {
             reply.error(Errno::EINVAL);
             return;
@@ -513,7 +517,7 @@ impl Filesystem for Adapter {
     fn fallocate(
         &self,
         _req: &Request,
-        node: INodeNo,
+        _node: INodeNo,
         handle: FileHandle,
         offset: u64,
         length: u64,
@@ -527,10 +531,10 @@ impl Filesystem for Adapter {
         };
         match self.fs.fallocate(fh(handle), offset, length, extend) {
             Err(error) if must_wait(&error) => {
-                let (opener, ino) = (Arc::clone(&self.opener), ino(node));
+                let opener = Arc::clone(&self.opener);
                 self.tasks.hand_over(move || {
                     let reserve = || opener.fs.fallocate(fh(handle), offset, length, extend);
-                    empty(reply, waiting(&opener, ino, reserve));
+                    empty(reply, waiting(&opener, reserve));
                 });
             }
             result => empty(reply, result),

@@ -92,14 +92,13 @@ pub(super) fn must_wait(error: &FsError) -> bool {
 /// Tries an operation on an inode until no other writer is at work.
 pub(super) fn waiting<T>(
     opener: &Opener,
-    ino: Ino,
     mut attempt: impl FnMut() -> Result<T, FsError>,
 ) -> Result<T, FsError> {
     let start = Instant::now();
     let mut pause = Duration::from_micros(200);
     loop {
         match attempt() {
-            Err(FsError::Finished { .. }) if start.elapsed() < WRITE_TIMEOUT => {
+            Err(FsError::Finished { ino }) if start.elapsed() < WRITE_TIMEOUT => {
                 opener.fs.detach_inode(ino)?;
                 opener.drop_name(ino);
             }

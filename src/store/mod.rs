@@ -22,6 +22,7 @@ mod in_turn;
 mod intent;
 mod log;
 mod new_blocks;
+mod plain;
 mod regions;
 mod repair;
 mod resize;
@@ -46,6 +47,7 @@ pub use check::{Depth, Problem, Report, verify, verify_storage, verify_storage_w
 pub use compressed::Usage;
 pub use draft::Draft;
 pub use error::{BlockFault, DataFileFault, NotAStore, StoreError};
+pub use plain::PlainFiles;
 pub use repair::{LOST_ROWS, Mended, OLDER_ROWS, Outcome, Rebuilt, Repair, Repaired, TableSource, Unread};
 pub use stage::NewArray;
 pub use upstream::{Upgrade, Upgraded};

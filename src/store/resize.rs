@@ -100,7 +100,7 @@ impl Store {
     }
 
     /// A version as it is now, under whatever name.
-    fn present(&self, array: &Array) -> Result<Array, StoreError> {
+    pub(super) fn present(&self, array: &Array) -> Result<Array, StoreError> {
         let gone = || StoreError::NotFound { store: self.path().to_owned(), array: array.name().to_string() };
         let current = array.current().ok_or_else(gone)?;
         let present = self.record(&current.name)?;

@@ -261,6 +261,25 @@ impl Store {
         self.shared.commit(Commit { ops, ..Commit::default() })
     }
 
+    /// Lets two arrays change names, and no more: each keeps its place in the order.
+    ///
+    /// # Errors
+    /// `NotFound`; `ReadOnly`; `Locked`; `Io`.
+    pub fn exchange(&self, a: &str, b: &str) -> Result<(), StoreError> {
+        let _guard = self.shared.lock_writers()?;
+        let (a, b) = (Arc::clone(self.record(a)?.name()), Arc::clone(self.record(b)?.name()));
+        if a == b {
+            return Ok(());
+        }
+        // Nobody sees what is between the operations of a commit.
+        let between =
+            (0_u64..).map(|n| format!("{n}")).find(|name| !self.shared.manifest().table.contains(name));
+        let between: Arc<str> = between.expect("there are more numbers than arrays").into();
+        let ops = [(&a, &between), (&b, &a), (&between, &b)];
+        let ops = ops.map(|(from, to)| Op::Rename(Arc::clone(from), Arc::clone(to))).into();
+        self.shared.commit(Commit { ops, ..Commit::default() })
+    }
+
     /// Renames arrays, all or none: each to a name that no array has. Waits no longer than `wait` for other writers.
     ///
     /// # Errors

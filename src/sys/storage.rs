@@ -96,12 +96,41 @@ pub trait Storage: Send + Sync + fmt::Debug {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// As [`open`](Self::open), for reading, of a file in the folder `folder` within this directory.
+    /// As [`open`](Self::open), of a file in the folder `folder` within this directory.
     ///
     /// # Errors
     /// As [`open`](Self::open); `Unsupported` where there are no folders.
-    fn open_apart(&self, folder: &str, name: &str) -> io::Result<Arc<dyn StorageFile>> {
-        let _ = (folder, name);
+    fn open_apart(&self, folder: &str, name: &str, access: FileAccess) -> io::Result<Arc<dyn StorageFile>> {
+        let _ = (folder, name, access);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// As [`list`](Self::list), of the folder `folder` within this directory.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none; `Unsupported` where there are no folders.
+    fn list_apart(&self, folder: &str) -> io::Result<Vec<String>> {
+        let _ = folder;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Renames a file in the folder `folder` within this directory, replacing what has the name. Returns when that is on
+    /// the disk.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unsupported` where there are no folders.
+    fn rename_apart(&self, folder: &str, from: &str, to: &str) -> io::Result<()> {
+        let _ = (folder, from, to);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Takes the folder `folder` within this directory for oneself, until what is returned is dropped or the process dies.
+    /// The folder is made if it is missing, as by [`link_apart`](Self::link_apart).
+    ///
+    /// # Errors
+    /// `WouldBlock` if somebody has it; `Unsupported` where there are no folders.
+    fn claim_apart(&self, folder: &str) -> io::Result<Box<dyn Any + Send + Sync>> {
+        let _ = folder;
         Err(io::ErrorKind::Unsupported.into())
     }
 

@@ -104,7 +104,12 @@ impl Fs {
     }
 
     /// Opens a file that has no name yet, and lets it take that; with `exclusive`, only if nothing has it.
-    fn open_new(&self, file: &Arc<PendingFile>, write: bool, exclusive: bool) -> Result<Fh, FsError> {
+    pub(super) fn open_new(
+        &self,
+        file: &Arc<PendingFile>,
+        write: bool,
+        exclusive: bool,
+    ) -> Result<Fh, FsError> {
         // Whoever finds the name finds that the file is open.
         file.state().opened(write);
         let fh = self.open_handle(Arc::clone(file), write);
@@ -312,6 +317,7 @@ impl Fs {
     /// `BadHandle`; `Unsupported` for arrays; `Finished` if the file became an array: [`Fs::detach`] it first;
     /// `Store` if the disk has less.
     pub fn fallocate(&self, fh: Fh, offset: u64, len: u64, extend: bool) -> Result<(), FsError> {
+        let fh = self.in_place_of(fh);
         if !fh.is_pending() {
             return Err(FsError::Unsupported { what: "reserving space for an array" });
         }

@@ -30,6 +30,7 @@ impl Fs {
         if fh.is_view() {
             return Ok(false);
         }
+        let fh = self.in_place_of(fh);
         if !fh.is_pending() {
             // Writes are in the data file when they are answered, but for those of a part of a row.
             self.check_whole(&*self.files.get(fh)?)?;
@@ -62,7 +63,7 @@ impl Fs {
     /// # Errors
     /// `BadHandle`; `Store` if it can become none, or if the commit fails; the file stays pending then.
     pub fn finish(&self, fh: Fh) -> Result<(), FsError> {
-        let file = Arc::clone(&self.making.get(fh)?.file);
+        let file = Arc::clone(&self.making.get(self.in_place_of(fh))?.file);
         self.make_array(&file)
     }
 
@@ -83,9 +84,16 @@ impl Fs {
         if is_whole {
             self.make_array(&file)?;
         }
-        match &file.state().body {
-            Body::Draft(draft) => draft.sync()?,
-            Body::Array(array) => array.sync()?,
+        let is_plain = {
+            let state = file.state();
+            match &state.body {
+                Body::Draft(draft) => draft.sync()?,
+                Body::Array(array) => array.sync()?,
+            }
+            state.named && state.array.is_none()
+        };
+        if is_plain && self.keep_plain(&file)? {
+            return Ok(());
         }
         Ok(self.store.sync()?)
     }
@@ -222,6 +230,7 @@ impl Fs {
     /// # Errors
     /// `BadHandle`; `Store`.
     pub fn detach(&self, fh: Fh) -> Result<(), FsError> {
+        let fh = self.in_place_of(fh);
         if fh.is_pending() {
             let file = Arc::clone(&self.making.get(fh)?.file);
             self.detach_file(&file)?;
@@ -270,13 +279,30 @@ impl Fs {
         Ok(())
     }
 
-    /// Gives pending files that became no arrays to the folder `lost+found` of the store, when the mount has ended.
+    /// Keeps plain files in the store, and gives others that became no arrays to its folder `lost+found`, when the mount
+    /// has ended.
     pub fn end(&self) {
+        if self.read_only {
+            return;
+        }
         for file in self.pending.all() {
             // What fails is logged.
             let _ = self.make_array(&file);
             let path = self.path_of(&file.spot());
-            let state = file.state();
+            let mut state = file.state();
+            let Body::Draft(draft) = &state.body else { continue };
+            if draft.is_kept() {
+                continue;
+            }
+            if state.named && state.array.is_none() {
+                drop(state);
+                match self.keep_plain(&file) {
+                    Ok(true) => continue,
+                    Ok(false) => {}
+                    Err(error) => error!("{path}: is not kept for the next mount: {error}"),
+                }
+                state = file.state();
+            }
             let Body::Draft(draft) = &state.body else { continue };
             if draft.is_empty() || !state.named && state.array.is_none() {
                 continue;

@@ -18,9 +18,11 @@ use super::xattr::AttrChanges;
 use super::{Attr, FileKind, Fs, FsError, Ino, lock};
 use crate::store::{Array, Draft, StoreError};
 
+mod emptied;
 mod file;
 mod finish;
 mod names;
+mod plain;
 mod reserve;
 
 pub use file::NewFile;
@@ -166,6 +168,9 @@ impl State {
     fn remove(&mut self) {
         self.named = false;
         self.array = None;
+        if let Body::Draft(draft) = &mut self.body {
+            draft.forget();
+        }
     }
 }
 
@@ -319,9 +324,7 @@ impl Fs {
 
     /// The path of a pending file in the mount, for messages.
     fn path_of(&self, spot: &Spot) -> String {
-        let tree = super::read(&self.tree);
-        let prefix = tree.directory(spot.parent).map_or("", |directory| &*directory.prefix);
-        format!("{prefix}{}", spot.name)
+        plain::path_in(&super::read(&self.tree), spot)
     }
 
     /// Says once why no array is made of a file.

@@ -512,7 +512,9 @@ fn keep(storage: &dyn Storage, file: &str) -> Result<String, StoreError> {
         match storage.keep_apart(file, names::LOST_AND_FOUND, &name) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && n < MAX_NUMBERS => {
                 // A repair that was interrupted may have kept it already.
-                let there = storage.open_apart(names::LOST_AND_FOUND, &name).and_then(|file| file.stat());
+                let there = storage
+                    .open_apart(names::LOST_AND_FOUND, &name, FileAccess::Read)
+                    .and_then(|file| file.stat());
                 if there.is_ok_and(|there| there.is_same_file(&own)) {
                     return Ok(format!("{}/{name}", names::LOST_AND_FOUND));
                 }
