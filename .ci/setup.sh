@@ -118,9 +118,7 @@ setup_proofs() {
     have bindfs || set -- "$@" bindfs
     # pjdfstest is linked with it.
     [ -e /usr/include/sys/acl.h ] || set -- "$@" libacl1-dev
-    # Counts instructions.
-    have valgrind || set -- "$@" valgrind
-    [ $# = 0 ] || apt_install 'what mounts are tested with, and instructions counted' "$@" || true
+    [ $# = 0 ] || apt_install 'what mounts are tested with' "$@" || true
     build_tool fsx 0.3.2
     build_tool pjdfstest 0.2.2
 }

@@ -103,7 +103,6 @@ tests() {
             check "pytest-$backend" "Python tests, backend $backend" \
                 limit 900 env NUMPACK_BACKEND="$backend" "$bin/python" -m pytest -rs tests/python
         done
-        check instructions 'instructions of operations' limit 300 "$bin/python" benches/instructions.py
         # Programs that nobody here wrote.
         for program in fsx fio pjdfstest stress-ng numpy; do
             check "proof-$program" "$program on mounts" limit 900 "$bin/python" tests/proofs "$program"
