@@ -25,20 +25,19 @@ SOURCES := $(shell find src python/numpack python/build_backend.py -type f \( -n
 export PYTHON
 
 .NOTPARALLEL:
-.PHONY: help build demo test torture bench bench-quick bench-compressed bench-mounted bench-folder bench-api bench-python \
-	lint clean setup setup-mount setup-proofs setup-bench install install-files uninstall
+# Sets of rows of the benchmark, each with a table of its own.
+BENCH_SETS := limits table peers growth memory cold compressed mounted folder api python
+
+.PHONY: help build demo test torture bench bench-quick bench-programs $(BENCH_SETS:%=bench-%) bench-all guard guard-accept lint clean setup setup-mount setup-proofs setup-bench install install-files uninstall
 
 help:
 	@echo 'make demo         see it work on real data: import, mount, np.load, edit, append'
 	@echo 'make test         every check and test; ends with a list of what ran and what could not'
 	@echo 'make torture      what looks for lost data, again and again for MINUTES=$(MINUTES)'
-	@echo 'make bench        the benchmark of README.md (about 2 minutes)'
-	@echo 'make bench-quick  the same with little data and few rounds (about 15 seconds)'
-	@echo 'make bench-compressed  compressed arrays against zarr, blosc2, HDF5 and npz'
-	@echo 'make bench-mounted     mounted compressed arrays against file systems that compress'
-	@echo 'make bench-folder      saving through a mount, many small arrays, operations on names'
-	@echo 'make bench-api    each call against NumPy by hand, and against NumPack 0.3.0'
-	@echo 'make bench-python the Python backend against that of NumPack 0.3.0'
+	@echo 'make bench        the first table of README.md: arrays that are not compressed'
+	@echo 'make bench-SET    another: $(BENCH_SETS), or all'
+	@echo 'make bench-quick  little of all of them, in three minutes: to see that they work'
+	@echo 'make guard        count the instructions of core operations; guard-accept stores the figures'
 	@echo 'make build        numpack and npkfs, optimised, into .venv/'
 	@echo 'make install      npkfs, mount.npk and a systemd service, below PREFIX=$(PREFIX)'
 	@echo 'make lint         formatting, clippy, documentation and script checks'
@@ -68,35 +67,28 @@ lint: setup
 	$(MAKE_STAMPS) $(VENV)/.test
 	@sh .ci/test.sh lint
 
-bench: setup-mount
-	$(MAKE_STAMPS) $(VENV)/.built
+bench: bench-programs
 	@$(VPY) benches/bench.py $(BENCH)
 
-bench-quick: setup-mount
-	$(MAKE_STAMPS) $(VENV)/.built
-	@$(VPY) benches/bench.py --quick $(BENCH)
+bench-quick: bench-programs
+	@$(VPY) benches/bench.py all --quick $(BENCH)
 
-bench-compressed: setup
+$(BENCH_SETS:%=bench-%) bench-all: bench-%: bench-programs
+	@$(VPY) benches/bench.py $* $(BENCH)
+
+# All that any set needs.
+bench-programs: setup-mount setup-bench
 	$(MAKE_STAMPS) $(VENV)/.built $(VENV)/.bench
-	@cargo build --release --quiet --example decode
-	@$(VPY) benches/bench.py compressed $(BENCH)
+	@cargo build --release --quiet --example decode --example null_mount
 
-bench-mounted: setup-mount setup-bench
-	$(MAKE_STAMPS) $(VENV)/.built $(VENV)/.bench
-	@cargo build --release --quiet --example null_mount
-	@$(VPY) benches/bench.py mounted $(BENCH)
+guard: setup
+	@sh .ci/setup.sh checks
+	@cargo build --quiet --example guard
+	@$(VPY) benches/guard.py
 
-bench-folder: setup-mount setup-bench
-	$(MAKE_STAMPS) $(VENV)/.built
-	@$(VPY) benches/bench.py folder $(BENCH)
-
-bench-api: setup
-	$(MAKE_STAMPS) $(VENV)/.built
-	@$(VPY) benches/bench.py api $(BENCH)
-
-bench-python: setup
-	$(MAKE_STAMPS) $(VENV)/.built
-	@$(VPY) benches/bench.py python $(BENCH)
+guard-accept: setup
+	@cargo build --quiet --example guard
+	@$(VPY) benches/guard.py --accept
 
 install:
 	cargo build --release --bin npkfs

@@ -2,7 +2,7 @@
 # Makes sure that this machine can build and test, and makes .venv/.
 #
 #     sh .ci/setup.sh tools   Rust, a C compiler, Python with venv: fails when one is missing and cannot be installed
-#     sh .ci/setup.sh checks  rustfmt and clippy: says what is missing, never fails
+#     sh .ci/setup.sh checks  rustfmt, clippy and valgrind: says what is missing, never fails
 #     sh .ci/setup.sh mount   fusermount3 and /dev/fuse: says what is missing, never fails
 #     sh .ci/setup.sh proofs  the programs that mounts are tested with: says what is missing, never fails
 #     sh .ci/setup.sh bench   the file systems that mounts are measured against: says what is missing, never fails
@@ -96,6 +96,8 @@ setup_checks() {
         say "$part is missing; adding it with rustup"
         rustup component add "$part" || say "its checks will not run"
     done
+    # Counts instructions.
+    [ "$(uname -s)" != Linux ] || have valgrind || apt_install 'valgrind (guards against what is slower)' valgrind || true
 }
 
 setup_mount() {

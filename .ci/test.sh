@@ -96,6 +96,8 @@ scripts() {
 
 tests() {
     check cargo-test 'Rust tests' limit 1500 cargo test --no-fail-fast -- --show-output
+    # With the program that the tests were built with.
+    check guard 'instruction counts' limit 300 "$bin/python" benches/guard.py
     check interleavings 'orders of processes' limit 600 cargo test --features shuttle --test interleavings -- --show-output
     if check build 'build and install' make --no-print-directory build; then
         check stubtest 'type stubs' "$bin/python" -m mypy.stubtest --mypy-config-file pyproject.toml --concise numpack

@@ -1,5 +1,5 @@
-"""The Python API against NumPy doing the same by hand, and against NumPack 0.3.0 with both of its backends; and our
-Python backend against that of 0.3.0.
+"""The Python API against NumPy doing the same by hand, and against NumPack 0.3.0 with both of its backends; our
+Python backend against that of 0.3.0; and the table that its users know, of an array of 38 MB, with .npy and .npz files.
 
 Each contender is a process of its own (`api_worker.py`), asked in turn. NumPack 0.3.0 is installed for this alone, into
 ``target/bench/numpack-0.3.0``, and never beside ours.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -22,13 +23,21 @@ HERE = Path(__file__).resolve().parent
 OLD = HERE.parent / "target" / "bench" / "numpack-0.3.0"
 
 OURS, NUMPY = "numpack", "NumPy"
+NPY, NPZ = "npy", "npz"
 OLD_RUST, OLD_PYTHON = "0.3.0, Rust", "0.3.0, Python"
 LEVEL = (Goal(least_ratio=0.95), (NUMPY,))
 AHEAD = (Goal(least_ratio=1.0), (OLD_RUST, OLD_PYTHON))
+ROW_LEN = 10 * 4
+SMALL_ROWS = 100_000
 
 
 def million(n_rows):
-    return f"{n_rows // 1_000_000}M x 10"
+    return f"{n_rows / 1e6:g}M x 10"
+
+
+def size_of(world, which):
+    """Rows of the small or of the large table, which is the same where there is one only."""
+    return world.scale.table_rows[min(which, len(world.scale.table_rows) - 1)]
 
 
 def install_old():
@@ -51,7 +60,7 @@ class Process:
     def __init__(self, kind, folder, **environment):
         folder.mkdir()
         self.folder = folder
-        self.absent = None
+        self.gave_up = ""
         self.process = subprocess.Popen(
             [sys.executable, HERE / "api_worker.py", kind, folder],
             env=os.environ | environment,
@@ -60,19 +69,29 @@ class Process:
             text=True,
         )
 
-    def ask(self, method, *arguments):
+    def ask(self, method, *arguments, patience=None):
+        """What ``method`` gives. Who takes longer than ``patience`` seconds is ended, and asked no more."""
+        if self.gave_up:
+            raise CannotMeasure(self.gave_up)
         try:
             self.process.stdin.write(json.dumps([method, *arguments]) + "\n")
             self.process.stdin.flush()
+            # One line is one answer, so that none waits in our buffer.
+            if patience and not select.select([self.process.stdout], [], [], patience)[0]:
+                self.process.kill()
+                self.gave_up = f"`{method}` takes more than {patience:g} s"
+                raise CannotMeasure(self.gave_up)
             answer = json.loads(self.process.stdout.readline())
         except (BrokenPipeError, json.JSONDecodeError):
-            raise CannotMeasure(f"its process ended, with exit code {self.process.wait()}") from None
+            self.gave_up = f"its process ended, with exit code {self.process.wait()}"
+            raise CannotMeasure(self.gave_up) from None
         if "error" in answer:
             raise CannotMeasure(answer["error"])
         return answer["value"]
 
     def stop(self):
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -95,6 +114,8 @@ class Field:
         self.processes[OURS] = Process("numpack", root / "ours", NUMPACK_BACKEND=self.backend)
         start = {
             NUMPY: lambda: Process("by-hand", root / "by-hand"),
+            NPY: lambda: Process("npy", root / "npy"),
+            NPZ: lambda: Process("npz", root / "npz"),
             OLD_RUST: lambda: Process("numpack", root / "old-rust", **old),
             OLD_PYTHON: lambda: Process("numpack", root / "old-python", NUMPACK_FORCE_PYTHON_BACKEND="1", **old),
         }
@@ -119,7 +140,7 @@ class Field:
         ready = []
         for name, process in self.processes.items():
             try:
-                process.ask("prepare", "s.npk", n_rows, n_others, has_big)
+                process.ask("prepare", "s.npk", n_rows, n_others, has_big, patience=self.patience(name))
                 ready.append(process)
             except CannotMeasure as error:
                 if name in (OURS, NUMPY):
@@ -127,18 +148,23 @@ class Field:
                 self.absent[name] = str(error)
         yield
         for process in ready:
-            process.ask("remove", "s.npk")
+            if not process.gave_up:
+                process.ask("remove", "s.npk")
 
-    def contest(self, row, what, goals, method, *arguments, only=None, limit=None):
+    def patience(self, name):
+        """Seconds that somebody may take for one call: some of the old release's take hours with many arrays."""
+        return self.world.scale.patience if name in (OLD_RUST, OLD_PYTHON) else None
+
+    def contest(self, row, what, goals, method, *arguments, only=None, limit=None, ceiling=None):
         """One thing done by all who can."""
         limit = limit if self.has_limits else None
-        contest = Contest(row.name, what, OURS, list(goals), limit=limit, absent=dict(self.absent))
+        contest = Contest(row.name, what, OURS, list(goals), limit=limit, ceiling=ceiling, absent=dict(self.absent))
         contenders = {}
         for name, process in self.processes.items():
             if name in self.absent or (only is not None and name not in only):
                 continue
             try:
-                process.ask(method, *arguments)
+                process.ask(method, *arguments, patience=self.patience(name))
                 contenders[name] = lambda process=process: process.ask(method, *arguments)
             except CannotMeasure as error:
                 if name in (OURS, NUMPY):
@@ -155,19 +181,47 @@ class PythonField(Field):
     has_limits = False
 
 
-def whole(field_of, n_rows):
+class TableField(Field):
+    """What the users of NumPack choose among: its last release that they know, and the files of NumPy."""
+
+    rivals = (NPY, NPZ, OLD_RUST, OLD_PYTHON)
+
+
+def known_table(world, row):
+    """An array of 1,000,000 rows of 10 float32, 38.1 MB as they say."""
+    n_rows = min(1_000_000, *world.scale.table_rows)
+    nbytes, ceilings = n_rows * ROW_LEN, world.ceilings
+    faster, twice = ((Goal(least_ratio=ratio), TableField.rivals) for ratio in (1.0, 2.0))
+    with TableField(world) as field:
+        yield field.contest(row, "save", (faster,), "save", n_rows, "float32", ceiling=ceilings.write(nbytes))
+        yield field.contest(row, "load", (faster,), "load", n_rows, "float32", ceiling=ceilings.read(nbytes))
+        with field.stores(n_rows, 0):
+            one, rows = ceilings.rewrite(100 * ROW_LEN), ceilings.gather(100, ROW_LEN)
+            yield field.contest(row, "lazy load", (faster,), "lazy", 200)
+            yield field.contest(row, "100 random rows", (faster,), "getitem", 200, 100, "list", ceiling=rows)
+            yield field.contest(row, "all of it, 10,000 rows at a time", (faster,), "stream", ceiling=ceilings.copy(nbytes))
+            # Last: who appended has more rows than the others.
+            yield field.contest(row, "replace 100 rows", (faster,), "replace", 100, ceiling=one)
+            yield field.contest(row, "append 100 rows", (twice,), "append", 100, ceiling=one)
+
+
+def whole(field_of, which):
     def measure(world, row):
+        n_rows = size_of(world, which)
         size = million(n_rows)
         with field_of(world) as field:
-            yield field.contest(row, f"`save`, {size}", (LEVEL, AHEAD), "save", n_rows, "float32")
-            yield field.contest(row, f"`load`, {size}", ((Goal(least_ratio=1.0), (NUMPY,)), AHEAD), "load", n_rows, "float32")
+            nbytes = n_rows * ROW_LEN
+            save, load = world.ceilings.write(nbytes), world.ceilings.read(nbytes)
+            yield field.contest(row, f"`save`, {size}", (LEVEL, AHEAD), "save", n_rows, "float32", ceiling=save)
+            goals = ((Goal(least_ratio=1.0), (NUMPY,)), AHEAD)
+            yield field.contest(row, f"`load`, {size}", goals, "load", n_rows, "float32", ceiling=load)
 
     return listed(measure)
 
 
 def per_byte(world, row):
     """What integers cost: both dtypes have elements of the same size."""
-    size = 1_000_000
+    size = size_of(world, 0)
     results = []
     with Field(world) as field:
         for method in ("save", "load"):
@@ -185,8 +239,9 @@ def per_byte(world, row):
     return results
 
 
-def reads(field_of, n_rows):
+def reads(field_of, which):
     def measure(world, row):
+        n_rows = size_of(world, which)
         size = million(n_rows)
         under = Goal(most=1e-6)
         with field_of(world) as field, field.stores(n_rows):
@@ -197,21 +252,26 @@ def reads(field_of, n_rows):
                 calls = 20_000 // count
                 for kind in ("list", "array"):
                     what = f"{count:,} random rows from {'a list' if kind == 'list' else 'an array'}, {size}"
-                    yield field.contest(row, f"lazy[...], {what}", (LEVEL, AHEAD), "lazy_fancy", calls, count, kind)
-                    yield field.contest(row, f"`getitem`, {what}", (LEVEL, AHEAD), "getitem", calls, count, kind)
-            yield field.contest(row, f"`stream_load`, 10,000 rows at a time, {size}", (LEVEL, AHEAD), "stream")
+                    rows = world.ceilings.gather(count, ROW_LEN)
+                    for title, method in (f"lazy[...], {what}", "lazy_fancy"), (f"`getitem`, {what}", "getitem"):
+                        yield field.contest(row, title, (LEVEL, AHEAD), method, calls, count, kind, ceiling=rows)
+            what, stream = f"`stream_load`, 10,000 rows at a time, {size}", world.ceilings.copy(n_rows * ROW_LEN)
+            yield field.contest(row, what, (LEVEL, AHEAD), "stream", ceiling=stream)
 
     return listed(measure)
 
 
-def changes(field_of, what, n_rows, n_others=9, has_big=False):
-    """Rows that are written, against one `os.pwrite` of the same bytes."""
+def changes(field_of, which=None, what="", n_others=9, has_big=False):
+    """Rows that are written, against one `os.pwrite` of the same bytes. The arrays are small, or of size ``which``."""
 
     def measure(world, row):
+        n_rows = SMALL_ROWS if which is None else size_of(world, which)
+        named = what if which is None else million(n_rows)
         goals = ((Goal(least_ratio=0.67), (NUMPY,)), AHEAD)
         with field_of(world) as field, field.stores(n_rows, others(world, n_others), has_big):
-            yield field.contest(row, f"`replace` of 100 rows, {what}", goals, "replace", 100)
-            yield field.contest(row, f"`append` of 100 rows, {what}", goals, "append", 100)
+            one = world.ceilings.rewrite(100 * ROW_LEN)
+            yield field.contest(row, f"`replace` of 100 rows, {named}", goals, "replace", 100, ceiling=one)
+            yield field.contest(row, f"`append` of 100 rows, {named}", goals, "append", 100, ceiling=one)
 
     return listed(measure)
 
@@ -224,10 +284,10 @@ def drop(field_of):
     """Rows of an array before any were dropped and after, and what a drop takes."""
 
     def measure(world, row):
-        n_rows = 10_000_000
+        n_rows = size_of(world, 1)
         reading = Result(
             row.name,
-            "`getitem` of 100 random rows after `drop` of 100, 10M x 10",
+            f"`getitem` of 100 random rows after `drop` of 100, {million(n_rows)}",
             reference_name="before",
             goal=Goal(least_ratio=0.67),
         )
@@ -238,7 +298,7 @@ def drop(field_of):
                 reading.reference = [ours("read_rows", 200, 100) for _ in range(world.rounds)]
                 dropping = field.contest(
                     row,
-                    "`drop` of 100 of 10M rows",
+                    f"`drop` of 100 of {n_rows / 1e6:g}M rows",
                     (AHEAD,),
                     "drop_rows",
                     only=(OURS, OLD_RUST, OLD_PYTHON),
@@ -289,18 +349,18 @@ def listed(measure):
 
 def rows(prefix, field_of):
     return [
-        Row(f"{prefix}/whole/1M", whole(field_of, 1_000_000)),
-        Row(f"{prefix}/whole/10M", whole(field_of, 10_000_000)),
-        Row(f"{prefix}/read/1M", reads(field_of, 1_000_000)),
-        Row(f"{prefix}/read/10M", reads(field_of, 10_000_000)),
-        Row(f"{prefix}/change/1M", changes(field_of, "1M x 10", 1_000_000)),
-        Row(f"{prefix}/change/10M", changes(field_of, "10M x 10", 10_000_000)),
-        Row(f"{prefix}/change/many", changes(field_of, "10,000 arrays", 100_000, n_others=9_999)),
-        Row(f"{prefix}/change/beside", changes(field_of, "beside an array of 400 MB", 100_000, has_big=True)),
+        Row(f"{prefix}/whole/small", whole(field_of, 0)),
+        Row(f"{prefix}/whole/large", whole(field_of, 1), is_variant=True),
+        Row(f"{prefix}/read/small", reads(field_of, 0)),
+        Row(f"{prefix}/read/large", reads(field_of, 1), is_variant=True),
+        Row(f"{prefix}/change/small", changes(field_of, 0)),
+        Row(f"{prefix}/change/large", changes(field_of, 1), is_variant=True),
+        Row(f"{prefix}/change/many", changes(field_of, what="many arrays", n_others=9_999)),
+        Row(f"{prefix}/change/beside", changes(field_of, what="beside an array of 400 MB", has_big=True)),
         Row(f"{prefix}/drop", drop(field_of)),
         Row(f"{prefix}/open", opening(field_of)),
         Row(f"{prefix}/batch/80KB", batch(field_of, 10_000, 100, {"batch": 3.8e-3, "writable": 5.1e-3})),
-        Row(f"{prefix}/batch/8MB", batch(field_of, 1_000_000, 50, {"batch": 48e-3, "writable": 27e-3})),
+        Row(f"{prefix}/batch/8MB", batch(field_of, 1_000_000, 50, {"batch": 48e-3, "writable": 27e-3}), is_variant=True),
     ]
 
 
@@ -310,3 +370,4 @@ ROWS = [
     Row("api/open/appended", native_rows.cycles(1000)),
 ]
 PYTHON_ROWS = rows("python", PythonField)
+TABLE_ROWS = [Row("table", listed(known_table))]

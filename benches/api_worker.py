@@ -1,6 +1,6 @@
-"""Does what `api_rows.py` times, in a process of its own: with one numpack, or with NumPy by hand.
+"""Does what `api_rows.py` times, in a process of its own: with one numpack, with NumPy by hand, or with its files.
 
-    python benches/api_worker.py numpack|by-hand FOLDER
+    python benches/api_worker.py numpack|by-hand|npy|npz FOLDER
 
 All releases of numpack have the same package name and, for what is timed here, the same API, so that one class serves
 them all; which one is imported is a matter of ``PYTHONPATH``. Reads requests, one JSON list ``[method, *arguments]`` a
@@ -181,6 +181,108 @@ class ByHand(Worker):
         expect(np.allclose(np.load(path), 1.0001**n_changes), "changes are missing")
         path.unlink()
         return seconds
+
+
+class Npy(Worker):
+    """An .npy file as its users have it: opened for each call, changed in a mapping, written anew to grow."""
+
+    def path_of(self, name):
+        return self.folder / f"{name}.npy"
+
+    def write(self, path, array):
+        np.save(path, array)
+
+    def read(self, path):
+        return np.load(path)
+
+    def look(self, path):
+        """What can be indexed without reading all of it, if that is possible."""
+        return np.load(path, mmap_mode="r")
+
+    def prepare(self, store, n_rows, n_others, has_big=False):
+        self.path, self.n_rows = self.path_of("a"), n_rows
+        self.write(self.path, self.rows_of("a", n_rows))
+
+    def remove(self, store):
+        self.path.unlink()
+
+    def save(self, n_rows, dtype):
+        array, path = data(n_rows, dtype), self.path_of("saved")
+        os.sync()
+        touch(array.nbytes)
+        seconds, _ = timed(lambda: self.write(path, array))
+        path.unlink()
+        return seconds
+
+    def load(self, n_rows, dtype):
+        array, path = data(n_rows, dtype), self.path_of("loaded")
+        self.write(path, array)
+        touch(array.nbytes)
+        seconds, found = timed(lambda: self.read(path))
+        expect(np.array_equal(found, array), "other values were loaded than were saved")
+        path.unlink()
+        return seconds
+
+    def lazy(self, n_calls):
+        seconds, found = repeated(n_calls, lambda: self.look(self.path))
+        expect(found.shape[1] == WIDTH, "an array of another shape was opened")
+        return seconds
+
+    def getitem(self, n_calls, count, kind):
+        indexes = indexes_of(self.n_rows, count, kind)
+        seconds, found = repeated(n_calls, lambda: self.look(self.path)[indexes])
+        expect(np.array_equal(found, self.rows_of("a", self.n_rows)[indexes]), "other rows were read")
+        return seconds
+
+    def stream(self):
+        def work():
+            array = self.look(self.path)
+            return sum(len(np.array(array[start : start + STREAMED])) for start in range(0, self.n_rows, STREAMED))
+
+        seconds, total = timed(work)
+        expect(total == self.n_rows, "the stream lost rows")
+        return seconds
+
+    def replace_rows(self, start, rows):
+        np.load(self.path, mmap_mode="r+")[start : start + len(rows)] = rows
+
+    def replace(self, n_calls):
+        start, rows = self.n_rows // 2, data(AT_ONCE)
+        old = self.rows_of("a", self.n_rows)[start : start + AT_ONCE]
+        os.sync()
+        seconds, _ = repeated(n_calls, lambda: self.replace_rows(start, rows))
+        expect(np.array_equal(self.look(self.path)[start : start + AT_ONCE], rows), "the replaced rows differ")
+        self.replace_rows(start, old)
+        return seconds
+
+    def append(self, n_calls):
+        rows = data(AT_ONCE)
+        os.sync()
+        seconds, _ = repeated(n_calls, lambda: self.write(self.path, np.concatenate([self.read(self.path), rows])))
+        expect(np.array_equal(self.look(self.path)[-AT_ONCE:], rows), "the appended rows differ")
+        self.write(self.path, self.rows_of("a", self.n_rows))
+        return seconds
+
+
+class Npz(Npy):
+    """An .npz file, of which nothing can be mapped, and nothing changed."""
+
+    def path_of(self, name):
+        return self.folder / f"{name}.npz"
+
+    def write(self, path, array):
+        np.savez(path, a=array)
+
+    def read(self, path):
+        with np.load(path) as arrays:
+            return arrays["a"]
+
+    look = read
+
+    def replace_rows(self, start, rows):
+        array = self.read(self.path)
+        array[start : start + len(rows)] = rows
+        self.write(self.path, array)
 
 
 class Numpack(Worker):
@@ -364,7 +466,7 @@ def main():
     # What a library prints is no answer.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    worker = {"by-hand": ByHand, "numpack": Numpack}[kind](folder)
+    worker = {"by-hand": ByHand, "npy": Npy, "npz": Npz, "numpack": Numpack}[kind](folder)
     for request in sys.stdin:
         method, *arguments = json.loads(request)
         try:

@@ -1,10 +1,10 @@
 //! How fast the blocks of a compressed array can be decoded, were nothing else to be done: no file read, no checksum
-//! computed, no memory asked for. The benchmark of compressed arrays (`peers.py`) compares with it.
+//! computed, no memory asked for. The benchmarks of compressed arrays compare with it (`limits.py`).
 //!
-//!     decode STORE ARRAY
+//!     decode STORE ARRAY [THREADS]
 //!
-//! Keeps the array's blocks in memory, decodes all of them on all cores at each line on stdin, and prints the seconds
-//! that took.
+//! Keeps the array's blocks in memory, decodes all of them on all cores, or on as many as there are threads, at each
+//! line on stdin, and prints the seconds that took.
 
 use std::env;
 use std::error::Error;
@@ -22,9 +22,13 @@ use numpack::store::{Access, Store};
 const BATCH: usize = 16;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let usage = "usage: decode STORE ARRAY";
+    let usage = "usage: decode STORE ARRAY [THREADS]";
     let mut arguments = env::args().skip(1);
     let (store, name) = (arguments.next().ok_or(usage)?, arguments.next().ok_or(usage)?);
+    let n_threads = match arguments.next() {
+        Some(n_threads) => n_threads.parse()?,
+        None => thread::available_parallelism()?.get(),
+    };
     let array = Store::open(Path::new(&store), Access::Read)?.array(&name)?;
     let codec = array.codec().ok_or("the array is not compressed")?;
     let itemsize = array.dtype().itemsize();
@@ -39,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let (kind, stored) = encoder.encode(raw)?;
         blocks.push((kind, stored.to_vec()));
     }
-    let mut decoders: Vec<_> = (0..thread::available_parallelism()?.get()).map(|_| Decoder::new()).collect();
+    let mut decoders: Vec<_> = (0..n_threads).map(|_| Decoder::new()).collect();
     for line in io::stdin().lock().lines() {
         line?;
         let start = Instant::now();

@@ -25,6 +25,7 @@ def save(options, what, goal):
 
     def measure(world, row):
         result = Result(row.name, f"{what}: `np.save`", reference_name="disk", goal=goal)
+        result.ceiling = world.ceilings.write(world.data.nbytes)
         disk = world.root / "saved"
         disk.mkdir(exist_ok=True)
         with mounted(world, options, world.empty_store) as mount:

@@ -77,6 +77,22 @@ class Goal:
         return ratio >= self.least_ratio if self.least_ratio is not None else ratio > self.over_ratio
 
 
+@dataclass(frozen=True)
+class Ceiling:
+    """What this machine can do at best of what a row does, measured in the same run. See `limits.py`."""
+
+    name: str
+    seconds: float
+
+    def share(self, figures):
+        """How much of it is reached: 1.0 is as fast as can be."""
+        return self.seconds / statistics.median(figures)
+
+
+def ceiling_json(ceiling, share):
+    return {"name": ceiling.name, "seconds": ceiling.seconds, "share": share}
+
+
 @dataclass
 class Result:
     """The samples of one row: one figure per round for us, and one for the reference if there is one."""
@@ -89,6 +105,11 @@ class Result:
     goal: Goal | None = None
     unit: str = "s"
     note: str = ""
+    ceiling: Ceiling | None = None
+
+    def shared(self):
+        """The ceiling, and how much of it is reached, or None."""
+        return self.ceiling and (self.ceiling, self.ceiling.share(self.ours))
 
     def ratios(self):
         """Speed relative to the reference, round by round: 2.0 is twice as fast, 0.5 takes twice as long."""
@@ -119,6 +140,8 @@ class Result:
                 "ratios": self.ratios(),
                 "ratio_median": statistics.median(self.ratios()),
             }
+        if shared := self.shared():
+            record["ceiling"] = ceiling_json(*shared)
         if self.goal is not None:
             record |= {"goal": self.goal.text(self.unit), "goal_met": self.goal.met(self)}
         return record
@@ -141,6 +164,8 @@ class Contest:
     figures: dict[str, list[float | None]] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     limit: Goal | None = None  # on our own figure, besides the goals against rivals
+    ceiling: Ceiling | None = None
+    bounded_by: str = ""  # or the contender that is the ceiling
 
     def play(self, rounds, contenders):
         """Lets all ``contenders``, by name the function that returns a figure, do it once in every round.
@@ -159,6 +184,17 @@ class Contest:
                     figure = contenders[name]()
                 self.figures[name].append(figure)
         return self
+
+    def shared(self):
+        """The ceiling, and how much of it is reached, or None."""
+        if self.ours not in self.figures:
+            return None
+        if self.bounded_by in self.figures:
+            name, seconds = self.bounded_by, statistics.median(self.counted(self.bounded_by))
+            ceiling = Ceiling(name, seconds)
+        else:
+            ceiling = self.ceiling
+        return ceiling and (ceiling, ceiling.share(self.counted(self.ours)))
 
     def counted(self, name):
         return [figure for figure in self.figures[name] if figure is not None]
@@ -202,6 +238,7 @@ class Contest:
             "note": self.note,
             "limit": self.limit and self.limit.text(self.unit),
             "limit_met": self.limit and not self.is_over_limit(),
+            "ceiling": (shared := self.shared()) and ceiling_json(*shared),
             "goals": [
                 {
                     "goal": goal.text(self.unit),
@@ -220,6 +257,7 @@ class Row:
 
     name: str
     measure: Callable
+    is_variant: bool = False  # the same as another row with other data: not for a quick look
 
 
 class CannotMeasure(Exception):

@@ -16,6 +16,7 @@ CYCLES = 1000
 def save(world, row):
     """New names on both sides, removed again outside the timed part, nothing dirty at the start."""
     result = Result(row.name, "`save`", reference_name="`np.save`", goal=Goal(least_ratio=0.95))
+    result.ceiling = world.ceilings.write(world.data.nbytes)
     path = world.root / "saved.npy"
     with NumPack(world.root / "save.npk") as npk:
 
@@ -41,6 +42,7 @@ def save(world, row):
 def load(world, row):
     """Both from the same file."""
     result = Result(row.name, "`load`", reference_name="`np.load`", goal=Goal(least_ratio=1.0))
+    result.ceiling = world.ceilings.read(world.data.nbytes)
     with NumPack(world.store) as npk:
 
         def one(samples, work):
@@ -114,6 +116,7 @@ def append(n_arrays):
             f"`append` of 100 rows, {count:,} arrays in the store",
             reference_name="`os.pwrite`",
             goal=Goal(least_ratio=0.5),
+            ceiling=world.ceilings.rewrite(BATCH * ROW * 4),
         )
         rows = np.random.default_rng(9).standard_normal((BATCH, ROW), dtype=np.float32)
         content = rows.tobytes()
@@ -162,6 +165,7 @@ def replace(n_arrays, scattered):
             f"`replace` of {which}, {count:,} arrays in the store",
             reference_name="`os.pwrite`, 100 calls" if scattered else "`os.pwrite`",
             goal=Goal(least_ratio=0.5),
+            ceiling=world.ceilings.rewrite(BATCH * ROW * 4),
         )
         random = np.random.default_rng(10)
         with NumPack(world.store_with(count)) as npk, RawFile(world) as raw:

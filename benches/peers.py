@@ -10,16 +10,16 @@ import contextlib
 import importlib
 import os
 import shutil
-import subprocess
 
 import numpy as np
 
 from datasets import KINDS
 from harness import CannotMeasure, Contest, Goal, Result, Row, expect, in_turn, timed
-from mounting import tool
+from limits import Decoding
 from world import disk_usage
 
 GATHERED = 1000
+LIMIT = "limit"  # decoding in memory, on all cores
 
 
 class Peer:
@@ -60,26 +60,6 @@ class Numpack(Peer):
     def gather(self, path, rows):
         with self.api.NumPack(path) as npk:
             return npk.getitem("a", rows)
-
-
-class Limit:
-    """How fast the blocks of a saved array can be decoded in memory, on all cores. See decode.rs."""
-
-    name = "limit"
-
-    def __init__(self, store, array):
-        self.process = subprocess.Popen([tool("decode"), store, array], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def time(self):
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return float(self.process.stdout.readline())
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.process.communicate()
 
 
 class NumpackUncompressed(Numpack):
@@ -177,7 +157,7 @@ class Shelf:
     def __init__(self, world, kind, peers=PEERS):
         self.world = world
         self.array = world.array(kind)
-        self.rows = np.random.default_rng(5).choice(len(self.array), GATHERED, replace=False)
+        self.rows = np.random.default_rng(5).choice(len(self.array), GATHERED, replace=len(self.array) < GATHERED)
         self.gathered = self.array[self.rows]
         self.peers, self.absent = {}, {}
         for peer in peers:
@@ -234,7 +214,7 @@ def api(kind):
 
     def measure(world, row):
         faster = Goal(over_ratio=1.0), RIVALS
-        near_limit = Goal(least_ratio=0.8), (Limit.name,)
+        near_limit = Goal(least_ratio=0.8), (LIMIT,)
         with Shelf(world, kind) as shelf, contextlib.ExitStack() as stack:
 
             def contest(what, *goals, unit="s"):
@@ -248,16 +228,19 @@ def api(kind):
             # One figure, which no round changes.
             size.figures = {name: [disk_usage(shelf.saved(peer)) / 2**20] for name, peer in shelf.peers.items()}
             save = contest("save", faster).play(world.rounds, contenders(shelf.time_save))
+            save.ceiling = world.ceilings.write(shelf.array.nbytes)
             load = contest("load", faster, near_limit)
+            load.bounded_by = LIMIT
             loading = contenders(shelf.time_load)
             if "numpack" in shelf.peers:
                 try:
-                    limit = stack.enter_context(Limit(shelf.saved(shelf.peers["numpack"]), "a"))
-                    loading[Limit.name] = limit.time
+                    limit = stack.enter_context(Decoding(shelf.saved(shelf.peers["numpack"]), "a"))
+                    loading[LIMIT] = limit.time
                 except CannotMeasure as error:
-                    load.absent[Limit.name] = str(error)
+                    load.absent[LIMIT] = str(error)
             load.play(world.rounds, loading)
             gather = contest(f"gather {GATHERED:,} rows", faster).play(world.rounds, contenders(shelf.time_gather))
+            gather.ceiling = world.ceilings.gather(GATHERED, shelf.array[0].nbytes)
         return [size, save, load, gather]
 
     return measure
@@ -287,4 +270,4 @@ def incompressible(world, row):
     return results
 
 
-ROWS = [*(Row(f"api/{kind.name}", api(kind)) for kind in KINDS), Row("api/incompressible", incompressible)]
+ROWS = [*(Row(f"api/{kind.name}", api(kind), is_variant=kind is not KINDS[1]) for kind in KINDS), Row("api/incompressible", incompressible)]

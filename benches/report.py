@@ -26,7 +26,15 @@ def pair_cells(result):
         reference, ratio = "", ""
         ours = show_spread(result.ours, result.unit)
     goal = result.goal.text(result.unit) if result.goal else ""
-    return [result.what, reference, ours, ratio, goal, result.verdict()]
+    return [result.what, reference, ours, ratio, share_cell(result), goal, result.verdict()]
+
+
+def share_cell(result):
+    """How much is reached of what the machine can do at best, or nothing where that is not known."""
+    if (shared := result.shared()) is None:
+        return ""
+    ceiling, share = shared
+    return f"{share:.0%} of {ceiling.name}, {show(ceiling.seconds, 's')}"
 
 
 def contest_cells(contest, names):
@@ -44,7 +52,7 @@ def contest_cells(contest, names):
     ]
     if contest.limit is not None:
         goals.append(contest.limit.text(contest.unit))
-    return [*cells, "; ".join(goals), contest.verdict()]
+    return [*cells, share_cell(contest), "; ".join(goals), contest.verdict()]
 
 
 def line(result):
@@ -56,15 +64,16 @@ def line(result):
 
 
 def tables(results, not_measured=()):
-    """The Markdown tables of all results: one of contests, one of pairs, each in their order, then the notes."""
+    """The Markdown tables of all results: contests among the same, one of pairs, each in their order, then the notes."""
     contests = [result for result in results if isinstance(result, Contest)]
     pairs = [result for result in results if isinstance(result, Result)]
     parts = []
-    if contests:
-        names = list(dict.fromkeys(name for contest in contests for name in contest.figures))
-        parts.append(table([["", *names, "closest, goal", "met"], *(contest_cells(one, names) for one in contests)]))
+    for alike in among_the_same(contests):
+        names = list(dict.fromkeys(name for contest in alike for name in contest.figures))
+        head = ["", *names, "of the limit", "closest, goal", "met"]
+        parts.append(table([head, *(contest_cells(one, names) for one in alike)]))
     if pairs:
-        head = ["", "reference", "numpack", "speed, min - max", "goal", "met"]
+        head = ["", "reference", "numpack", "speed, min - max", "of the limit", "goal", "met"]
         parts.append(table([head, *(pair_cells(result) for result in pairs)]))
     notes = [f"{result.what}: {result.note}" for result in results if result.note]
     # The same is absent for the same reason from many contests.
@@ -75,9 +84,21 @@ def tables(results, not_measured=()):
     return "\n\n".join(parts)
 
 
+def among_the_same(contests):
+    """Contests in their order, a new list where nobody takes part who did before."""
+    found = []
+    for contest in contests:
+        if not found or not any(contest.figures.keys() & other.figures.keys() for other in found[-1]):
+            found.append([])
+        found[-1].append(contest)
+    return found
+
+
 def table(rows):
-    """A Markdown table of rows of cells, the first of which is its head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    """A Markdown table of rows of cells, the first of which is its head. Columns with nothing in them are left out."""
+    columns = [column for i, column in enumerate(zip(*rows, strict=True)) if i == 0 or any(set(column[1:]) - {"", "-"})]
+    rows = list(zip(*columns, strict=True))
+    widths = [max(map(len, column)) for column in columns]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)

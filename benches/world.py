@@ -7,15 +7,18 @@ import functools
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from harness import progress
+from limits import Ceilings
 from mounting import CannotMount, Mount, npkfs, read_through
 
 ROW = 64  # float32 elements of one row: 256 bytes
 PAGE = 4096
+AT_ONCE = 500  # arrays that are saved in one call
 
 
 def disk_usage(path):
@@ -25,15 +28,49 @@ def disk_usage(path):
     return sum(file.lstat().st_blocks for file in files if not file.is_dir()) * 512
 
 
+def save_many(npk, arrays):
+    """In several calls: one has the files of all its arrays open at once."""
+    names = list(arrays)
+    for start in range(0, len(names), AT_ONCE):
+        npk.save({name: arrays[name] for name in names[start : start + AT_ONCE]})
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything."""
+
+    mib: int  # of one large array
+    rounds: int
+    many_arrays: int = 10_000
+    growth: tuple[int, ...] = (10, 1000, 100_000)  # arrays in a store
+    logical_gb: tuple[float, ...] = (1, 10, 100)  # of sparse arrays
+    table_rows: tuple[int, ...] = (1_000_000, 10_000_000)  # of tables with 10 columns
+    patience: float = 30  # seconds for one call of the old release
+
+    def quick(self, mib, rounds):
+        """Little of everything, to see that all of it works."""
+        return replace(
+            self,
+            mib=mib,
+            rounds=rounds,
+            many_arrays=1000,
+            growth=(10, 100, 1000),
+            logical_gb=(0.1, 1, 10),
+            table_rows=(100_000,),
+            patience=5,
+        )
+
+
 class World:
     """Lives in one folder on a disk file system."""
 
-    def __init__(self, parent, mib, rounds, many):
+    def __init__(self, parent, scale):
         self.parent = Path(parent)
-        self.mib = mib
-        self.rounds = rounds
-        self.rows = mib * 2**20 // (4 * ROW)
-        self.many_arrays = many
+        self.mib = scale.mib
+        self.rounds = scale.rounds
+        self.rows = scale.mib * 2**20 // (4 * ROW)
+        self.many_arrays = scale.many_arrays
+        self.scale = scale
         self.resources = contextlib.ExitStack()
 
     def __enter__(self):
@@ -57,6 +94,11 @@ class World:
 
     def array_file(self, kind):
         return kind.file(self.parent / "datasets", self.mib)
+
+    @functools.cached_property
+    def ceilings(self):
+        """What this machine can do at best."""
+        return Ceilings(self.root, self.rounds)
 
     @functools.cached_property
     def pages(self):
@@ -140,7 +182,8 @@ class World:
 
         path = self.root / "small.npk"
         with NumPack(path) as npk:
-            npk.save({name.removesuffix(".npy"): np.full(256, i, np.float32) for i, name in enumerate(self.small_names)})
+            names = enumerate(self.small_names)
+            save_many(npk, {name.removesuffix(".npy"): np.full(256, i, np.float32) for i, name in names})
         os.sync()
         return path
 
@@ -152,6 +195,6 @@ class World:
         path = self.root / f"store-{n_arrays}.npk"
         tiny = np.arange(16, dtype=np.float32)
         with NumPack(path) as npk:
-            npk.save({f"tiny{i:06}": tiny for i in range(n_arrays - 1)} | {"rows": self.data[:100_000]})
+            save_many(npk, {f"tiny{i:06}": tiny for i in range(n_arrays - 1)} | {"rows": self.data[:100_000]})
         os.sync()
         return path
