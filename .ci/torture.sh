@@ -59,7 +59,8 @@ while [ -z "$failed" ] && { [ "$round" = 0 ] || [ "$(date +%s)" -lt "$end" ]; };
             [ "$backend" = rust ] && cases=200 || cases=50
             NUMPACK_BACKEND=$backend NUMPACK_TEST_CASES=$cases timeout --kill-after=10 1800 "$bin/python" -m pytest -q \
                 tests/python/test_model.py tests/python/test_both_backends.py tests/python/test_concurrency.py \
-                tests/python/test_damage.py tests/python/test_dying.py >"$log" 2>&1 </dev/null || { failed="pytest, backend $backend: $log"; break; }
+                tests/python/test_damage.py tests/python/test_dying.py tests/python/test_limits.py \
+                >"$log" 2>&1 </dev/null || { failed="pytest, backend $backend: $log"; break; }
         done
     fi
     # Processes of both backends, threads and mounts at once.
