@@ -59,6 +59,7 @@ test: setup-mount setup-proofs
 	@sh .ci/test.sh all
 
 torture: setup-mount setup-proofs
+	$(MAKE_STAMPS) $(VENV)/.built $(VENV)/.test
 	@sh .ci/torture.sh '$(MINUTES)'
 
 lint: setup

@@ -74,6 +74,7 @@ clippy() {
     check clippy-none 'clippy, no feature' cargo clippy --quiet --all-targets --no-default-features -- -D warnings
     check clippy-fuse 'clippy, fuse' cargo clippy --quiet --all-targets --no-default-features --features fuse -- -D warnings
     check clippy-python 'clippy, python' cargo clippy --quiet --all-targets --no-default-features --features python -- -D warnings
+    check clippy-shuttle 'clippy, shuttle' cargo clippy --quiet --features shuttle --lib --test interleavings -- -D warnings
     check clippy-both 'clippy, fuse and python' cargo clippy --quiet --all-targets --features fuse,python -- -D warnings
 }
 
@@ -97,6 +98,7 @@ tests() {
     check cargo-test 'Rust tests' limit 1500 cargo test --no-fail-fast -- --show-output
     # With the program that the tests were built with.
     check guard 'instruction counts' limit 300 "$bin/python" benches/guard.py
+    check interleavings 'orders of processes' limit 600 cargo test --features shuttle --test interleavings -- --show-output
     if check build 'build and install' make --no-print-directory build; then
         check stubtest 'type stubs' "$bin/python" -m mypy.stubtest --mypy-config-file pyproject.toml --concise numpack
         for backend in rust python; do
@@ -113,7 +115,8 @@ tests() {
         record 'not run' 'programs on mounts' 'the build failed'
     fi
     # What was tried, as the tests say themselves.
-    sed -n 's/^covered: \([0-9][0-9]*\) \(.*\)$/\1 \2/p' "$logs/cargo-test.log" 2>/dev/null |
+    sed -n 's/^covered: \([0-9][0-9]*\) \(.*\)$/\1 \2/p' "$logs/cargo-test.log" "$logs/interleavings.log" \
+        "$logs"/pytest-*.log "$logs"/proof-*.log 2>/dev/null |
         awk '{ n = $1; sub(/^[0-9]+ /, ""); total[$0] += n } END { for (what in total) print total[what], what }' |
         sort -k 2 >"$logs/covered"
     while read -r n what; do record covered "$n" "$what"; done <"$logs/covered"

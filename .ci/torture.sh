@@ -18,8 +18,9 @@ end=$(($(date +%s) + minutes * 60))
 # What is run in turn, and how many random cases of each: a turn of each takes about a minute.
 # crash: cut points of operations through a store and through a mount, with and without a loss of power; failing calls.
 # repair: random damage, repairs that die. corrupt, fuzz: hostile bytes. kill, kill_mount: real processes, really killed.
-# model: random operations against the model. concurrent, regions: readers and writers at once.
-tests='crash:12 repair:150 kill:150 kill_mount:100 corrupt:6000 fuzz:600 model:60 concurrent:1 regions:1'
+# model: random operations against the model. concurrent, regions: readers and writers at once. interleavings: processes
+# and threads in orders that a model checker chooses.
+tests='interleavings:1500 crash:12 repair:150 kill:150 kill_mount:100 corrupt:6000 fuzz:600 model:60 concurrent:1 regions:1'
 
 say() { printf '%s\n' "$*"; }
 
@@ -32,7 +33,7 @@ covered() {
 }
 
 say "building the tests"
-cargo test --quiet --no-run || exit 1
+cargo test --quiet --no-run && cargo test --quiet --no-run --features shuttle --test interleavings || exit 1
 round=0
 failed=
 while [ -z "$failed" ] && { [ "$round" = 0 ] || [ "$(date +%s)" -lt "$end" ]; }; do
@@ -42,8 +43,10 @@ while [ -z "$failed" ] && { [ "$round" = 0 ] || [ "$(date +%s)" -lt "$end" ]; };
         [ "$round" = 1 ] || [ "$(date +%s)" -lt "$end" ] || break
         test=${entry%:*} cases=${entry#*:}
         log=$logs/$test-$round.log
+        [ "$test" = interleavings ] && features='--features shuttle' || features=
+        # shellcheck disable=SC2086 # no feature is no argument
         if ! NUMPACK_TEST_CASES=$cases timeout --kill-after=10 1800 \
-            cargo test --quiet --test "$test" -- --show-output >"$log" 2>&1 </dev/null; then
+            cargo test --quiet $features --test "$test" -- --show-output >"$log" 2>&1 </dev/null; then
             failed="$test: $log"
             break
         fi
@@ -52,10 +55,18 @@ while [ -z "$failed" ] && { [ "$round" = 0 ] || [ "$(date +%s)" -lt "$end" ]; };
     if [ -z "$failed" ] && [ -x "$bin/python" ] && "$bin/python" -c 'import numpack, pytest' 2>/dev/null; then
         for backend in rust python; do
             log=$logs/pytest-$backend-$round.log
-            NUMPACK_BACKEND=$backend timeout --kill-after=10 1800 "$bin/python" -m pytest -q \
-                tests/python/test_model.py tests/python/test_concurrency.py tests/python/test_damage.py \
-                >"$log" 2>&1 </dev/null || { failed="pytest, backend $backend: $log"; break; }
+            # The Python backend takes several times as long for each.
+            [ "$backend" = rust ] && cases=200 || cases=50
+            NUMPACK_BACKEND=$backend NUMPACK_TEST_CASES=$cases timeout --kill-after=10 1800 "$bin/python" -m pytest -q \
+                tests/python/test_model.py tests/python/test_both_backends.py tests/python/test_concurrency.py \
+                tests/python/test_damage.py tests/python/test_dying.py >"$log" 2>&1 </dev/null || { failed="pytest, backend $backend: $log"; break; }
         done
+    fi
+    # Processes of both backends, threads and mounts at once.
+    if [ -z "$failed" ] && [ -x "$bin/npkfs" ]; then
+        log=$logs/histories-$round.log
+        NUMPACK_BACKEND=rust NUMPACK_TEST_CASES=40 timeout --kill-after=10 1800 "$bin/python" -m pytest -q -o timeout=1200 \
+            tests/python/test_histories.py >"$log" 2>&1 </dev/null || failed="histories: $log"
     fi
     # Other random operations of programs that nobody here wrote; 77 where they cannot run.
     if [ -z "$failed" ] && [ -x "$bin/npkfs" ]; then

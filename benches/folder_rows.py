@@ -153,6 +153,7 @@ def make_and_remove(folder, names):
 NAMES = {
     "stat": ("`stat`, first", stat_all, len),
     "open": ("`open` and `close`", open_all, len),
+    "load": ("`np.load` of 1 KiB", load_all, len),
     "readdir": ("one name of a listing", list_names, len),
     "create": ("`open` of a new file, `close`, `unlink`", make_and_remove, lambda _: MADE),
 }

@@ -24,6 +24,7 @@ use fuser::{
 // As in src/fuse.
 const THREADS: usize = 2;
 const MAX_REQUEST_LEN: u32 = 1 << 20;
+const MAX_READ_LEN: u32 = 256 << 10;
 const MAX_BACKGROUND: u16 = 64;
 const TTL: Duration = Duration::from_secs(1);
 
@@ -180,6 +181,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         MountOption::NoSuid,
         MountOption::NoDev,
         MountOption::DefaultPermissions,
+        MountOption::CUSTOM(format!("max_read={MAX_READ_LEN}")),
     ];
     config.n_threads = Some(THREADS);
     config.clone_fd = true;

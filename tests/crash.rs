@@ -135,8 +135,13 @@ const TORN_CALLS: [&str; 3] = ["write_at", "copy_from", "punch"];
 
 /// Lets the process die at each call of the story, and returns the number of deaths.
 fn die_everywhere(place: Place, story: &Story) -> usize {
+    die_at(place, story, 1..)
+}
+
+/// Lets the process die at these calls of the story, and returns the number of deaths.
+fn die_at(place: Place, story: &Story, calls: impl Iterator<Item = usize>) -> usize {
     let mut n_deaths = 0;
-    for n in 1.. {
+    for n in calls {
         for last_write in [LastWrite::Lost, LastWrite::Torn] {
             let disk = Disk::new(place);
             let storage = FaultyStorage::new(disk.storage());
@@ -182,6 +187,18 @@ fn death_at_any_call_leaves_old_or_new_on_disk() {
     for story in stories().into_iter().filter(|story| story.durable || !story.has_blocks()) {
         let n_deaths = die_everywhere(Place::Disk, &story);
         eprintln!("{}: {n_deaths} deaths", story.name);
+        rng::covered(n_deaths as u64, DEATHS);
+    }
+}
+
+/// More arrays than are written before the writers' lock is taken: the files have their names before the commit.
+#[test]
+fn death_while_many_arrays_are_saved_leaves_old_or_new() {
+    let mut rng = Rng::new(rng::seed());
+    for story in stories::many_arrays() {
+        let calls = (1 + rng.below(80) as usize..).step_by(80);
+        let n_deaths = die_at(Place::Memory, &story, calls);
+        assert!(n_deaths > 5, "{n_deaths}");
         rng::covered(n_deaths as u64, DEATHS);
     }
 }

@@ -73,7 +73,6 @@ fn names_that_a_file_system_cannot_hold_are_escaped() {
 #[test]
 fn new_names_must_be_ones_that_an_array_is_shown_under() {
     let f = Fixture::with(|store| save(store, "a", 1, 0), false);
-    assert_errno(f.rename("a.npy", "b", Rename::Replace), libc::EOPNOTSUPP);
     assert_errno(f.rename("a.npy", "b%41.npy", Rename::Replace), libc::EINVAL);
     assert_errno(f.rename("a.npy", &"x".repeat(256), Rename::Replace), libc::ENAMETOOLONG);
     let latin1 = OsStr::from_bytes(b"\xe9.npy");
@@ -276,7 +275,7 @@ fn attributes_that_are_as_asked_may_be_set() {
     } else {
         assert_errno(set(SetAttr { uid: Some(attr.uid + 1), ..none }), libc::EPERM);
     }
-    assert_errno(set(SetAttr { size: Some(0), ..none }), libc::EINVAL);
+    assert_errno(set(SetAttr { size: Some(8), ..none }), libc::EINVAL);
     assert_errno(set(SetAttr { size: Some(attr.size + 1), ..none }), libc::EINVAL);
     let later = attr.mtime + std::time::Duration::from_secs(100);
     assert_eq!(set(SetAttr { mtime: Some(later), atime: Some(later), ..none }).unwrap().mtime, later);
@@ -845,7 +844,7 @@ fn truncate_to_whole_rows_changes_the_rows() {
         assert_eq!(set(attr.ino, attr.size + 16).unwrap().size, attr.size + 16);
         f.carry_out();
         assert_eq!(f.values("a.npy"), [0, 1, 2, 3, 4, 5, 0, 0, 0, 0]);
-        for bad in [attr.size + 1, attr.size - 1, 8, 0] {
+        for bad in [attr.size + 1, attr.size - 1, 8, 1] {
             assert_errno(set(attr.ino, bad), libc::EINVAL);
         }
         // Fewer rows are another inode; who has the old one open keeps it, and appends nothing to the new one.
@@ -865,6 +864,23 @@ fn truncate_to_whole_rows_changes_the_rows() {
         assert!(f.values("a.npy").is_empty());
         let fortran = f.lookup("f.npy").unwrap();
         assert_errno(set(fortran.ino, fortran.size - 8), libc::EOPNOTSUPP);
+    });
+}
+
+/// Regression: whose array somebody else has just removed or overwritten, of which the mount has not heard yet, was told
+/// that there is no such file by `write`, and not that it is another one by now.
+#[test]
+fn regression_appending_to_a_version_that_has_just_gone_is_estale() {
+    each_kind(|f| {
+        for change in [|store: &Store| save(store, "a", 1, 0), |store: &Store| drop(store.remove(&["a"]))] {
+            let attr = f.lookup("a.npy").unwrap();
+            let fh = f.open("a.npy", WRITE).unwrap().fh;
+            change(&f.other);
+            assert_errno(f.fs.append(fh, &numbers(0..2)), libc::ESTALE);
+            let size = SetAttr { size: Some(attr.size + 8), ..SetAttr::default() };
+            assert_errno(f.fs.setattr(attr.ino, size), libc::ESTALE);
+            f.fs.release(fh);
+        }
     });
 }
 

@@ -6,7 +6,7 @@ mod common;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use common::mounted::*;
@@ -134,7 +134,6 @@ fn truncate_to_whole_rows_changes_the_rows() {
         for bad in [3, 4 * 499 + 1, 4 * 5000 + 2] {
             assert_errno(truncate(bad), libc::EINVAL);
         }
-        assert_errno(open().set_len(0), libc::EINVAL);
         assert_shows(&path, 499);
         // Readers of before keep all rows.
         let mut bytes = vec![0; 4000];
@@ -152,6 +151,167 @@ fn truncate_to_whole_rows_changes_the_rows() {
         assert_shows(&path, 10);
         m.other.refresh().unwrap();
         assert_eq!(m.other.array("a").unwrap().shape(), [10]);
+    });
+}
+
+/// All that an open file shows by different ways of looking at it.
+#[track_caller]
+fn assert_open_shows(mut file: &File, expected: &[u32]) {
+    let len = HEADER_LEN + 4 * expected.len() as u64;
+    assert_eq!((file.metadata().unwrap().len(), file.seek(SeekFrom::End(0)).unwrap()), (len, len));
+    let mut bytes = Vec::new();
+    file.rewind().unwrap();
+    file.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes.len() as u64, len);
+    assert!(
+        bytes[HEADER_LEN as usize..] == expected.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>()
+    );
+    // The header of a file that is open follows rows that are appended.
+    let shape = format!("({},)", expected.len());
+    wait_until("the header follows", || {
+        let mut header = [0; 200];
+        file.read_exact_at(&mut header, 0).unwrap();
+        String::from_utf8_lossy(&header).contains(&shape)
+    });
+}
+
+#[test]
+fn who_alone_has_a_file_open_that_he_shortens_sees_it_short() {
+    each_way(|m| {
+        let path = m.path("a.npy");
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let number = file.metadata().unwrap().ino();
+        assert_open_shows(&file, &(0..1000).collect::<Vec<_>>());
+        file.write_all_at(&numbers(7..8), HEADER_LEN + 4 * 998).unwrap();
+        for len in [999, 500] {
+            file.set_len(HEADER_LEN + 4 * u64::from(len)).unwrap();
+            let mut expected: Vec<u32> = (0..len).collect();
+            if len == 999 {
+                expected[998] = 7;
+            }
+            assert_open_shows(&file, &expected);
+            let by_name = m.values("a.npy").unwrap();
+            assert!(by_name == expected, "{} rows", by_name.len());
+        }
+        // He goes on with it as with any file: behind its end, within, and to another length.
+        let expected: Vec<u32> = (0..500).chain(2000..2003).collect();
+        file.write_all_at(&numbers(2000..2003), HEADER_LEN + 4 * 500).unwrap();
+        assert_open_shows(&file, &expected);
+        file.set_len(HEADER_LEN + 4 * 505).unwrap();
+        file.write_all_at(&numbers(9..10), HEADER_LEN).unwrap();
+        let expected: Vec<u32> = [9].into_iter().chain(1..500).chain(2000..2003).chain([0; 2]).collect();
+        assert_open_shows(&file, &expected);
+        // What others append and write, he sees, too.
+        append(&m.other, "a", 2, 3000);
+        let expected: Vec<u32> = expected.into_iter().chain(3000..3002).collect();
+        wait_until("the rows are seen", || file.metadata().unwrap().len() == HEADER_LEN + 4 * 507);
+        assert_open_shows(&file, &expected);
+        let stat = file.metadata().unwrap();
+        assert_eq!((stat.ino(), stat.nlink()), (number, 1));
+        drop(file);
+        assert_eq!(m.values("a.npy").unwrap(), expected);
+        m.other.refresh().unwrap();
+        assert_eq!(m.other.array("a").unwrap().shape(), [507]);
+    });
+}
+
+#[test]
+fn who_shortens_a_file_that_others_have_open_leaves_them_what_they_see() {
+    each_way(|m| {
+        let path = m.path("a.npy");
+        let all: Vec<u32> = (0..1000).collect();
+        let mut mapper = Mapper::new(&path, "r+b");
+        let reader = File::open(&path).unwrap();
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        file.set_len(HEADER_LEN + 400).unwrap();
+        assert_shows(&path, 100);
+        assert_open_shows(&reader, &all);
+        assert_eq!(mapper.get(HEADER_LEN + 4 * 999), 999);
+        // His own descriptor shows what theirs do, and takes nothing behind an end that is not the file's any more.
+        assert_open_shows(&file, &all);
+        assert_errno(file.write_all_at(&[0; 4], HEADER_LEN + 4000), libc::ESTALE);
+        assert_errno(file.set_len(0), libc::ESTALE);
+        let other = File::open(&path).unwrap();
+        let again = OpenOptions::new().write(true).open(&path).unwrap();
+        assert_errno(again.set_len(0), libc::EBUSY);
+        drop(other);
+        assert_shows(&path, 100);
+    });
+}
+
+/// A `.npy` file of so many numbers from `first` on.
+fn npy(first: u32, n: u32) -> Vec<u8> {
+    let text = format!("{{'descr': '<u4', 'fortran_order': False, 'shape': ({n},)}}");
+    let mut bytes = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
+    bytes.extend_from_slice(format!("{text:<117}\n").as_bytes());
+    bytes.extend(numbers(first..first + n));
+    bytes
+}
+
+#[test]
+fn who_empties_a_file_by_his_descriptor_makes_a_new_version_of_it() {
+    each_way(|m| {
+        let path = m.path("a.npy");
+        let open = || OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let mut file = open();
+        file.set_len(0).unwrap();
+        assert_eq!((file.metadata().unwrap().len(), file.seek(SeekFrom::End(0)).unwrap()), (0, 0));
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+        let new = npy(50, 2000);
+        // In pieces, with a length that is set, and looked at in between.
+        file.write_all(&new[..1000]).unwrap();
+        file.set_len(new.len() as u64).unwrap();
+        file.write_all_at(&new[1000..], 1000).unwrap();
+        let mut bytes = vec![0; new.len()];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes == new);
+        assert_eq!(file.metadata().unwrap().len(), new.len() as u64);
+        m.other.refresh().unwrap();
+        assert_eq!(
+            m.other.array("a").unwrap().shape(),
+            [1000],
+            "the store has the old version until the end"
+        );
+        drop(file);
+        wait_until("it is an array", || {
+            m.other.refresh().unwrap();
+            m.other.array("a").unwrap().shape() == [2000]
+        });
+        assert!(fs::read(&path).unwrap() == new);
+
+        // What is no array is refused, and the old version kept.
+        let python =
+            "import sys\nf = open(sys.argv[1], 'r+b')\nf.truncate(0)\nf.write(b'no array')\nf.close()";
+        let ran = std::process::Command::new("python3").args(["-c", python]).arg(&path).output().unwrap();
+        assert!(String::from_utf8_lossy(&ran.stderr).contains("Errno 22"), "{ran:?}");
+        assert_eq!(fs::read(&path).unwrap(), b"no array");
+        m.other.refresh().unwrap();
+        assert_eq!(m.other.array("a").unwrap().shape(), [2000]);
+        // It can be put right, through a descriptor that appends.
+        let newest = npy(1, 10);
+        let mut file = to_append(&path);
+        file.set_len(0).unwrap();
+        file.write_all(&newest[..300.min(newest.len())]).unwrap();
+        drop(file);
+        wait_until("it is an array", || {
+            m.other.refresh().unwrap();
+            m.other.array("a").unwrap().shape() == [10]
+        });
+        let mut file = to_append(&path);
+        file.set_len(0).unwrap();
+        file.write_all(&new).unwrap();
+        drop(file);
+        wait_until("it is an array", || fs::read(&path).unwrap() == new);
+        // By a path, nobody's descriptor is concerned.
+        let by_path = "import os, sys\nos.truncate(sys.argv[1], 0)";
+        let ran = std::process::Command::new("python3").args(["-c", by_path]).arg(&path).output().unwrap();
+        assert!(ran.status.success(), "{ran:?}");
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+        fs::write(&path, &newest).unwrap();
+        wait_until("it is an array", || {
+            m.other.refresh().unwrap();
+            m.other.array("a").unwrap().shape() == [10]
+        });
     });
 }
 

@@ -86,7 +86,7 @@ fn lose_manifest(storage: &MemStorage) {
 /// What is kept in `lost+found` under this name, as repairs tell it.
 fn kept(storage: &MemStorage, path: &str) -> Vec<u8> {
     let name = path.strip_prefix("lost+found/").expect("is there");
-    let file = storage.open_apart("lost+found", name).expect("is kept");
+    let file = storage.open_apart("lost+found", name, FileAccess::Read).expect("is kept");
     let mut bytes = vec![0; file.stat().expect("stat").len as usize];
     file.read_at(&mut bytes, 0).expect("reads");
     bytes

@@ -5,6 +5,27 @@ Wrong dtypes raise plain `TypeError`, wrong shapes plain `ValueError`, and failu
 `OSError` with ``errno`` and ``filename``.
 """
 
+import errno
+import os
+
+
+# What can be done about errors of the system, in the same words as in src/sys/remedy.rs.
+_REMEDIES = {
+    errno.ENOSPC: "make room on that disk and try again",
+    errno.EDQUOT: "make room or have the quota raised, and try again",
+    errno.EMFILE: "close arrays and stores, or raise the limit of open files (ulimit -n)",
+    errno.ENOMEM: "free memory, or raise the limit on it, and try again",
+    errno.EROFS: "the disk may have become read-only after an error: see the kernel's log (dmesg)",
+    errno.EIO: "the disk may be failing: see the kernel's log (dmesg)",
+}
+
+
+def system_error(action: str, path: "str | os.PathLike[str]", error: OSError) -> OSError:
+    """An error of the operating system that says what was attempted, and the next step where there is one."""
+    number = error.errno or errno.EIO
+    remedy = f"; {_REMEDIES[number]}" if number in _REMEDIES else ""
+    return OSError(number, f"cannot {action}: {os.strerror(number)}{remedy}", os.fspath(path))
+
 
 class NpkError(Exception):
     """Any error that is numpack's own."""

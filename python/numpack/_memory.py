@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from numpack._errors import system_error
 from numpack._rows import AnyArray
 
 
@@ -30,10 +31,13 @@ def mapped_temporary(folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any])
         return zeros(shape, dtype)
     with temporary_file(folder) as file:
         reserve: Callable[[int, int, int], None] | None = getattr(os, "posix_fallocate", None)
-        if reserve is None:
-            file.truncate(nbytes)
-        else:
-            reserve(file.fileno(), 0, nbytes)
+        try:
+            if reserve is None:
+                file.truncate(nbytes)
+            else:
+                reserve(file.fileno(), 0, nbytes)
+        except OSError as error:
+            raise system_error(f"make a temporary file of {nbytes} bytes in", folder, error) from error
         return np.ndarray(shape, dtype, buffer=mmap.mmap(file.fileno(), nbytes))
 
 

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from numpack._errors import NotAStoreError, PackageError, StoreLockedError, UnsupportedError
+from numpack._errors import NotAStoreError, PackageError, StoreLockedError, UnsupportedError, system_error
 
 if TYPE_CHECKING:
     # Which of them is there, the type checker cannot know.
@@ -129,17 +129,18 @@ def pack(
     _check_free(target, overwrite)
     copy = _beside(target)
     try:
-        copy.mkdir()
-        files = _copy_store(source, copy)
-        part = _beside(target)
-        try:
-            with open(part, "xb") as package:
-                _write_package(package, copy, files, compression)
-                package.flush()
-                os.fsync(package.fileno())
-            _publish_file(part, target, overwrite)
-        finally:
-            part.unlink(missing_ok=True)
+        with _room_for(target):
+            copy.mkdir()
+            files = _copy_store(source, copy)
+            part = _beside(target)
+            try:
+                with open(part, "xb") as package:
+                    _write_package(package, copy, files, compression)
+                    package.flush()
+                    os.fsync(package.fileno())
+                _publish_file(part, target, overwrite)
+            finally:
+                part.unlink(missing_ok=True)
     finally:
         shutil.rmtree(copy, ignore_errors=True)
     return target
@@ -195,9 +196,10 @@ def unpack(
                 raise FileExistsError(errno.EEXIST, what, str(target))
         part = _beside(target)
         try:
-            part.mkdir(parents=True)
-            _read_package(package, source, part, verify)
-            _publish_folder(part, target)
+            with _room_for(target):
+                part.mkdir(parents=True)
+                _read_package(package, source, part, verify)
+                _publish_folder(part, target)
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return target
@@ -270,6 +272,17 @@ def _check_store(source: Path) -> None:
 def _check_free(target: Path, overwrite: bool) -> None:
     if not overwrite and os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, "already exists; pass overwrite=True to replace it", str(target))
+
+
+@contextlib.contextmanager
+def _room_for(target: Path) -> Iterator[None]:
+    """Let an error of a full disk name what there was no room for, and not a file that is gone by then."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise system_error("write", target, error) from error
+        raise
 
 
 def _beside(target: Path) -> Path:

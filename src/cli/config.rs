@@ -73,6 +73,7 @@ pub enum Process {
 pub struct UmountConfig {
     pub mountpoint: PathBuf,
     pub lazy: bool,
+    pub force: bool,
     pub timeout: Duration,
 }
 
@@ -171,8 +172,13 @@ impl TryFrom<Opts> for Config {
             matches!(&command, CommandOpts::Mount(opts) if opts.foreground || opts.report_to_stdin);
         let command = match command {
             CommandOpts::Mount(opts) => Command::Mount(mount(opts, verbose, quiet)?),
-            CommandOpts::Umount(UmountOpts { mountpoint, lazy, timeout }) => {
-                Command::Umount(UmountConfig { mountpoint, lazy, timeout: Duration::from_secs(timeout) })
+            CommandOpts::Umount(UmountOpts { mountpoint, lazy, force, timeout }) => {
+                Command::Umount(UmountConfig {
+                    mountpoint,
+                    lazy,
+                    force,
+                    timeout: Duration::from_secs(timeout),
+                })
             }
             CommandOpts::Status(opts) => Command::Status(opts),
             CommandOpts::Import(opts) => Command::Import(import(opts, quiet)?),

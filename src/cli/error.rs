@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::format::FormatError;
 use crate::store::{NotAStore, StoreError};
+use crate::sys::WithRemedy;
 
 use super::exit::Exit;
 use super::mount::{MountError, OptionError, UmountError};
@@ -125,7 +126,7 @@ impl fmt::Display for CliError {
             }
             CliError::Store { source } => source.fmt(f),
             CliError::Io { action, path, source } => {
-                write!(f, "cannot {action} {}: {source}", path.display())
+                write!(f, "cannot {action} {}: {}", path.display(), WithRemedy(source))
             }
             CliError::Partly { what, n_failed, n_asked, .. } => write!(f, "{n_failed} of {n_asked} {what}"),
             CliError::NotUpgraded { store, source } => write!(

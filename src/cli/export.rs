@@ -29,7 +29,10 @@ pub fn export(config: &ExportConfig) -> Result<(), CliError> {
     let mut progress = Progress::new(n_bytes, !config.quiet);
     let mut n_failed = 0;
     let mut exit = Exit::Failed;
-    for array in &arrays {
+    let n_asked = arrays.len();
+    // By value: an array that was read keeps its data file open.
+    for array in arrays {
+        let array = &array;
         progress.start(array.name());
         if let Err(failure) = write_array(array, config, &progress) {
             match failure {
@@ -56,18 +59,13 @@ pub fn export(config: &ExportConfig) -> Result<(), CliError> {
     }
     drop(progress);
     if n_failed > 0 {
-        return Err(CliError::Partly {
-            what: "arrays were not exported",
-            n_failed,
-            n_asked: arrays.len(),
-            exit,
-        });
+        return Err(CliError::Partly { what: "arrays were not exported", n_failed, n_asked, exit });
     }
     if !config.quiet {
         output::message(&format!(
             "{}: exported {}, {}",
             config.dest.display(),
-            output::count(arrays.len(), "array"),
+            output::count(n_asked, "array"),
             output::size(n_bytes)
         ));
     }

@@ -107,6 +107,11 @@ pub struct UmountOpts {
     #[arg(short, long)]
     pub lazy: bool,
 
+    /// End the mount although the process that serves it does not answer: whatever waits for it fails, and what it has
+    /// not written yet is lost (default: wait for it, unless it was killed)
+    #[arg(short, long)]
+    pub force: bool,
+
     /// How long to wait for the serving process to end, in seconds (default: 60)
     #[arg(long, value_name = "SECONDS", default_value_t = 60, hide_default_value = true)]
     pub timeout: u64,

@@ -17,7 +17,10 @@ pub fn recompress(config: &RecompressConfig) -> Result<(), CliError> {
     let (mut n_done, mut n_failed) = (0, 0);
     let (mut before, mut after) = (0_u64, 0_u64);
     let mut exit = Exit::Failed;
-    for array in &arrays {
+    let n_asked = arrays.len();
+    // By value: an array that was read keeps its data file open.
+    for array in arrays {
+        let array = &array;
         progress.start(array.name());
         match recompress_array(&store, array, config, &progress) {
             Ok(None) => {}
@@ -39,7 +42,7 @@ pub fn recompress(config: &RecompressConfig) -> Result<(), CliError> {
     drop(progress);
     if n_failed > 0 {
         let what = "arrays were not recompressed";
-        return Err(CliError::Partly { what, n_failed, n_asked: arrays.len(), exit });
+        return Err(CliError::Partly { what, n_failed, n_asked, exit });
     }
     if !config.quiet {
         output::message(&format!(

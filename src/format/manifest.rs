@@ -13,7 +13,8 @@ use serde::Serialize;
 
 use super::block_index::{FILE_HEADER_LEN, Index};
 use super::stored::{
-    Blob, RowsEdit, Snapshot, StoredEntry, decode_record, decode_rows, encode_record, record_id, to_bytes,
+    Blob, RowsEdit, Snapshot, StoredEdit, StoredEntry, StoredOp, decode_record, decode_rows, encode_record,
+    record_id, to_bytes,
 };
 use super::{Codec, Compression, Dtype, FormatError, Layout, names, upstream};
 
@@ -210,8 +211,9 @@ pub enum ChangeKind {
 
 /// All arrays of a store at one generation, in the order of their first save.
 ///
-/// What a snapshot says of an array stays undecoded until somebody asks for that array: its frame's checksum is right,
-/// names and identities are checked, and the rest is when it is decoded. A store of many arrays thus opens quickly.
+/// What the manifest says of an array that was put there stays undecoded until somebody asks for that array, or it
+/// changes: its frame's checksum is right, names and identities are checked, and the rest is when it is decoded. A store
+/// of many arrays thus opens quickly.
 #[derive(Debug, Clone)]
 pub struct Table {
     generation: Generation,
@@ -222,7 +224,8 @@ pub struct Table {
     places: HashMap<Arc<str>, u64>,
     /// Made when first asked for.
     places_by_id: OnceLock<HashMap<ArrayId, u64>>,
-    snapshot: StoredRecords,
+    /// Bytes that were read together, and hold the records that lie [there](StoredRecord::Shared).
+    shared: Arc<Vec<u8>>,
 }
 
 /// An array's place in the table.
@@ -230,36 +233,52 @@ pub struct Table {
 struct Entry {
     name: Arc<str>,
     id: ArrayId,
-    /// Where the undecoded record is, and its length: payloads have less than 2^32 bytes.
-    stored: (u32, u32),
+    stored: Stored,
     record: OnceLock<Arc<Record>>,
 }
 
-/// The payload of a snapshot, within the bytes that were read, and where its frame starts in the file.
+/// What an entry was read from.
 #[derive(Debug, Clone)]
-struct StoredRecords {
-    bytes: Arc<Vec<u8>>,
-    payload: Range<usize>,
+struct Stored {
+    record: StoredRecord,
+    /// Where its frame starts in the file.
     offset: u64,
 }
 
-impl StoredRecords {
-    fn payload(&self) -> &[u8] {
-        self.bytes.get(self.payload.clone()).unwrap_or(&[])
+/// A record that is not decoded.
+#[derive(Debug, Clone)]
+enum StoredRecord {
+    /// At a place of the bytes that all share, so long: a manifest has at most 2^32 bytes.
+    Shared(u32, u32),
+    Own(Arc<[u8]>),
+}
+
+impl Stored {
+    /// Of a record that was made here.
+    fn nowhere() -> Self {
+        Self { record: StoredRecord::Shared(0, 0), offset: 0 }
     }
 
-    fn bytes(&self, entry: &Entry) -> &[u8] {
-        let (start, len) = entry.stored;
-        let record = self.payload().get(start as usize..).and_then(|rest| rest.get(..len as usize));
-        record.unwrap_or(&[])
+    /// Of `record`, which lies in `shared`, or in other bytes.
+    fn new(record: &[u8], shared: &[u8], offset: u64) -> Self {
+        let start = record.as_ptr().addr().wrapping_sub(shared.as_ptr().addr());
+        let is_shared = shared.get(start..).is_some_and(|rest| rest.len() >= record.len());
+        let place = (u32::try_from(start), u32::try_from(record.len()));
+        let record = match place {
+            (Ok(start), Ok(len)) if is_shared => StoredRecord::Shared(start, len),
+            _ => StoredRecord::Own(record.into()),
+        };
+        Self { record, offset }
     }
 
-    fn decode<'a>(&self, entry: &'a Entry) -> Result<&'a Arc<Record>, FormatError> {
-        if let Some(record) = entry.record.get() {
-            return Ok(record);
+    fn bytes<'a>(&'a self, shared: &'a [u8]) -> &'a [u8] {
+        match &self.record {
+            StoredRecord::Shared(start, len) => {
+                let record = shared.get(*start as usize..).and_then(|rest| rest.get(..*len as usize));
+                record.unwrap_or(&[])
+            }
+            StoredRecord::Own(bytes) => bytes,
         }
-        let record = decode_record(Arc::clone(&entry.name), self.bytes(entry), self.offset)?;
-        Ok(entry.record.get_or_init(|| Arc::new(record)))
     }
 }
 
@@ -268,9 +287,18 @@ impl Entry {
         Self {
             name: Arc::clone(&record.name),
             id: record.id,
-            stored: (0, 0),
+            stored: Stored::nowhere(),
             record: OnceLock::from(Arc::new(record)),
         }
+    }
+
+    fn decode(&self, shared: &[u8]) -> Result<&Arc<Record>, FormatError> {
+        if let Some(record) = self.record.get() {
+            return Ok(record);
+        }
+        let bytes = self.stored.bytes(shared);
+        let record = decode_record(Arc::clone(&self.name), bytes, self.stored.offset)?;
+        Ok(self.record.get_or_init(|| Arc::new(record)))
     }
 }
 
@@ -284,7 +312,7 @@ impl Default for Table {
             entries: BTreeMap::new(),
             places: HashMap::new(),
             places_by_id: OnceLock::new(),
-            snapshot: StoredRecords { bytes: Arc::default(), payload: 0..0, offset: 0 },
+            shared: Arc::default(),
         }
     }
 }
@@ -351,7 +379,7 @@ impl Table {
 
     fn at(&self, place: Option<&u64>) -> Result<Option<&Arc<Record>>, FormatError> {
         let entry = place.and_then(|place| self.entries.get(place));
-        entry.map(|entry| self.snapshot.decode(entry)).transpose()
+        entry.map(|entry| entry.decode(&self.shared)).transpose()
     }
 
     /// All records, in the order of their first save.
@@ -359,7 +387,7 @@ impl Table {
     /// # Errors
     /// As [`Table::get`].
     pub fn records(&self) -> Result<Vec<&Arc<Record>>, FormatError> {
-        self.entries.values().map(|entry| self.snapshot.decode(entry)).collect()
+        self.entries.values().map(|entry| entry.decode(&self.shared)).collect()
     }
 
     /// Reads a snapshot's payload, without the records in it. `offset` is where its frame starts.
@@ -379,9 +407,8 @@ impl Table {
         payload: Range<usize>,
         offset: u64,
     ) -> Result<Self, FormatError> {
-        let stored = StoredRecords { bytes, payload, offset };
-        let payload = stored.payload();
-        let snapshot = Snapshot::decode(payload, offset)?;
+        let shared = bytes;
+        let snapshot = Snapshot::decode(shared.get(payload).unwrap_or(&[]), offset)?;
         let refused = |what: String| FormatError::Edit { generation: snapshot.generation.0, what };
         if snapshot.generation.0 >= MAX_COUNT || snapshot.next_id.0 >= MAX_COUNT {
             return Err(refused(format!("counts up to 2**63: the next id is {}", snapshot.next_id.0)));
@@ -397,12 +424,8 @@ impl Table {
             if places.insert(Arc::clone(&name), place).is_some() {
                 return Err(refused(format!("array {name:?} is there twice")));
             }
-            // The bytes were lent by the payload.
-            let start = bytes.as_ptr().addr().saturating_sub(payload.as_ptr().addr());
-            let (Ok(start), Ok(len)) = (u32::try_from(start), u32::try_from(bytes.len())) else {
-                return Err(refused(format!("has its record of {name:?} at byte {start}")));
-            };
-            entries.push((place, Entry { name, id, stored: (start, len), record: OnceLock::new() }));
+            let stored = Stored::new(bytes, &shared, offset);
+            entries.push((place, Entry { name, id, stored, record: OnceLock::new() }));
         }
         let mut ids: Vec<_> = entries.iter().map(|(_, entry)| entry.id).collect();
         ids.sort_unstable();
@@ -418,7 +441,7 @@ impl Table {
             entries: entries.into_iter().collect(),
             places,
             places_by_id: OnceLock::new(),
-            snapshot: stored,
+            shared,
         })
     }
 
@@ -437,7 +460,10 @@ impl Table {
     fn stored<'a>(&'a self, entry: &'a Entry) -> StoredEntry<'a> {
         match entry.record.get() {
             Some(record) => encode_record(record),
-            None => StoredEntry(Cow::Borrowed(&entry.name), Blob(Cow::Borrowed(self.snapshot.bytes(entry)))),
+            None => {
+                let bytes = entry.stored.bytes(&self.shared);
+                StoredEntry(Cow::Borrowed(&entry.name), Blob(Cow::Borrowed(bytes)))
+            }
         }
     }
 
@@ -460,12 +486,23 @@ impl Table {
             self.generation = generation;
             return Ok(());
         }
-        let edit = Edit::decode(payload, offset)?;
-        self.apply(&edit, changed)?;
-        grown.extend(edit.ops.into_iter().filter_map(|op| match op {
-            Op::Rows(name, _) | Op::Blocks(name, ..) => Some(name),
-            _ => None,
-        }));
+        let edit = StoredEdit::decode(payload, offset)?;
+        self.check_follows(edit.generation)?;
+        for op in edit.ops {
+            if let StoredOp::Put(StoredEntry(name, Blob(record))) = op {
+                let id = record_id(&record, offset)?;
+                let stored = Stored::new(&record, &self.shared, offset);
+                let entry = Entry { name: name.into(), id, stored, record: OnceLock::new() };
+                self.put(entry, edit.generation, changed)?;
+                continue;
+            }
+            let op = op.decode(offset)?;
+            self.apply_op(&op, edit.generation, edit.time, changed)?;
+            if let Op::Rows(name, _) | Op::Blocks(name, ..) = op {
+                grown.push(name);
+            }
+        }
+        self.generation = edit.generation;
         Ok(())
     }
 
@@ -474,109 +511,126 @@ impl Table {
     /// # Errors
     /// `Edit` if it does not fit this table, which is then of no use any more.
     pub fn apply(&mut self, edit: &Edit, changed: &mut dyn FnMut(Change)) -> Result<(), FormatError> {
-        let refused = |what| refused(edit.generation, what);
         self.check_follows(edit.generation)?;
         for op in &edit.ops {
-            let mut tell_of = |name: &Arc<str>, id, kind| {
-                changed(Change { name: Arc::clone(name), id, kind, is_own: false });
-            };
-            match op {
-                Op::Put(record) => {
-                    if record.id < self.next_id {
-                        return Err(refused(format!(
-                            "array {:?} has the id {} of another",
-                            record.name, record.id.0
-                        )));
-                    }
-                    if record.id.0 >= MAX_COUNT {
-                        return Err(refused(format!("array {:?} has the id {}", record.name, record.id.0)));
-                    }
-                    self.next_id = ArrayId(record.id.0.saturating_add(1));
-                    let end = self.entries.last_key_value().map_or(0, |(last, _)| last.saturating_add(1));
-                    let place = *self.places.entry(Arc::clone(&record.name)).or_insert(end);
-                    if let Some(places) = self.places_by_id.get_mut() {
-                        places.insert(record.id, place);
-                    }
-                    if let Some(old) = self.entries.insert(place, Entry::new(record.clone())) {
-                        self.forget_id(old.id);
-                        tell_of(&old.name, old.id, ChangeKind::Removed);
-                    }
-                    tell_of(&record.name, record.id, ChangeKind::Added);
-                }
-                Op::Delete(name) => {
-                    let place = self.places.remove(name);
-                    let entry = place.and_then(|place| self.entries.remove(&place));
-                    let entry =
-                        entry.ok_or_else(|| refused(format!("removes {name:?}, which is not there")))?;
-                    self.forget_id(entry.id);
-                    tell_of(&entry.name, entry.id, ChangeKind::Removed);
-                }
-                Op::Rename(from, to) => {
-                    if self.places.contains_key(to) {
-                        return Err(refused(format!("renames to {to:?}, which is there")));
-                    }
-                    names::check(to)?;
-                    let record = self.change(from, edit.generation, |record| record.name = Arc::clone(to))?;
-                    tell_of(&record.name, record.id, ChangeKind::Renamed { from: Arc::clone(from) });
-                    if let Some(place) = self.places.remove(from) {
-                        self.places.insert(Arc::clone(to), place);
-                    }
-                }
-                Op::Rows(name, n_rows) => {
-                    self.set_rows(name, *n_rows, edit.generation, edit.time, changed)?;
-                }
-                Op::DropRows(name, rows) => {
-                    let record = self.get(name)?.ok_or_else(|| missing(edit.generation, name))?;
-                    check_deleted(rows, &record.layout).map_err(refused)?;
-                    let record = self.change(name, edit.generation, |record| {
-                        *Arc::make_mut(&mut record.deleted.0) |= &*rows.0;
-                        record.mtime = edit.time;
-                    })?;
-                    tell_of(&record.name, record.id, ChangeKind::Resized);
-                }
-                Op::Blocks(name, n_rows, index) => {
-                    let record = self.get(name)?.ok_or_else(|| missing(edit.generation, name))?;
-                    let before = record.layout.n_rows();
-                    let mut shape = record.layout.shape().to_vec();
-                    match shape.first_mut() {
-                        Some(rows) if *rows < *n_rows && !record.layout.fortran_order() => *rows = *n_rows,
-                        _ if before == *n_rows => {}
-                        _ => return Err(refused(format!("gives {name:?} {n_rows} rows"))),
-                    }
-                    let layout = Layout::new(&record.dtype, &shape, record.layout.fortran_order())?;
-                    let Some(Blocks { codec, .. }) = record.blocks else {
-                        return Err(refused(format!("gives {name:?} blocks, and it is not compressed")));
-                    };
-                    index
-                        .check(layout.nbytes(), record.offset, &codec)
-                        .map_err(|what| refused(format!("gives {name:?} an index that {what}")))?;
-                    let record = self.change(name, edit.generation, |record| {
-                        record.layout = layout;
-                        record.blocks = Some(Blocks { codec, index: *index });
-                        record.mtime = edit.time;
-                    })?;
-                    let is_longer = before != *n_rows;
-                    tell_of(
-                        &record.name,
-                        record.id,
-                        if is_longer { ChangeKind::Resized } else { ChangeKind::Written },
-                    );
-                }
-                Op::Codec(compression) => self.compression = *compression,
-                Op::Written(name) => {
-                    let record = self.change(name, edit.generation, |record| record.mtime = edit.time)?;
-                    tell_of(&record.name, record.id, ChangeKind::Written);
-                }
-                Op::Attrs(None, set, remove) => change_attrs(&mut self.attrs, set, remove),
-                Op::Attrs(Some(name), set, remove) => {
-                    let record = self.change(name, edit.generation, |record| {
-                        change_attrs(&mut record.attrs, set, remove);
-                    })?;
-                    tell_of(&record.name, record.id, ChangeKind::Attrs);
-                }
-            }
+            self.apply_op(op, edit.generation, edit.time, changed)?;
         }
         self.generation = edit.generation;
+        Ok(())
+    }
+
+    /// Adds an array, or a new version of the one that has its name.
+    fn put(
+        &mut self,
+        entry: Entry,
+        generation: Generation,
+        changed: &mut dyn FnMut(Change),
+    ) -> Result<(), FormatError> {
+        let (name, id) = (Arc::clone(&entry.name), entry.id);
+        if id < self.next_id {
+            return Err(refused(generation, format!("array {name:?} has the id {} of another", id.0)));
+        }
+        if id.0 >= MAX_COUNT {
+            return Err(refused(generation, format!("array {name:?} has the id {}", id.0)));
+        }
+        self.next_id = ArrayId(id.0.saturating_add(1));
+        let end = self.entries.last_key_value().map_or(0, |(last, _)| last.saturating_add(1));
+        let place = *self.places.entry(Arc::clone(&name)).or_insert(end);
+        if let Some(places) = self.places_by_id.get_mut() {
+            places.insert(id, place);
+        }
+        if let Some(old) = self.entries.insert(place, entry) {
+            self.forget_id(old.id);
+            changed(Change { name: old.name, id: old.id, kind: ChangeKind::Removed, is_own: false });
+        }
+        changed(Change { name, id, kind: ChangeKind::Added, is_own: false });
+        Ok(())
+    }
+
+    fn apply_op(
+        &mut self,
+        op: &Op,
+        generation: Generation,
+        time: i64,
+        changed: &mut dyn FnMut(Change),
+    ) -> Result<(), FormatError> {
+        let refused = |what| refused(generation, what);
+        let mut tell_of = |name: &Arc<str>, id, kind| {
+            changed(Change { name: Arc::clone(name), id, kind, is_own: false });
+        };
+        match op {
+            Op::Put(record) => self.put(Entry::new(record.clone()), generation, changed)?,
+            Op::Delete(name) => {
+                let place = self.places.remove(name);
+                let entry = place.and_then(|place| self.entries.remove(&place));
+                let entry = entry.ok_or_else(|| refused(format!("removes {name:?}, which is not there")))?;
+                self.forget_id(entry.id);
+                tell_of(&entry.name, entry.id, ChangeKind::Removed);
+            }
+            Op::Rename(from, to) => {
+                if self.places.contains_key(to) {
+                    return Err(refused(format!("renames to {to:?}, which is there")));
+                }
+                names::check(to)?;
+                let record = self.change(from, generation, |record| record.name = Arc::clone(to))?;
+                tell_of(&record.name, record.id, ChangeKind::Renamed { from: Arc::clone(from) });
+                if let Some(place) = self.places.remove(from) {
+                    self.places.insert(Arc::clone(to), place);
+                }
+            }
+            Op::Rows(name, n_rows) => {
+                self.set_rows(name, *n_rows, generation, time, changed)?;
+            }
+            Op::DropRows(name, rows) => {
+                let record = self.get(name)?.ok_or_else(|| missing(generation, name))?;
+                check_deleted(rows, &record.layout).map_err(refused)?;
+                let record = self.change(name, generation, |record| {
+                    *Arc::make_mut(&mut record.deleted.0) |= &*rows.0;
+                    record.mtime = time;
+                })?;
+                tell_of(&record.name, record.id, ChangeKind::Resized);
+            }
+            Op::Blocks(name, n_rows, index) => {
+                let record = self.get(name)?.ok_or_else(|| missing(generation, name))?;
+                let before = record.layout.n_rows();
+                let mut shape = record.layout.shape().to_vec();
+                match shape.first_mut() {
+                    Some(rows) if *rows < *n_rows && !record.layout.fortran_order() => *rows = *n_rows,
+                    _ if before == *n_rows => {}
+                    _ => return Err(refused(format!("gives {name:?} {n_rows} rows"))),
+                }
+                let layout = Layout::new(&record.dtype, &shape, record.layout.fortran_order())?;
+                let Some(Blocks { codec, .. }) = record.blocks else {
+                    return Err(refused(format!("gives {name:?} blocks, and it is not compressed")));
+                };
+                index
+                    .check(layout.nbytes(), record.offset, &codec)
+                    .map_err(|what| refused(format!("gives {name:?} an index that {what}")))?;
+                let record = self.change(name, generation, |record| {
+                    record.layout = layout;
+                    record.blocks = Some(Blocks { codec, index: *index });
+                    record.mtime = time;
+                })?;
+                let is_longer = before != *n_rows;
+                tell_of(
+                    &record.name,
+                    record.id,
+                    if is_longer { ChangeKind::Resized } else { ChangeKind::Written },
+                );
+            }
+            Op::Codec(compression) => self.compression = *compression,
+            Op::Written(name) => {
+                let record = self.change(name, generation, |record| record.mtime = time)?;
+                tell_of(&record.name, record.id, ChangeKind::Written);
+            }
+            Op::Attrs(None, set, remove) => change_attrs(&mut self.attrs, set, remove),
+            Op::Attrs(Some(name), set, remove) => {
+                let record = self.change(name, generation, |record| {
+                    change_attrs(&mut record.attrs, set, remove);
+                })?;
+                tell_of(&record.name, record.id, ChangeKind::Attrs);
+            }
+        }
         Ok(())
     }
 
@@ -633,7 +687,7 @@ impl Table {
         let place = self.places.get(name);
         let entry =
             place.and_then(|place| self.entries.get_mut(place)).ok_or_else(|| missing(generation, name))?;
-        self.snapshot.decode(entry)?;
+        entry.decode(&self.shared)?;
         let record = entry.record.get_mut().ok_or_else(|| missing(generation, name))?;
         f(Arc::make_mut(record))?;
         if !Arc::ptr_eq(&entry.name, &record.name) {

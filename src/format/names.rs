@@ -6,8 +6,10 @@ use super::{ArrayId, FormatError};
 pub const MANIFEST: &str = "metadata.npkm";
 /// A second name of the newest snapshot's file.
 pub const MANIFEST_BACKUP: &str = "metadata.npkm.bak";
-/// The folder for files that a mount was given and that are no arrays. Nothing here reads it.
+/// The folder for files that a mount was given, that were to be arrays, and are none. Nothing here reads it.
 pub const LOST_AND_FOUND: &str = "lost+found";
+/// The folder for files of other names that a mount was given: plain files, which mounts show.
+pub const PLAIN_FILES: &str = "files";
 /// The file that writers lock.
 pub const LOCK: &str = "metadata.npkm.lock";
 
@@ -108,6 +110,27 @@ pub fn lost_file(path: &str, n: u32) -> String {
         name.push_str(&format!("~{n}"));
     }
     name
+}
+
+/// The name in [`PLAIN_FILES`] of the `n`-th file there, which has the path `path` in a mount, and is the data file of
+/// version `of` as well, or was. `None` if the path is too long.
+pub fn plain_file(path: &str, n: u64, of: Option<ArrayId>) -> Option<String> {
+    let escaped = escape(path);
+    if escaped.len() > MAX_ESCAPED_LEN {
+        return None;
+    }
+    let of = of.map(|of| format!("~{}", of.0)).unwrap_or_default();
+    Some(format!("{escaped}~{n}{of}"))
+}
+
+/// What [`plain_file`] has written; `None` if it is not from there.
+pub fn parse_plain_file(file: &str) -> Option<(String, u64, Option<ArrayId>)> {
+    // A `~` in the path is escaped.
+    let mut parts = file.split('~');
+    let (escaped, n, of) = (parts.next()?, parts.next()?.parse().ok()?, parts.next());
+    let of = of.map(|of| of.parse().map(ArrayId)).transpose().ok()?;
+    let path = unescape(escaped)?;
+    (plain_file(&path, n, of)? == file).then_some((path, n, of))
 }
 
 /// Percent-escapes every byte that is not an ASCII letter, digit, or one of `_-.+=@,`: the same names then work on
@@ -212,6 +235,31 @@ mod tests {
             assert!(!is_data_file(file), "{file:?}");
         }
         assert!(is_data_file("data_a.npkd"));
+    }
+
+    #[test]
+    fn plain_files_are_named_by_path_and_number() {
+        for (path, n, of, file) in [
+            ("a.bak", 1, None, "a.bak~1"),
+            (".git/objects/ab/c", 7, Some(ArrayId(3)), ".git%2Fobjects%2Fab%2Fc~7~3"),
+            (
+                "a.npy~",
+                u64::MAX,
+                Some(ArrayId(u64::MAX)),
+                "a.npy%7E~18446744073709551615~18446744073709551615",
+            ),
+        ] {
+            assert_eq!(plain_file(path, n, of).as_deref(), Some(file));
+            assert_eq!(parse_plain_file(file), Some((path.to_owned(), n, of)));
+        }
+        assert_eq!(plain_file(&"a".repeat(201), 1, None), None);
+        assert!(
+            plain_file(&"a".repeat(200), u64::MAX, Some(ArrayId(u64::MAX))).unwrap().len()
+                <= MAX_FILE_NAME_LEN
+        );
+        for file in ["a", "a~", "a~b", "a~1~", "a~01", "a~1~2~3", "a~+1", "a%7e~1", "\u{e4}~1", "~1~x"] {
+            assert_eq!(parse_plain_file(file), None, "{file}");
+        }
     }
 
     #[test]

@@ -124,14 +124,20 @@ impl<'a> Snapshot<'a> {
     }
 }
 
+/// An edit as it stands on disk, its records undecoded.
 #[derive(Serialize)]
-struct StoredEdit<'a> {
-    generation: Generation,
-    time: i64,
-    ops: Vec<StoredOp<'a>>,
+pub(super) struct StoredEdit<'a> {
+    pub(super) generation: Generation,
+    pub(super) time: i64,
+    pub(super) ops: Vec<StoredOp<'a>>,
 }
 
 impl<'a> StoredEdit<'a> {
+    /// Reads an edit's payload, but not what the records say. `offset` is where its frame starts.
+    pub(super) fn decode(payload: &'a [u8], offset: u64) -> std::result::Result<Self, FormatError> {
+        read_all(payload, Self::read).map_err(|wrong| wrong.at(offset))
+    }
+
     fn read(reader: &mut Reader<'a>) -> Result<Self> {
         let (mut generation, mut time, mut ops) = (None, None, None);
         reader.fields(|reader, key| match key {
@@ -150,7 +156,7 @@ impl<'a> StoredEdit<'a> {
 
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
-enum StoredOp<'a> {
+pub(super) enum StoredOp<'a> {
     Put(StoredEntry<'a>),
     Delete(Arc<str>),
     Rename(Arc<str>, Arc<str>),
@@ -199,6 +205,24 @@ impl<'a> StoredOp<'a> {
             }
             "codec" => Self::Codec(reader.optional(Compression::read)?),
             kind => return Err(Malformed(format!("a change has the unknown kind {kind:?}"))),
+        })
+    }
+
+    /// The change, its record decoded as well. `offset` is where the edit's frame starts.
+    pub(super) fn decode(self, offset: u64) -> std::result::Result<Op, FormatError> {
+        Ok(match self {
+            Self::Put(StoredEntry(name, Blob(bytes))) => Op::Put(decode_record(name.into(), &bytes, offset)?),
+            Self::Delete(name) => Op::Delete(name),
+            Self::Rename(from, to) => Op::Rename(from, to),
+            Self::Rows(name, n_rows) => Op::Rows(name, n_rows),
+            Self::DropRows(name, rows) => Op::DropRows(name, rows),
+            Self::Written(name) => Op::Written(name),
+            Self::Blocks(name, n_rows, index) => {
+                let index = parse_index(&index, &name)?;
+                Op::Blocks(name, n_rows, index)
+            }
+            Self::Codec(codec) => Op::Codec(codec),
+            Self::Attrs(name, set, remove) => Op::Attrs(name, set, remove),
         })
     }
 }
@@ -371,25 +395,8 @@ impl Edit {
     /// # Errors
     /// `Payload` if it does not decode, or what is wrong with a record.
     pub fn decode(payload: &[u8], offset: u64) -> std::result::Result<Self, FormatError> {
-        let stored = read_all(payload, StoredEdit::read).map_err(|wrong| wrong.at(offset))?;
-        let ops = stored.ops.into_iter().map(|op| {
-            Ok(match op {
-                StoredOp::Put(StoredEntry(name, Blob(bytes))) => {
-                    Op::Put(decode_record(name.into(), &bytes, offset)?)
-                }
-                StoredOp::Delete(name) => Op::Delete(name),
-                StoredOp::Rename(from, to) => Op::Rename(from, to),
-                StoredOp::Rows(name, n_rows) => Op::Rows(name, n_rows),
-                StoredOp::DropRows(name, rows) => Op::DropRows(name, rows),
-                StoredOp::Written(name) => Op::Written(name),
-                StoredOp::Blocks(name, n_rows, index) => {
-                    let index = parse_index(&index, &name)?;
-                    Op::Blocks(name, n_rows, index)
-                }
-                StoredOp::Codec(codec) => Op::Codec(codec),
-                StoredOp::Attrs(name, set, remove) => Op::Attrs(name, set, remove),
-            })
-        });
+        let stored = StoredEdit::decode(payload, offset)?;
+        let ops = stored.ops.into_iter().map(|op| op.decode(offset));
         Ok(Self {
             generation: stored.generation,
             time: stored.time,

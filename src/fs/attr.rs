@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::inode::Inode;
-use super::{Fs, FsError, Ino, read, write};
+use super::{Fh, Fs, FsError, Ino, read, write};
 use crate::store::{Array, StoreError};
 use crate::sys::FileStat;
 
@@ -109,6 +109,15 @@ impl Fs {
     /// [`Fs::detach_inode`] comes first; `Uncommitted` for times, if [`Fs::commit`] comes first; `Store` with `Locked` if
     /// another writer is at work, which is not waited for, or if the data file cannot be changed.
     pub fn setattr(&self, ino: Ino, set: SetAttr) -> Result<Attr, FsError> {
+        self.setattr_of(ino, set, None)
+    }
+
+    /// As [`Fs::setattr`], of a file that is open, if `fh` is given: who alone has it open sees its new length, and may
+    /// empty it.
+    ///
+    /// # Errors
+    /// As [`Fs::setattr`]; `Busy` if a file is to be emptied that others have open.
+    pub fn setattr_of(&self, ino: Ino, set: SetAttr, fh: Option<Fh>) -> Result<Attr, FsError> {
         if ino.is_pending() {
             return self.set_pending_attr(ino, set);
         }
@@ -128,9 +137,18 @@ impl Fs {
             return self.directory_attr(ino);
         }
         let inode = self.inodes.get(ino).ok_or(FsError::Stale { ino })?;
+        if let Some(new) = self.instead_of(&inode) {
+            let attr = self.set_pending_attr(new, set)?;
+            return Ok(Attr { ino, ..attr });
+        }
         let set = attr.changes(set, FILE_PERM)?;
-        if let Some(size) = set.size.filter(|size| *size != attr.size) {
-            self.set_array_len(&inode, size)?;
+        match set.size.filter(|size| *size != attr.size) {
+            Some(0) => {
+                self.empty_array(&inode, fh)?;
+                return self.getattr(ino).map(|attr| Attr { size: 0, ..attr });
+            }
+            Some(size) => self.set_array_len(&inode, size, fh)?,
+            None => {}
         }
         let (array, _) = inode.array();
         if set.uid.is_some() || set.gid.is_some() {
@@ -211,7 +229,7 @@ impl Fs {
             mtime,
             ctime: stat.ctime.max(mtime),
             perm: self.perm(stat.mode, FILE_PERM),
-            nlink: u32::from(inode.is_named()),
+            nlink: u32::from(self.is_present(inode)),
             uid: self.shown.uid.unwrap_or(stat.uid),
             gid: self.shown.gid.unwrap_or(stat.gid),
         }

@@ -13,6 +13,8 @@ pub enum Rename {
     Replace,
     /// `EEXIST`.
     NoReplace,
+    /// The two arrays change names.
+    Exchange,
 }
 
 impl Fs {
@@ -45,10 +47,11 @@ impl Fs {
         if n_removed == 0 && !child.ino().is_pending() { Err(FsError::NoEntry) } else { Ok(()) }
     }
 
-    /// Renames an array, in one commit, or a pending file, or a folder with all that is in it.
+    /// Renames an array, in one commit, or a pending file, or a folder with all that is in it. An array becomes a plain
+    /// file under a name without `.npy`.
     ///
     /// # Errors
-    /// `NoEntry`, `Exists`, `ReadOnly`, `NameTooLong`; `Unsupported` for names of arrays without `.npy`; of folders,
+    /// `NoEntry`, `Exists`, `ReadOnly`, `NameTooLong`; `Busy` if another mount has the plain files; of folders,
     /// `NotADirectory`, `NotEmpty` and `Invalid`, as rename(2) has them; `BadName` for names that no array is shown under; `Store` if the commit fails.
     pub fn rename(
         &self,
@@ -63,6 +66,9 @@ impl Fs {
         self.sync()?;
         self.reveal(parent, name);
         let child = self.child(parent, name)?;
+        if how == Rename::Exchange {
+            return self.exchange(&child, new_parent, new_name);
+        }
         let from = match child.clone() {
             Child::Directory(ino) => return self.rename_directory(ino, parent, new_parent, new_name, how),
             _ if self.read_only => return Err(FsError::ReadOnly),
@@ -77,7 +83,12 @@ impl Fs {
             Ok(Child::File { .. } | Child::Pending(_)) | Err(FsError::NoEntry) => {}
             Err(error) => return Err(error),
         }
-        let to = self.array_for_new(new_parent, new_name)?;
+        let (_, to) = self.new_spot(new_parent, new_name)?;
+        let Some(to) = to else {
+            // Writers of the array are to find all of it in the file. What fails is logged.
+            let _ = self.commit(child.ino());
+            return self.make_plain(&from, parent, name, new_parent, new_name);
+        };
         if from != to {
             let over = read(&self.tree).child(new_parent, &new_name.to_string_lossy()).map(Child::ino);
             for ino in [child.ino()].into_iter().chain(over) {
@@ -91,9 +102,21 @@ impl Fs {
         Ok(())
     }
 
-    /// The array that a file name leads to or will lead to.
-    fn array_for_new(&self, parent: Ino, name: &OsStr) -> Result<Arc<str>, FsError> {
-        let (_, array) = self.new_spot(parent, name)?;
-        array.ok_or(FsError::Unsupported { what: "files that are named otherwise than *.npy for arrays" })
+    /// Lets two arrays change names, in one commit.
+    fn exchange(&self, child: &Child, new_parent: Ino, new_name: &OsStr) -> Result<(), FsError> {
+        self.reveal(new_parent, new_name);
+        let other = self.child(new_parent, new_name)?;
+        if self.read_only {
+            return Err(FsError::ReadOnly);
+        }
+        let (Child::File { array: a, ino: a_ino }, Child::File { array: b, ino: b_ino }) = (child, &other)
+        else {
+            return Err(FsError::Unsupported { what: "exchanging the names of other files than arrays" });
+        };
+        for ino in [a_ino, b_ino] {
+            let _ = self.commit(*ino);
+        }
+        self.store.exchange(a, b)?;
+        self.sync()
     }
 }

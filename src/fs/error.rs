@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 
 use libc::c_int;
 
@@ -59,6 +60,11 @@ pub enum FsError {
         /// What was asked.
         what: &'static str,
     },
+    /// Nothing that can be done while others use the file.
+    Busy {
+        /// What was asked.
+        what: &'static str,
+    },
     /// The pending file became an array, and is to be changed: [`Fs::detach`](super::Fs::detach) comes first.
     Finished {
         /// The inode.
@@ -76,6 +82,11 @@ pub enum FsError {
         fh: Fh,
         /// How many bytes.
         len: u64,
+    },
+    /// A write that was answered before it was done has failed since, so the file is not what was written to it.
+    WriteLost {
+        /// Why it failed.
+        first: Arc<StoreError>,
     },
     /// The store's answer.
     Store(StoreError),
@@ -102,8 +113,10 @@ impl FsError {
             Self::ReadOnly => libc::EROFS,
             Self::NotPermitted { .. } => libc::EPERM,
             Self::Unsupported { .. } => libc::EOPNOTSUPP,
+            Self::Busy { .. } => libc::EBUSY,
             // "Try again": who answers programs does so first.
             Self::Finished { .. } | Self::Uncommitted { .. } | Self::Unread { .. } => libc::EBUSY,
+            Self::WriteLost { first } => store_errno(first),
             Self::Store(error) => store_errno(error),
         }
     }
@@ -158,12 +171,16 @@ impl fmt::Display for FsError {
             Self::NotPermitted { what } | Self::Unsupported { what } | Self::Invalid { what } => {
                 write!(f, "a mount does not offer {what}")
             }
+            Self::Busy { what } => write!(f, "a mount does not allow {what}"),
             Self::Finished { ino } => write!(f, "the file of inode {ino} is an array now"),
             Self::Uncommitted { ino } => {
                 write!(f, "what was written to inode {ino} is to be committed first")
             }
             Self::Unread { fh, len } => {
                 write!(f, "{len} bytes of the view with the handle {fh} are to be read first")
+            }
+            Self::WriteLost { first } => {
+                write!(f, "a write to this file failed: {first}; empty it, and write it again")
             }
             Self::Store(error) => error.fmt(f),
         }
@@ -173,6 +190,7 @@ impl fmt::Display for FsError {
 impl Error for FsError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
+            Self::WriteLost { first } => Some(&**first),
             Self::Store(error) => Some(error),
             _ => None,
         }

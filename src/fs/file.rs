@@ -185,6 +185,9 @@ impl Fs {
             return self.read_view(fh, offset, size, reply);
         }
         let file = self.files.get(fh)?;
+        if let Some(new) = file.inode.emptied.get() {
+            return self.read_pending(*new, offset, size, reply);
+        }
         let shown_len = file.inode.tail_start();
         if let Some(shown_len) = shown_len.filter(|len| offset.saturating_add(u64::from(size)) > *len) {
             // Somebody has written a part of a row.
@@ -277,11 +280,15 @@ impl Fs {
     /// waited for, and nothing was written; or if writing fails; `Uncommitted` if [`Fs::commit_all`] comes first.
     pub fn write(&self, fh: Fh, offset: u64, data: &[u8], from_cache: bool) -> Result<Written, FsError> {
         let result = self.write_uncounted(fh, offset, data, from_cache);
-        match &result {
-            Ok(_) => self.counters.note_write(data.len() as u64),
+        self.count_write(&result, data.len());
+        result
+    }
+
+    pub(super) fn count_write<T>(&self, result: &Result<T, FsError>, len: usize) {
+        match result {
+            Ok(_) => self.counters.note_write(len as u64),
             Err(error) => self.counters.note_error(error),
         }
-        result
     }
 
     fn write_uncounted(
@@ -292,10 +299,13 @@ impl Fs {
         from_cache: bool,
     ) -> Result<Written, FsError> {
         if fh.is_pending() {
-            return self.write_pending(fh, offset, data, from_cache).map(|()| Written::Done);
+            return self.write_pending(fh, offset, data, from_cache, || {}).map(|()| Written::Done);
         }
         // Writeback may come through any handle of the inode that was open for writing.
         let file = if from_cache { self.files.get(fh)? } else { self.writable(fh)? };
+        if let Some(new) = file.inode.emptied.get() {
+            return self.write_pending(*new, offset, data, from_cache, || {}).map(|()| Written::Done);
+        }
         let (_, shown_len) = file.inode.array();
         if !from_cache && offset.saturating_add(data.len() as u64) > shown_len {
             return self.write_behind(&file, Some(offset), data);
@@ -411,6 +421,9 @@ impl Fs {
         if self.read_only {
             return Ok(());
         }
+        if let Some(new) = file.inode.emptied.get() {
+            return self.fsync_pending(*new);
+        }
         self.commit_inode(&file.inode)?;
         let (array, _) = file.inode.array();
         array.sync().inspect_err(|error| file.log("sync", error))?;
@@ -429,6 +442,9 @@ impl Fs {
         if let Some(file) = self.files.remove(fh) {
             file.inode.closed(file.write, |array| self.store.record(array.name()).ok());
             self.drop_tail(&file.inode);
+            if let Some(new) = file.inode.emptied.get().filter(|_| !file.inode.is_open()) {
+                return self.release_pending(*new);
+            }
         }
         None
     }

@@ -8,7 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::{Instant, SystemTime};
 
 use log::debug;
@@ -16,7 +16,7 @@ use log::debug;
 use super::handle::AGAIN_WITHIN;
 use super::resize::Tail;
 use super::write_back::Uncommitted;
-use super::{lock, names, read, write};
+use super::{Fh, lock, names, read, write};
 use crate::store::{Array, ArrayId, ArrayMap, StoreError};
 
 /// An inode number.
@@ -165,6 +165,8 @@ pub(super) struct Inode {
     pub(super) tail: Tail,
     /// How often something was lost that had been written.
     pub(super) n_lost: AtomicU64,
+    /// The pending file that is shown instead, since this one was emptied by who had it open alone.
+    pub(super) emptied: OnceLock<Fh>,
 }
 
 /// Headers that writeback may still bring, for arrays whose header shares a page with elements.
@@ -269,6 +271,7 @@ impl Inode {
             uncommitted: Uncommitted::default(),
             tail: Tail::default(),
             n_lost: AtomicU64::new(0),
+            emptied: OnceLock::new(),
         }
     }
 
@@ -285,6 +288,34 @@ impl Inode {
     pub(super) fn array(&self) -> (Array, u64) {
         let state = read(&self.state);
         (state.array.clone(), state.shown_len)
+    }
+
+    /// The inode that the rows have which are shown: another one, once rows at the end were dropped by who had this one
+    /// open alone.
+    pub(super) fn view(&self) -> Ino {
+        ino_of(&read(&self.state).array)
+    }
+
+    /// Shows fewer rows of the version. Nobody may have it open but who asked for that.
+    pub(super) fn shorten(&self, array: Array) {
+        let mut state = write(&self.state);
+        if state.pinned
+            && let Err(error) = array.pin()
+        {
+            debug!("array {:?} is shown as it was: {error}", array.name());
+            return;
+        }
+        state.shown_len = array.npy_len();
+        state.array = array;
+        state.shown_header = None;
+        state.map = None;
+        state.epoch = Epoch::next();
+        state.note_header();
+    }
+
+    /// How many files are open.
+    pub(super) fn n_open(&self) -> u32 {
+        read(&self.state).n_open
     }
 
     /// The array, and which state its elements are in at least.
@@ -432,8 +463,9 @@ impl Inode {
         }
         let header_len = array.header_len();
         let grown = array.shape() != state.array.shape();
+        // Of one that was shortened, the name leads to another.
+        state.named = ino_of(&array) == self.ino.own();
         let before = std::mem::replace(&mut state.array, array);
-        state.named = true;
         if grown && state.n_open > 0 {
             state.note_header();
         }
@@ -582,6 +614,8 @@ impl Inode {
 #[derive(Debug, Default)]
 pub(super) struct Inodes {
     known: Mutex<HashMap<Ino, Known>>,
+    /// Those that show what another inode does: [`Inode::view`]. A leaf.
+    shortened: Mutex<Vec<Ino>>,
 }
 
 #[derive(Debug)]
@@ -605,11 +639,24 @@ impl Inodes {
         Arc::clone(&known.inode)
     }
 
-    /// Those that the kernel knows of an inode and the [other](Ino::other) one of its version, in this order.
+    /// Those that the kernel knows of an inode and the [other](Ino::other) one of its version, in this order, and of those
+    /// that show the same since they were shortened.
     pub(super) fn with_other(&self, ino: Ino) -> impl Iterator<Item = Arc<Inode>> {
         let known = lock(&self.known);
-        let both = [Some(ino), ino.other()].map(|ino| Some(Arc::clone(&known.get(&ino?)?.inode)));
-        both.into_iter().flatten()
+        let get = |ino: Ino| Some(Arc::clone(&known.get(&ino)?.inode));
+        let both = [get(ino), ino.other().and_then(get)];
+        let shortened = lock(&self.shortened);
+        let same = shortened.iter().filter(|of| of.own() != ino.own()).filter_map(|of| get(*of));
+        let same: Vec<_> = same.filter(|inode| inode.view() == ino.own()).collect();
+        both.into_iter().flatten().chain(same)
+    }
+
+    /// Notes that an inode shows what another one does, from now on.
+    pub(super) fn note_shortened(&self, ino: Ino) {
+        let mut shortened = lock(&self.shortened);
+        if !shortened.contains(&ino) {
+            shortened.push(ino);
+        }
     }
 
     /// The inodes that show a version of an array, with more or fewer rows dropped: all of them.
@@ -624,6 +671,7 @@ impl Inodes {
             known.nlookup = known.nlookup.saturating_sub(nlookup);
             if known.nlookup == 0 && known.inode.uncommitted.is_empty() {
                 inodes.remove(&ino);
+                lock(&self.shortened).retain(|shortened| *shortened != ino);
             }
         }
     }

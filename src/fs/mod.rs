@@ -4,7 +4,7 @@
 //! What a change of the store means for a kernel that caches goes out as [`Invalidation`]s. The rules are written
 //! down in spec/npkfs-semantics.md, and tested paragraph by paragraph in tests/fs_ops.rs.
 //!
-//! Lock order: `Fs::syncing`, `Fs::tree`, the inode table or that of pending files or of views, the state of one inode or
+//! Lock order: `Fs::plain`, `Fs::syncing`, `Fs::tree`, the inode table or that of pending files or of views, the state of one inode or
 //! of one pending file or view, the store's own locks; and none is held while an invalidation is carried out, because the
 //! kernel may need an answer from us before it can do that. The locks of open handles are leaves.
 
@@ -16,7 +16,7 @@ use std::time::SystemTime;
 
 use log::info;
 
-use crate::store::{Access, Compression, Store};
+use crate::store::{Access, Compression, PlainFiles, Store};
 use crate::sys::{FsStat, LockGuard};
 
 mod aside;
@@ -80,6 +80,8 @@ pub struct Fs {
     tree: RwLock<Tree>,
     inodes: Inodes,
     pending: Pendings,
+    /// The store's plain files, if they were claimed.
+    plain: Mutex<Option<PlainFiles>>,
     files: Handles<OpenFile>,
     blocks: DecodedBlocks,
     write_back: WriteBack,
@@ -134,7 +136,7 @@ impl Fs {
                 changes::warn_of_collision(array.name());
             }
         }
-        Ok(Self {
+        let fs = Self {
             store,
             read_only,
             compression: None,
@@ -144,6 +146,7 @@ impl Fs {
             tree: RwLock::new(tree),
             inodes: Inodes::default(),
             pending: Pendings::default(),
+            plain: Mutex::new(None),
             files: Handles::new(),
             blocks: DecodedBlocks::default(),
             write_back: WriteBack::default(),
@@ -157,7 +160,9 @@ impl Fs {
             untold: Mutex::default(),
             watch: Mutex::new(None),
             invalidate: Box::new(invalidate),
-        })
+        };
+        fs.show_plain_files();
+        Ok(fs)
     }
 
     /// Sets how new arrays are compressed, or that they are not, whatever the store's default is.
@@ -253,7 +258,7 @@ impl Fs {
             return self.view_attr(ino);
         }
         let inode = self.inodes.get(ino).ok_or(FsError::Stale { ino })?;
-        Ok(self.file_attr(&inode))
+        Ok(self.attr_instead_of(&inode).unwrap_or_else(|| self.file_attr(&inode)))
     }
 
     /// Opens a folder: what it lists is what is in it now.

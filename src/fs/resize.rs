@@ -10,7 +10,7 @@ use std::time::Duration;
 use log::warn;
 
 use super::file::OpenFile;
-use super::inode::Inode;
+use super::inode::{Inode, ino_of};
 use super::{Fh, Fs, FsError, Ino, Invalidation, Written, read};
 use crate::store::{Array, StoreError};
 
@@ -42,7 +42,13 @@ impl Fs {
     /// # Errors
     /// As [`Fs::write`].
     pub fn append(&self, fh: Fh, data: &[u8]) -> Result<Written, FsError> {
-        let appended = self.writable(fh).and_then(|file| self.write_behind(&file, None, data));
+        let appended = self.writable(fh).and_then(|file| match file.inode.emptied.get() {
+            Some(new) => {
+                let end = self.pending_len(*new)?;
+                self.write_pending(*new, end, data, false, || {}).map(|()| Written::Done)
+            }
+            None => self.write_behind(&file, None, data),
+        });
         match &appended {
             Ok(_) => self.counters.note_write(data.len() as u64),
             Err(error) => self.counters.note_error(error),
@@ -94,7 +100,7 @@ impl Fs {
         if row_len == 0 || array.shape().is_empty() {
             return Err(out_of_bounds(array, array.npy_len(), data).into());
         }
-        if !inode.is_named() {
+        if !self.is_present(inode) {
             // Rows would come behind those of another version.
             return Err(FsError::Stale { ino: inode.ino });
         }
@@ -102,7 +108,8 @@ impl Fs {
         let bytes = [tail.get(..at).unwrap_or_default(), data, rest].concat();
         let (rows, rest) = bytes.split_at(bytes.len() / row_len * row_len);
         if !rows.is_empty() {
-            let grown = self.store.append_bytes(array, rows, Duration::ZERO)?;
+            let grown = self.store.append_bytes(array, rows, Duration::ZERO);
+            let grown = grown.map_err(|error| stale_if_gone(inode, error))?;
             let grown =
                 grown.ok_or(FsError::Unsupported { what: "appending rows that would move the others" })?;
             self.grew(inode, &grown, rows.len() as u64);
@@ -123,12 +130,13 @@ impl Fs {
     }
 
     /// Gives an open or named array another length: rows at its end are dropped, or rows of zeros appended. May wait for
-    /// nobody.
+    /// nobody. `fh` is the handle by which that is asked for, if it is by one: if nobody else has the inode open, it shows
+    /// the rows that are left.
     ///
     /// # Errors
     /// `Invalid` for a length that is not that of header and whole rows; `Stale`; `Unsupported` if the rows would have to
-    /// move; `Store`.
-    pub(super) fn set_array_len(&self, inode: &Inode, len: u64) -> Result<(), FsError> {
+    /// move; `Uncommitted` if [`Fs::commit`] comes first; `Store`.
+    pub(super) fn set_array_len(&self, inode: &Inode, len: u64, fh: Option<Fh>) -> Result<(), FsError> {
         inode.tail.with(|tail| {
             let (array, shown_len) = inode.array();
             if let Some(kept) = len.checked_sub(shown_len)
@@ -143,11 +151,16 @@ impl Fs {
                 nbytes.is_multiple_of(row_len).then(|| nbytes / row_len)
             };
             let n_rows = whole().ok_or(FsError::Invalid { what: "arrays of parts of rows" })?;
-            if !inode.is_named() {
+            if !self.is_present(inode) {
                 return Err(FsError::Stale { ino: inode.ino });
             }
+            if !inode.uncommitted.is_empty() {
+                // It may be behind the new end.
+                return Err(FsError::Uncommitted { ino: inode.ino });
+            }
             let before = array.npy_len();
-            let sized = self.store.set_n_rows(&array, n_rows, Duration::ZERO)?;
+            let sized = self.store.set_n_rows(&array, n_rows, Duration::ZERO);
+            let sized = sized.map_err(|error| stale_if_gone(inode, error))?;
             let sized =
                 sized.ok_or(FsError::Unsupported { what: "changing the length if rows would move" })?;
             tail.clear();
@@ -155,13 +168,55 @@ impl Fs {
                 self.grew(inode, &sized, added);
             } else {
                 let _ = self.sync();
+                if self.is_alone(inode, fh) {
+                    self.shorten(inode, sized);
+                }
             }
             Ok(())
         })
     }
 
-    /// The folder and the name under which the array of an inode is shown, be it this version of it or another.
+    /// Lets an inode show fewer rows of its version, which its name leads to by another one.
+    fn shorten(&self, inode: &Inode, sized: Array) {
+        let (name, view) = (Arc::clone(sized.name()), ino_of(&sized));
+        inode.shorten(sized);
+        self.inodes.note_shortened(inode.ino);
+        // Rows may have been appended since, when nobody knew that this inode follows.
+        if let Ok(now) = self.store.record(&name)
+            && ino_of(&now) == view
+        {
+            let effect = inode.follow(now, false);
+            self.tell(inode.ino, Some(effect));
+        }
+    }
+
+    /// Whether nobody has an inode open but by the handle `fh`.
+    pub(super) fn is_alone(&self, inode: &Inode, fh: Option<Fh>) -> bool {
+        let own = fh.and_then(|fh| self.files.get(fh).ok()).filter(|file| file.inode.ino == inode.ino);
+        inode.n_open() <= u32::from(own.is_some())
+    }
+
+    /// Whether an inode shows what its name leads to: by its own number, or by that of the rows that are left since it was
+    /// shortened.
+    pub(super) fn is_present(&self, inode: &Inode) -> bool {
+        inode.is_named() || {
+            let (array, _) = inode.array();
+            let view = ino_of(&array);
+            view != inode.ino.own() && read(&self.tree).ino_of_array(array.name()) == Some(view)
+        }
+    }
+
+    /// Whether the name of an inode leads to it, and not to another one.
+    pub fn is_led_to(&self, ino: Ino) -> bool {
+        self.inodes.get(ino).is_none_or(|inode| inode.is_named() && inode.emptied.get().is_none())
+    }
+
+    /// The folder and the name under which the array of an inode is shown, be it this version of it or another; of a
+    /// pending file, its own.
     pub fn place_of(&self, ino: Ino) -> Option<(Ino, Arc<str>)> {
+        if ino.is_pending() {
+            return self.pending.place_of(ino);
+        }
         let (array, _) = self.inodes.get(ino)?.array();
         read(&self.tree).place_for(array.name())
     }
@@ -197,6 +252,14 @@ impl Fs {
             let rest = tail.get(start..).unwrap_or_default();
             rest.iter().take(len as usize).copied().collect()
         })
+    }
+}
+
+/// A version may have gone since the mount last looked: that is said as if it had known.
+fn stale_if_gone(inode: &Inode, error: StoreError) -> FsError {
+    match error {
+        StoreError::NotFound { .. } => FsError::Stale { ino: inode.ino },
+        error => error.into(),
     }
 }
 

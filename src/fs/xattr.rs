@@ -40,6 +40,11 @@ pub(super) struct AttrChanges {
 }
 
 impl AttrChanges {
+    /// Those by which the file of an array takes its attributes along.
+    pub(super) fn of(attrs: &Attrs) -> Self {
+        Self { set: attrs.clone(), remove: Vec::new() }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.set.is_empty() && self.remove.is_empty()
     }

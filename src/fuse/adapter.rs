@@ -22,14 +22,15 @@ use super::passthrough::Passthrough;
 use super::views;
 use super::worker::{Tasks, WaitingWrite, WriteAt, must_wait, waiting};
 use crate::fs::{
-    Attr, BLKSIZE, Caller, Fs, FsError, Ino, NAME_MAX, NewFile, OpenFlags, Rename, SetAttr, SetMode, Written,
+    Attr, BLKSIZE, Caller, Fh, Fs, FsError, Ino, NAME_MAX, NewFile, OpenFlags, Rename, SetAttr, SetMode,
+    Written,
 };
 
 /// How long the kernel may use names and attributes without asking. Commits are told to it as they are seen, so this
 /// bounds only what is not told: times after writes to a mapping, and commits that inotify does not see.
 const TTL: Duration = Duration::from_secs(1);
 
-/// Largest read or write in one request: what the kernel allows at most by default.
+/// Largest write in one request: what the kernel allows at most by default. Reads are shorter, see `device`.
 const MAX_REQUEST_LEN: u32 = 1 << 20;
 
 /// Background requests, mostly readahead, that the kernel sends before it waits for answers.
@@ -70,20 +71,17 @@ impl Adapter {
 
     /// Sets the length of an array. Whoever looks the name up next finds that length: the kernel is told before it is
     /// answered. What else it is told may have to wait for the answer, because it writes no pages back until then.
-    fn set_len(&self, ino: Ino, set: SetAttr, reply: ReplyAttr) {
+    fn set_len(&self, ino: Ino, handle: Option<Fh>, set: SetAttr, reply: ReplyAttr) {
         let opener = Arc::clone(&self.opener);
-        self.tasks.hand_over(move || match waiting(&opener.fs, ino, || opener.fs.setattr(ino, set)) {
-            Ok(attr) => {
-                if Some(attr.size) != set.size
-                    && let (Some(kernel), Some((parent, name))) =
-                        (opener.kernel.get(), opener.fs.place_of(ino))
-                    && let Err(error) = kernel.inval_entry(INodeNo(parent.0), OsStr::new(&*name))
-                {
-                    debug!("{name:?} is not dropped: {error}");
-                }
-                reply.attr(&Duration::ZERO, &file_attr(&attr));
+        self.tasks.hand_over(move || {
+            let sized = waiting(&opener, || opener.fs.setattr_of(ino, set, handle));
+            if sized.is_ok() && !opener.fs.is_led_to(ino) {
+                opener.drop_name(ino);
             }
-            Err(error) => reply.error(errno(&error)),
+            match sized {
+                Ok(attr) => reply.attr(&Duration::ZERO, &file_attr(&attr)),
+                Err(error) => reply.error(errno(&error)),
+            }
         });
     }
 
@@ -158,7 +156,7 @@ impl Filesystem for Adapter {
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
+        handle: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
@@ -172,12 +170,12 @@ impl Filesystem for Adapter {
         let set =
             SetAttr { perm: mode.map(perm), uid, gid, size, atime: atime.map(time), mtime: mtime.map(time) };
         if set.size.is_some() && !ino(node).is_pending() {
-            return self.set_len(ino(node), set, reply);
+            return self.set_len(ino(node), handle.map(fh), set, reply);
         }
         match self.fs.setattr(ino(node), set) {
             Err(error) if must_wait(&error) => {
-                let (fs, ino) = (Arc::clone(&self.fs), ino(node));
-                self.tasks.hand_over(move || match waiting(&fs, ino, || fs.setattr(ino, set)) {
+                let (opener, ino) = (Arc::clone(&self.opener), ino(node));
+                self.tasks.hand_over(move || match waiting(&opener, || opener.fs.setattr(ino, set)) {
                     Ok(attr) => reply.attr(&Duration::ZERO, &file_attr(&attr)),
                     Err(error) => reply.error(errno(&error)),
                 });
@@ -273,6 +271,8 @@ impl Filesystem for Adapter {
             Rename::Replace
         } else if flags == RenameFlags::RENAME_NOREPLACE {
             Rename::NoReplace
+        } else if flags == RenameFlags::RENAME_EXCHANGE {
+            Rename::Exchange
         } else {
             reply.error(Errno::EINVAL);
             return;
@@ -358,7 +358,20 @@ impl Filesystem for Adapter {
         // The kernel may know a length that is not the last one any more.
         let appends = flags.0 & libc::O_APPEND != 0 && !from_cache && !ino(node).is_pending();
         let at = if appends { WriteAt::End } else { WriteAt::Offset { offset, from_cache } };
-        match self.opener.write(ino(node), fh(handle), at, data) {
+        let mut reply = Some(reply);
+        let result = if ino(node).is_pending() {
+            let answer = || {
+                if let Some(reply) = reply.take() {
+                    reply.written(len);
+                }
+            };
+            let written = self.fs.write_new(fh(handle), offset, data, from_cache, answer);
+            written.map(|()| Written::Done)
+        } else {
+            self.opener.write(ino(node), fh(handle), at, data)
+        };
+        let Some(reply) = reply else { return };
+        match result {
             Ok(written) => {
                 match written {
                     Written::Done => {}
@@ -504,7 +517,7 @@ impl Filesystem for Adapter {
     fn fallocate(
         &self,
         _req: &Request,
-        node: INodeNo,
+        _node: INodeNo,
         handle: FileHandle,
         offset: u64,
         length: u64,
@@ -518,9 +531,10 @@ impl Filesystem for Adapter {
         };
         match self.fs.fallocate(fh(handle), offset, length, extend) {
             Err(error) if must_wait(&error) => {
-                let (fs, ino) = (Arc::clone(&self.fs), ino(node));
+                let opener = Arc::clone(&self.opener);
                 self.tasks.hand_over(move || {
-                    empty(reply, waiting(&fs, ino, || fs.fallocate(fh(handle), offset, length, extend)));
+                    let reserve = || opener.fs.fallocate(fh(handle), offset, length, extend);
+                    empty(reply, waiting(&opener, reserve));
                 });
             }
             result => empty(reply, result),

@@ -5,6 +5,7 @@
 //! opens the same array meanwhile waits for the same.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -186,6 +187,16 @@ impl Opener {
             decoded.write(&self.fs, offset, data);
         }
         result
+    }
+
+    /// Lets the kernel look the name of an inode up again, now: what [`Fs`] tells has its turn later. Only for threads that
+    /// answer no requests.
+    pub(super) fn drop_name(&self, ino: Ino) {
+        if let (Some(kernel), Some((parent, name))) = (self.kernel.get(), self.fs.place_of(ino))
+            && let Err(error) = kernel.inval_entry(INodeNo(parent.0), OsStr::new(&*name))
+        {
+            debug!("{name:?} is not dropped: {error}");
+        }
     }
 
     /// The kernel closed a file.

@@ -17,7 +17,7 @@ use log::{info, warn};
 use super::convert::errno;
 use super::decoded::Opener;
 use super::notify::Job;
-use crate::fs::{Fh, Fs, FsError, Ino, Written};
+use crate::fs::{Fh, FsError, Ino, Written};
 use crate::store::StoreError;
 
 /// How long a program's `write` or the like waits for another writer before it fails, as changes of names do.
@@ -91,16 +91,18 @@ pub(super) fn must_wait(error: &FsError) -> bool {
 
 /// Tries an operation on an inode until no other writer is at work.
 pub(super) fn waiting<T>(
-    fs: &Fs,
-    ino: Ino,
+    opener: &Opener,
     mut attempt: impl FnMut() -> Result<T, FsError>,
 ) -> Result<T, FsError> {
     let start = Instant::now();
     let mut pause = Duration::from_micros(200);
     loop {
         match attempt() {
-            Err(FsError::Finished { .. }) if start.elapsed() < WRITE_TIMEOUT => fs.detach_inode(ino)?,
-            Err(FsError::Uncommitted { ino }) if start.elapsed() < WRITE_TIMEOUT => fs.commit(ino)?,
+            Err(FsError::Finished { ino }) if start.elapsed() < WRITE_TIMEOUT => {
+                opener.fs.detach_inode(ino)?;
+                opener.drop_name(ino);
+            }
+            Err(FsError::Uncommitted { ino }) if start.elapsed() < WRITE_TIMEOUT => opener.fs.commit(ino)?,
             Err(error) if is_locked(&error) && start.elapsed() < WRITE_TIMEOUT => {
                 thread::sleep(pause);
                 pause = (2 * pause).min(MAX_PAUSE);
@@ -153,7 +155,10 @@ impl WaitingWrite {
                     }
                 }
                 Err(FsError::Finished { .. }) => match self.opener.fs.detach(self.fh) {
-                    Ok(()) => continue,
+                    Ok(()) => {
+                        self.opener.drop_name(self.ino);
+                        continue;
+                    }
                     Err(error) => break Err(error),
                 },
                 Err(FsError::Uncommitted { .. }) => match self.opener.fs.commit_all() {

@@ -6,7 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use pyo3::exceptions::{
-    PyFileExistsError, PyFileNotFoundError, PyKeyboardInterrupt, PyOSError, PyTypeError, PyValueError,
+    PyFileExistsError, PyFileNotFoundError, PyKeyboardInterrupt, PyMemoryError, PyOSError, PyTypeError,
+    PyValueError,
 };
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -14,6 +15,7 @@ use pyo3::types::PyType;
 
 use crate::format::FormatError;
 use crate::store::{NotAStore, StoreError};
+use crate::sys::remedy;
 
 /// The classes of `numpack/_errors.py`.
 #[derive(Debug, Clone, Copy)]
@@ -79,8 +81,12 @@ pub(super) fn os_error(action: &str, path: &Path, error: &io::Error) -> PyErr {
     let errno = error.raw_os_error().unwrap_or(libc::EIO);
     let text = error.to_string();
     let text = text.strip_suffix(&format!(" (os error {errno})")).unwrap_or(&text);
+    if errno == libc::ENOMEM {
+        let message = format!("{}: cannot {action}: {text}{}", path.display(), remedy(error));
+        return PyMemoryError::new_err(message);
+    }
     // OSError picks the subclass that belongs to the number: FileNotFoundError and so on.
-    PyOSError::new_err((errno, format!("cannot {action}: {text}"), filename(path)))
+    PyOSError::new_err((errno, format!("cannot {action}: {text}{}", remedy(error)), filename(path)))
 }
 
 /// Whether a signal handler raised an exception, which is left to be raised by whoever waits. Answers only in the main

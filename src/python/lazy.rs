@@ -16,6 +16,7 @@ use pyo3::types::{PyDict, PyList, PySlice, PyString, PyTuple};
 
 use super::array::{self, Mapped, Ndarray};
 use super::error::{Exception, OrRaise};
+use super::held::Held;
 use super::{attrs, dtype, gather};
 use crate::store::{Array, Attrs, StoreError};
 
@@ -51,7 +52,7 @@ enum Data {
     /// An array over the mapping of the file, or in memory.
     View(Py<PyUntypedArray>),
     /// The rows of the file that are not dropped, or compressed.
-    Rows(Array, Py<PyArrayDescr>),
+    Rows(Held, Py<PyArrayDescr>),
 }
 
 impl LazyArray {
@@ -66,7 +67,7 @@ impl LazyArray {
         } else {
             match py.detach(|| array.map()).or_raise(py)? {
                 Some(map) => array::mapped(dtype, array.shape(), array.fortran_order(), Mapped::Read(map))?,
-                None => return Ok(Self { name, attrs, data: Data::Rows(array, dtype.unbind()) }),
+                None => return Ok(Self { name, attrs, data: Data::Rows(Held::new(array), dtype.unbind()) }),
             }
         };
         Ok(Self { name, attrs, data: Data::View(view.unbind()) })
@@ -103,7 +104,7 @@ impl LazyArray {
     fn way(&self) -> &'static str {
         match &self.data {
             Data::View(_) => "mapped",
-            Data::Rows(array, _) if array.codec().is_some() => "decoded",
+            Data::Rows(array, _) if array.array().codec().is_some() => "decoded",
             Data::Rows(..) => "gathered",
         }
     }
@@ -112,7 +113,7 @@ impl LazyArray {
     pub(super) fn to_ndarray<'py>(&self, py: Python<'py>) -> PyResult<Ndarray<'py>> {
         match &self.data {
             Data::View(view) => Ok(view.bind(py).clone()),
-            Data::Rows(array, dtype) => gather::all(array, dtype.bind(py)),
+            Data::Rows(array, dtype) => gather::all(&array.readable(py)?, dtype.bind(py)),
         }
     }
 
@@ -120,7 +121,7 @@ impl LazyArray {
         match &self.data {
             Data::View(view) => view.bind(py).shape().to_vec(),
             // Not empty, so no dimension is larger than the array, which has at most 2^63 - 1 bytes.
-            Data::Rows(array, _) => array.shape().iter().map(|&dim| dim as usize).collect(),
+            Data::Rows(array, _) => array.array().shape().iter().map(|&dim| dim as usize).collect(),
         }
     }
 
@@ -214,7 +215,9 @@ impl LazyArray {
     fn __getitem__<'py>(&self, index: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         match &self.data {
             Data::View(view) => array::copy_views(view.bind(index.py()).get_item(index)?, array::is_mapped),
-            Data::Rows(array, dtype) => gather::select(array, dtype.bind(index.py()), index),
+            Data::Rows(array, dtype) => {
+                gather::select(&array.readable(index.py())?, dtype.bind(index.py()), index)
+            }
         }
     }
 
@@ -245,7 +248,7 @@ impl LazyArray {
         if copy == Some(false) && !(is_view && same_dtype) {
             let why = match &self.data {
                 _ if !same_dtype => "has another dtype",
-                Data::Rows(array, _) if array.codec().is_some() => "is compressed",
+                Data::Rows(array, _) if array.array().codec().is_some() => "is compressed",
                 _ => "has dropped rows",
             };
             return Err(PyValueError::new_err(format!(
@@ -358,7 +361,7 @@ impl LazyArray {
     fn _is_read_by_rows(&self) -> bool {
         match &self.data {
             Data::View(_) => false,
-            Data::Rows(array, _) => !array.shape().is_empty() && !array.fortran_order(),
+            Data::Rows(array, _) => !array.array().shape().is_empty() && !array.array().fortran_order(),
         }
     }
 
@@ -457,7 +460,7 @@ impl LazyArray {
     fn to_numpy<'py>(&self, py: Python<'py>) -> PyResult<Ndarray<'py>> {
         match &self.data {
             Data::View(view) => array::copy(view.bind(py), NPY_ORDER::NPY_KEEPORDER),
-            Data::Rows(array, dtype) => gather::all(array, dtype.bind(py)),
+            Data::Rows(array, dtype) => gather::all(&array.readable(py)?, dtype.bind(py)),
         }
     }
 

@@ -9,6 +9,7 @@ mod codec;
 mod dtype;
 mod error;
 mod gather;
+mod held;
 mod index;
 mod lazy;
 mod metadata;

@@ -26,7 +26,8 @@ type AttrChange<'py> = (Bound<'py, PyDict>, Vec<String>);
 ///
 /// Nothing is touched before `open`, which creates the directory if there is none. A store can be opened and closed
 /// any number of times; ``with`` does both. Where the directory cannot be written, it opens for reading. Several
-/// processes may have the store open; each sees what the others commit.
+/// processes may have the store open; each sees what the others commit. A forked process goes on with the stores, lazy
+/// arrays and iterators that it inherits.
 ///
 /// Parameters
 /// ----------
@@ -74,13 +75,26 @@ struct State {
     mapped: Vec<(Array, Weak<MapMut>)>,
 }
 
+impl State {
+    /// In a process that was forked since the store was opened: goes on with one of its own. What was written through
+    /// mappings until then is the parent's to tell.
+    fn follow_fork(&mut self) -> Result<(), StoreError> {
+        if let Some(own) = self.store.as_ref().map_or(Ok(None), Store::after_fork)? {
+            self.store = Some(own);
+            self.mapped.clear();
+        }
+        Ok(())
+    }
+}
+
 impl NumPack {
     fn state(&self, py: Python<'_>) -> MutexGuard<'_, State> {
         self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn store(&self, py: Python<'_>) -> PyResult<Store> {
-        let state = self.state(py);
+        let mut state = self.state(py);
+        state.follow_fork().or_raise(py)?;
         match &state.store {
             Some(_) if self.strict && state.n_contexts == 0 => Err(Exception::StoreClosed.err(format!(
                 "{}: strict_context_mode allows calls only within \"with NumPack(...) as npk:\"",
@@ -120,6 +134,7 @@ impl NumPack {
 
     /// Tells others of what was written through mappings so far; keeps those of which more may come.
     fn tell_mapped(&self, py: Python<'_>) -> Result<(), StoreError> {
+        self.state(py).follow_fork()?;
         let mapped = std::mem::take(&mut self.state(py).mapped);
         let told = py.detach(|| mapped.iter().try_for_each(|(array, _)| array.tell_mapped()));
         let alive = mapped.into_iter().filter(|(_, map)| map.strong_count() > 0);
@@ -581,7 +596,8 @@ impl NumPack {
     fn _map<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
         let Some((mapped, array, map)) = rows::map(py, &self.store(py)?, name)? else { return Ok(None) };
         if let Some(map) = map {
-            self.state(py).mapped.push((array, map));
+            // Who maps many arrays, one after the other, has no more files open than mappings.
+            self.state(py).mapped.push((array.unpinned(), map));
         }
         Ok(Some(mapped.into_any()))
     }

@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 
 use super::array::Ndarray;
 use super::error::OrRaise;
+use super::held::Held;
 use super::index::{Rows, integer};
 use super::{dtype, gather};
 use crate::store::{Array, StoreError};
@@ -15,7 +16,7 @@ use crate::store::{Array, StoreError};
 /// Reads an array as it goes.
 #[pyclass(frozen, module = "numpack._native")]
 pub(super) struct RowStream {
-    array: Array,
+    array: Held,
     dtype: Py<PyArrayDescr>,
     n_at_once: u64,
     /// The first row that was not given yet.
@@ -46,7 +47,7 @@ impl RowStream {
             return Err(StoreError::NoRows { array: array.name().to_string() }).or_raise(py);
         }
         let dtype = dtype::to_numpy(py, array.dtype())?.unbind();
-        Ok(Self { array, dtype, n_at_once, next: AtomicU64::new(0) })
+        Ok(Self { array: Held::new(array), dtype, n_at_once, next: AtomicU64::new(0) })
     }
 }
 
@@ -57,18 +58,18 @@ impl RowStream {
     }
 
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Ndarray<'py>>> {
-        let n_rows = self.array.n_rows();
+        let n_rows = self.array.array().n_rows();
         // Threads that share an iterator get different rows.
         let taken = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
             (next < n_rows).then(|| next.saturating_add(self.n_at_once).min(n_rows))
         });
         let Ok(start) = taken else { return Ok(None) };
         let rows = Rows::Range(start..start.saturating_add(self.n_at_once).min(n_rows));
-        gather::rows(&self.array, self.dtype.bind(py), &rows).map(Some)
+        gather::rows(&self.array.readable(py)?, self.dtype.bind(py), &rows).map(Some)
     }
 
     fn __length_hint__(&self) -> u64 {
-        let left = self.array.n_rows().saturating_sub(self.next.load(Ordering::Relaxed));
+        let left = self.array.array().n_rows().saturating_sub(self.next.load(Ordering::Relaxed));
         left.div_ceil(self.n_at_once)
     }
 }

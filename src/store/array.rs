@@ -5,12 +5,12 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::Shared;
 use super::blocks::Cursor;
 use super::compressed::{self, Part};
 use super::data::{DataFile, fault};
 use super::error::{DataFileFault, StoreError};
 use super::writer::WriteGuard;
+use super::{Shared, Store};
 use crate::format::npy::{self, NpyHeader};
 use crate::format::{ArrayId, Attrs, Codec, Compression, Dtype, Layout, Record};
 use crate::sys::process::{n_cores, share_out};
@@ -64,6 +64,19 @@ impl Array {
     /// The same, of this file, whatever its length.
     pub(super) fn of_file(shared: Arc<Shared>, record: Arc<Record>, data: Arc<DataFile>) -> Self {
         Self { data: OnceLock::from(data), ..Self::new(shared, record) }
+    }
+
+    /// The array for a process that was forked since its store was opened; see [`Store::after_fork`](super::Store).
+    ///
+    /// # Errors
+    /// As [`Store::after_fork`](super::Store::after_fork).
+    pub fn after_fork(&self) -> Result<Option<Self>, StoreError> {
+        let Some(store) = (Store { shared: Arc::clone(&self.shared) }).after_fork()? else { return Ok(None) };
+        let (shared, record) = (store.shared, Arc::clone(&self.record));
+        Ok(Some(match self.data.get() {
+            Some(data) => Self::of_file(shared, record, Arc::new(DataFile::new(Arc::clone(&data.file)))),
+            None => Self::new(shared, record),
+        }))
     }
 
     pub(super) fn record(&self) -> &Arc<Record> {
@@ -474,6 +487,11 @@ impl Array {
         let map =
             self.data()?.file.map_mut(self.record.elements_offset(), self.record.layout.nbytes() as usize);
         map.map(Some).map_err(|source| self.map_failed(source))
+    }
+
+    /// The same array without a hold on its data file, which is opened again when it is needed.
+    pub fn unpinned(&self) -> Self {
+        Self::new(Arc::clone(&self.shared), Arc::clone(&self.record))
     }
 
     /// Lets others know that elements were written through a mapping: the time of change is set, those who asked by

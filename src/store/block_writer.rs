@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::thread;
 
 use super::blocks::{ReadError, View};
@@ -15,6 +15,7 @@ use crate::codec::Encoder;
 use crate::format::block_index::{self, MAX_END, PAGE_FANOUT, Pointer};
 use crate::format::{BlockKind, Index};
 use crate::sys::process::n_cores;
+use crate::sys::sync::{Condvar, Mutex};
 
 /// Blocks are encoded in batches of this many raw bytes: each is written in one call.
 const BATCH_LEN: usize = 1 << 20;

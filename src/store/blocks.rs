@@ -7,7 +7,7 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::Shared;
 use super::data::{DataFile, lock};
@@ -15,6 +15,7 @@ use super::error::{BlockFault, StoreError};
 use crate::codec::Decoder;
 use crate::format::block_index::{self, FILE_HEADER_LEN, Pointer, SLOT_LEN, SLOT_OFFSETS, Slot};
 use crate::format::{BlockKind, Blocks, Codec, Index, Record};
+use crate::sys::sync::{Mutex, thread_local};
 
 /// Index pages that are kept for each open array: those of 4 GiB in blocks of 64 KiB.
 const MAX_PAGES: usize = 256;
@@ -237,7 +238,8 @@ impl DataFile {
             out.fill(0);
             return Ok(());
         }
-        SCRATCH.with_borrow_mut(|Scratch { decoder, stored }| {
+        SCRATCH.with(|scratch| {
+            let Scratch { decoder, stored } = &mut *scratch.borrow_mut();
             read_stored(self, pointer, stored)?;
             decode(decoder, view, pointer, stored, out)
         })
@@ -245,7 +247,8 @@ impl DataFile {
 
     /// Decodes whole blocks from `first` on into `out`, which ends with a block, or with the tail.
     fn read_blocks(&self, view: &View, first: u64, out: &mut [u8]) -> Result<(), (u64, ReadError)> {
-        SCRATCH.with_borrow_mut(|Scratch { decoder, stored }| {
+        SCRATCH.with(|scratch| {
+            let Scratch { decoder, stored } = &mut *scratch.borrow_mut();
             let mut block = first;
             let mut rest = out;
             while !rest.is_empty() {

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::convert::Infallible;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::blocks::{Cursor, ReadError, View};
 use super::data::{DataFile, fault, lock};
@@ -15,6 +15,7 @@ use crate::format::upstream::{OLD_TABLE, TableLayout};
 use crate::format::{BlockKind, names};
 use crate::sys::Storage;
 use crate::sys::process::{n_cores, share_out};
+use crate::sys::sync::Mutex;
 
 /// Bytes of elements that are checked between two reports of progress.
 const CHUNK_LEN: u64 = 32 << 20;
@@ -136,7 +137,9 @@ fn report_on(
     let total = arrays.iter().map(Array::raw_len).fold(0, u64::saturating_add);
     let mut files = HashSet::new();
     let mut done = 0_u64;
-    for array in &arrays {
+    // By value: an array that was looked at keeps its data file open.
+    for array in arrays {
+        let array = &array;
         report.n_arrays += 1;
         report.nbytes = report.nbytes.saturating_add(file_len(array));
         if !files.insert(array.file_name().to_owned()) {
@@ -151,6 +154,9 @@ fn report_on(
         if let Err(error) = check_array(array, depth, &mut report, &mut checked)
             && !is_gone(&store, array, &error)
         {
+            if is_for_want_of_means(&error) {
+                return Err(error);
+            }
             report.problems.push(Problem::from_error(array, &error));
         }
         done = done.saturating_add(array.raw_len());
@@ -171,6 +177,12 @@ fn report_on(
 fn file_len(array: &Array) -> u64 {
     let record = array.record();
     record.blocks.as_ref().map_or_else(|| record.data_end(), |blocks| blocks.index.end)
+}
+
+/// Whether this process could not look, which says nothing of the store.
+fn is_for_want_of_means(error: &StoreError) -> bool {
+    let StoreError::Io { source, .. } = error else { return false };
+    matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
 /// Whether a data file is missing because another process removed this version of the array.

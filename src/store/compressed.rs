@@ -151,7 +151,7 @@ impl Array {
             // It may have another name by now, and more rows.
             let name = &current.name;
             let op = Op::Blocks(Arc::clone(name), current.layout.n_rows(), new.index);
-            let headers = vec![(Arc::clone(name), Arc::clone(data))];
+            let headers = vec![Arc::clone(name)];
             let spaces = vec![(Arc::clone(data), new.index, space)];
             shared.commit(Commit { ops: vec![op], headers, spaces, ..Commit::default() })?;
         } else {

@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, Weak};
 
 use roaring::RoaringTreemap;
 
@@ -13,10 +13,11 @@ use super::error::{DataFileFault, StoreError};
 use super::rows::LiveRows;
 use crate::format::npy::{self, NpyHeader};
 use crate::format::{ArrayId, FormatError, Record};
+use crate::sys::sync::{AtomicBool, Mutex, MutexGuard};
 use crate::sys::{FileAccess, FileStat, Map, Storage, StorageFile};
 
 /// Data files that stay open after their last use: opening one costs as much as writing a few rows.
-const MAX_RECENT: usize = 64;
+pub(super) const MAX_RECENT: usize = 64;
 
 /// An open data file and what was computed from it.
 #[derive(Debug)]
@@ -192,9 +193,22 @@ impl DataFiles {
         if let Some(file) = open.by_id.get(&record.id).and_then(Weak::upgrade) {
             return Ok(file);
         }
-        let file = Arc::new(DataFile::open(storage, record, self.access)?);
-        open.insert(record.id, &file);
-        Ok(file)
+        match DataFile::open(storage, record, self.access) {
+            // The disk went read-only since the store was opened, as it does after an error. What is there can be read; and
+            // should it be writable again, the file is opened anew when nobody has it open any more.
+            Err(StoreError::Io { source, .. })
+                if self.access == FileAccess::Write && source.raw_os_error() == Some(libc::EROFS) =>
+            {
+                let file = Arc::new(DataFile::open(storage, record, FileAccess::Read)?);
+                open.by_id.insert(record.id, Arc::downgrade(&file));
+                Ok(file)
+            }
+            opened => {
+                let file = Arc::new(opened?);
+                open.insert(record.id, &file);
+                Ok(file)
+            }
+        }
     }
 
     /// Remembers a file that was just written.

@@ -11,6 +11,7 @@ use super::blocks::ReadError;
 use super::data::{DataFile, resemble};
 use super::draft_blocks::DraftBlocks;
 use super::error::StoreError;
+use super::plain::Kept;
 use super::stage::{Stage, Staged};
 use super::writer::{Commit, nanos_of, now};
 use super::{Array, Shared, Store};
@@ -28,7 +29,7 @@ const MAX_NUMBERS: u32 = 100_000;
 ///
 /// Dropping it gives its space back to the disk.
 pub struct Draft {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     /// Holds the bytes, at the offsets that they have in the `.npy` file or, in `blocks`, compressed.
     file: Arc<dyn StorageFile>,
     len: u64,
@@ -39,6 +40,10 @@ pub struct Draft {
     blocks: Option<Box<Compressed>>,
     /// The time of change that was set since the last write.
     mtime: Option<SystemTime>,
+    /// Its name among the plain files.
+    pub(super) kept: Option<Kept>,
+    /// Whether the file may be mapped by those who have a version of an array: it is not to be changed.
+    pub(super) is_shared: bool,
 }
 
 /// The compressed bytes of a [`Draft`] whose header is known.
@@ -68,6 +73,8 @@ impl Store {
             at_once: true,
             blocks: None,
             mtime: None,
+            kept: None,
+            is_shared: false,
         })
     }
 
@@ -133,6 +140,7 @@ impl Store {
         let _guard = self.shared.lock_writers_within(wait)?;
         self.shared.check_free(name, overwrite)?;
         self.shared.commit(Commit { staged: vec![staged], time: Some(time), ..Commit::default() })?;
+        draft.forget();
         self.record(name)
     }
 
@@ -165,6 +173,45 @@ impl Store {
 }
 
 impl Draft {
+    /// A draft whose bytes are those of a file.
+    pub(super) fn of_file(shared: &Arc<Shared>, file: Arc<dyn StorageFile>, len: u64) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            file,
+            len,
+            compression: None,
+            at_once: false,
+            blocks: None,
+            mtime: None,
+            kept: None,
+            is_shared: false,
+        }
+    }
+
+    /// Sets how the array is to be compressed when it is finished.
+    pub fn set_compression(&mut self, compression: Option<Compression>) {
+        self.compression = compression;
+    }
+
+    /// The file that holds the bytes.
+    pub(super) fn file(&self) -> &Arc<dyn StorageFile> {
+        &self.file
+    }
+
+    /// Lets the bytes be in the file as they are, now and as long as it has a name.
+    pub(super) fn stay_as_it_is(&mut self) -> Result<(), StoreError> {
+        if self.blocks.is_some() {
+            self.decompress()?;
+        }
+        self.at_once = false;
+        Ok(())
+    }
+
+    /// Goes on with a copy of the file.
+    pub(super) fn replace_file(&mut self, file: Arc<dyn StorageFile>) {
+        self.file = file;
+    }
+
     /// Length of what is there.
     pub fn len(&self) -> u64 {
         self.len
@@ -203,6 +250,7 @@ impl Draft {
         if data.is_empty() {
             return Ok(());
         }
+        self.own()?;
         self.mtime = None;
         let end = offset.saturating_add(data.len() as u64);
         if let Some(Compressed { header, npy_len, elements }) = self.blocks.as_deref_mut() {
@@ -233,6 +281,7 @@ impl Draft {
     /// # Errors
     /// `Io`.
     pub fn set_len(&mut self, len: u64) -> Result<(), StoreError> {
+        self.own()?;
         self.mtime = None;
         if let Some(Compressed { npy_len, .. }) = self.blocks.as_deref() {
             if self.len <= len && len <= *npy_len {
@@ -246,7 +295,7 @@ impl Draft {
             }
         }
         if len == 0 {
-            self.at_once = true;
+            self.at_once = self.kept.is_none();
         }
         self.file.set_len(len).map_err(|source| self.io("change the length of", source))?;
         self.len = len;
@@ -470,7 +519,7 @@ impl Draft {
     }
 
     /// The bytes in a file of their own. Zeros take no space in it.
-    fn copied(&self) -> Result<Arc<dyn StorageFile>, StoreError> {
+    pub(super) fn copied(&self) -> Result<Arc<dyn StorageFile>, StoreError> {
         let file = self.shared.new_file()?;
         file.set_len(self.len).map_err(|source| self.io("change the length of", source))?;
         self.for_each_piece(0, |offset, piece| {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::codec::CodecError;
 use crate::format::upstream::{self, TableLayout};
 use crate::format::{Dtype, FormatError};
+use crate::sys::WithRemedy;
 use crate::sys::lock::Holder;
 
 /// An error of [`Store`](super::Store) or [`Array`](super::Array).
@@ -440,7 +441,7 @@ impl fmt::Display for StoreError {
             ),
             Self::Refused { source } => source.fmt(f),
             Self::Io { action, path, source } => {
-                write!(f, "cannot {action} {}: {source}", path.display())
+                write!(f, "cannot {action} {}: {}", path.display(), WithRemedy(source))
             }
             Self::Poisoned { store, first } => write!(
                 f,

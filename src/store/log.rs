@@ -32,7 +32,7 @@ pub(super) struct ManifestLog {
     /// Which file this is, and how many names it has: a rename over it takes one away.
     stat: FileStat,
     /// The published length in the file's header, where it can be mapped, which is when it is first asked for.
-    published: OnceLock<Option<SharedWord>>,
+    published: OnceLock<Option<Box<dyn SharedWord>>>,
     store_id: [u8; frame::STORE_ID_LEN],
     /// End of the last frame that is in `table`.
     end: u64,
@@ -196,9 +196,9 @@ impl ManifestLog {
         })
     }
 
-    fn published(&self) -> Option<&SharedWord> {
+    fn published(&self) -> Option<&dyn SharedWord> {
         let map = || self.file.word(frame::PUBLISHED_OFFSET, self.access).ok();
-        self.published.get_or_init(map).as_ref()
+        self.published.get_or_init(map).as_deref()
     }
 
     /// Whether it is certain, without asking the system, that nothing was committed since the last catching up, and
@@ -209,7 +209,8 @@ impl ManifestLog {
 
     /// Reads what was committed since, and tells `changed`. Returns whether it was anything.
     ///
-    /// With the lock held (`locked`) what it finds is all there is; without, there may be more by now.
+    /// With the lock held (`locked`) what it finds is all there is; without, there may be more by now. Who has the lock
+    /// calls [`ManifestLog::publish_length`] when what writers that died had to do is done.
     pub(super) fn catch_up(
         &mut self,
         storage: &dyn Storage,
@@ -264,10 +265,6 @@ impl ManifestLog {
                 path: storage.path().join(names::MANIFEST),
                 source,
             })?,
-        }
-        if locked && self.file_len == self.end {
-            // Whoever took the published length away died since.
-            self.publish_length();
         }
         Ok(self.end > before)
     }
@@ -371,9 +368,12 @@ impl ManifestLog {
         retired.map_err(|source| StoreError::io("write", storage.path(), names::MANIFEST, source))
     }
 
-    /// Tells all who have this file open how long it is, if they see at once what is written to it.
+    /// Tells all who have this file open how long it is, if they see at once what is written to it, and that nothing is
+    /// left to be done: no header, no file to be removed, no torn end. Who knows this length looks no further.
     pub(super) fn publish_length(&self) {
-        if let Some(word) = self.published() {
+        if self.file_len == self.end
+            && let Some(word) = self.published()
+        {
             word.store(self.end);
         }
     }

@@ -18,9 +18,11 @@ mod data;
 mod draft;
 mod draft_blocks;
 mod error;
+mod in_turn;
 mod intent;
 mod log;
 mod new_blocks;
+mod plain;
 mod regions;
 mod repair;
 mod resize;
@@ -35,8 +37,8 @@ use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 pub use array::{Array, ArrayMap};
@@ -45,6 +47,7 @@ pub use check::{Depth, Problem, Report, verify, verify_storage, verify_storage_w
 pub use compressed::Usage;
 pub use draft::Draft;
 pub use error::{BlockFault, DataFileFault, NotAStore, StoreError};
+pub use plain::PlainFiles;
 pub use repair::{LOST_ROWS, Mended, OLDER_ROWS, Outcome, Rebuilt, Repair, Repaired, TableSource, Unread};
 pub use stage::NewArray;
 pub use upstream::{Upgrade, Upgraded};
@@ -58,6 +61,7 @@ pub use crate::format::{
 
 use crate::format::{FormatError, Table, names};
 pub use crate::sys::MapMut;
+use crate::sys::sync::{AtomicBool, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::sys::{DirStorage, FileAccess, FileStat, FsStat, LockGuard, Storage, StorageFile};
 use data::{DataFiles, lock};
 use log::ManifestLog;
@@ -197,6 +201,23 @@ impl Store {
             changes: Mutex::new(None),
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// The store for a process that was forked since it was opened, to be used instead of this one, whose locks threads
+    /// may have that are not there any more. `None` in the process that opened it.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn after_fork(&self) -> Result<Option<Self>, StoreError> {
+        let shared = &self.shared;
+        let storage = shared.storage.after_fork().map_err(|e| StoreError::io("open", self.path(), "", e))?;
+        let Some(storage) = storage else { return Ok(None) };
+        let store = Self::with_storage(storage, shared.access)?;
+        store.set_durable(shared.durable.load(Ordering::Relaxed));
+        if let Some(interrupted) = shared.interrupted.get() {
+            store.set_interrupt(*interrupted);
+        }
+        Ok(Some(store))
     }
 
     /// Deletes what is at `path`, if it is a store of any release, or a plain file: the store's own files, and the

@@ -100,7 +100,7 @@ impl Store {
     }
 
     /// A version as it is now, under whatever name.
-    fn present(&self, array: &Array) -> Result<Array, StoreError> {
+    pub(super) fn present(&self, array: &Array) -> Result<Array, StoreError> {
         let gone = || StoreError::NotFound { store: self.path().to_owned(), array: array.name().to_string() };
         let current = array.current().ok_or_else(gone)?;
         let present = self.record(&current.name)?;
@@ -140,7 +140,7 @@ impl Shared {
             data.file.set_len(end).map_err(|e| failed("change the length of", e))?;
         }
         commit.ops.push(Op::Rows(Arc::clone(array.name()), shape[0]));
-        commit.headers.push((Arc::clone(array.name()), Arc::clone(data)));
+        commit.headers.push(Arc::clone(array.name()));
         Ok(())
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! As a mutex, but one whose waiters look up now and then, and may give up.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use super::INTERRUPT_PERIOD;
 use super::data::lock;
+use crate::sys::sync::{Condvar, Mutex};
 
 /// Whose turn it is.
 #[derive(Debug, Default)]

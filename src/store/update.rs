@@ -3,7 +3,7 @@
 //! Only a Fortran-ordered array is rewritten, in C-order, when rows are appended or dropped: its rows are not
 //! contiguous. So is one whose header has no room for the new shape.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use roaring::RoaringTreemap;
 
 use super::compressed::Part;
+use super::data::MAX_RECENT;
 use super::error::StoreError;
 use super::new_blocks::with_filter;
 use super::stage::{NewArray, Stage, Staged};
@@ -31,22 +32,24 @@ impl Store {
     pub fn append(&self, rows: &[(&str, NewArray<'_>)]) -> Result<(), StoreError> {
         let _guard = self.shared.lock_writers()?;
         let mut arrays = Vec::with_capacity(rows.len());
+        let mut seen = HashSet::with_capacity(rows.len());
         for (name, new) in rows {
             let array = self.record(name)?;
             check_rows(&array, new)?;
-            arrays.push((array, new));
-        }
-        let mut commit = Commit::default();
-        for (at, (array, new)) in arrays.iter().enumerate() {
-            if arrays[..at].iter().any(|(other, _)| other.id() == array.id()) {
+            if !seen.insert(array.id()) {
                 // The rows of the second would overwrite those of the first: each array once.
                 return Err(StoreError::Exists {
                     store: self.path().to_owned(),
                     array: array.name().to_string(),
                 });
             }
+            arrays.push((array, new));
+        }
+        let mut commit = Commit::default();
+        // By value: an array that was written to keeps its data file open.
+        for (array, new) in arrays {
             if new.shape.first() != Some(&0) {
-                self.shared.append_rows(array, new, &mut commit)?;
+                self.shared.append_rows(&array, new, &mut commit)?;
             }
         }
         self.shared.commit(commit)
@@ -267,7 +270,10 @@ impl Shared {
         if record.blocks.is_some() {
             let (index, space) = self.append_blocks(record, data, new.data)?;
             commit.ops.push(Op::Blocks(Arc::clone(array.name()), shape[0], index));
-            commit.spaces.push((Arc::clone(data), index, space));
+            // What is not kept is found again; what is keeps the file open.
+            if commit.spaces.len() < MAX_RECENT {
+                commit.spaces.push((Arc::clone(data), index, space));
+            }
         } else {
             self.note_dirty(record);
             let failed = |action, e| StoreError::io(action, self.storage.path(), &record.file, e);
@@ -277,7 +283,7 @@ impl Shared {
             })?;
             commit.ops.push(Op::Rows(Arc::clone(array.name()), shape[0]));
         }
-        commit.headers.push((Arc::clone(array.name()), Arc::clone(data)));
+        commit.headers.push(Arc::clone(array.name()));
         Ok(())
     }
 

@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::block_writer::Space;
 use super::data::{DataFile, fault, lock, resemble};
 use super::error::{DataFileFault, StoreError};
+use super::in_turn::MAX_UNNAMED;
 use super::log::ManifestLog;
 use super::stage::{NewArray, Staged};
 use super::turn::TurnGuard;
@@ -30,7 +31,34 @@ use crate::format::{ArrayId, Compression, Filter, Index, Op, Record, names};
 use crate::sys::{FileAccess, LockGuard, Storage, StorageFile};
 
 /// A version of an array, and its data file.
-type Version = (ArrayId, Arc<str>);
+pub(super) type Version = (ArrayId, Arc<str>);
+
+/// What a new version is called, and the attributes that its name has.
+pub(super) struct Place {
+    pub(super) id: ArrayId,
+    pub(super) file: Arc<str>,
+    attrs: Option<Arc<Attrs>>,
+}
+
+impl Place {
+    /// The record of a new version.
+    pub(super) fn record(self, new: &Staged, time: i64) -> Record {
+        Record {
+            name: Arc::clone(&new.name),
+            id: self.id,
+            file: self.file,
+            dtype: new.dtype.clone(),
+            layout: new.layout.clone(),
+            offset: new.offset,
+            blocks: new.blocks,
+            deleted: DeletedRows::default(),
+            mtime: time,
+            // Attributes belong to the name: a new version keeps them.
+            attrs: new.attrs.clone().or(self.attrs).unwrap_or_default(),
+            upstream: None,
+        }
+    }
+}
 
 /// The writers' lock, in this process and among processes.
 pub(super) struct WriteGuard<'a> {
@@ -69,7 +97,7 @@ pub(super) struct Commit {
     /// Operations that come after them.
     pub(super) last_ops: Vec<Op>,
     /// Arrays whose headers are to be written after the commit.
-    pub(super) headers: Vec<(Arc<str>, Arc<DataFile>)>,
+    pub(super) headers: Vec<Arc<str>>,
     /// Where there is room in the files of compressed arrays, once the commit is made.
     pub(super) spaces: Vec<(Arc<DataFile>, Index, Space)>,
     /// When the change was made, if that is not now.
@@ -80,6 +108,8 @@ pub(super) struct Commit {
     pub(super) locked: Vec<Arc<dyn StorageFile>>,
     /// The files of versions that go have other names, under which they are kept as they are.
     pub(super) leaves_files: bool,
+    /// The versions that go, if the intent that names them and the files of new ones is written already.
+    pub(super) begun: Option<Vec<Version>>,
 }
 
 impl Store {
@@ -102,6 +132,10 @@ impl Store {
         compression: Option<&Compression>,
     ) -> Result<(), StoreError> {
         self.shared.check_writable()?;
+        if arrays.len() > MAX_UNNAMED {
+            let _guard = self.shared.lock_writers()?;
+            return self.shared.save_in_turn(arrays, |_| compression.copied(), Vec::new(), Vec::new());
+        }
         let staged = self.shared.stage_all(arrays, |_| compression.copied())?;
         if staged.is_empty() {
             return Ok(());
@@ -138,12 +172,13 @@ impl Store {
             check_attrs(set)?;
         }
         self.refresh_quietly()?;
-        let staged =
-            self.shared.stage_all(save, |name| match (compressions.get(name), self.record(name)) {
-                (Some(wanted), _) => *wanted,
-                (None, Ok(old)) => old.compression(),
-                (None, Err(_)) => compression,
-            })?;
+        let compression = |name: &str| match (compressions.get(name), self.record(name)) {
+            (Some(wanted), _) => *wanted,
+            (None, Ok(old)) => old.compression(),
+            (None, Err(_)) => compression,
+        };
+        let in_turn = save.len() > MAX_UNNAMED;
+        let staged = if in_turn { Vec::new() } else { self.shared.stage_all(save, compression)? };
         let saved: HashSet<&str> = save.iter().map(|(name, _)| *name).collect();
         let _guard = self.shared.lock_writers()?;
         let ops = self.shared.deletions(remove.iter().copied().filter(|name| !saved.contains(name)));
@@ -154,6 +189,9 @@ impl Store {
             Ok(Op::Attrs(name.map(Arc::from), set, remove))
         });
         let last_ops = last_ops.collect::<Result<_, StoreError>>()?;
+        if in_turn {
+            return self.shared.save_in_turn(save, compression, ops, last_ops);
+        }
         self.shared.commit(Commit { staged, ops, last_ops, ..Commit::default() })
     }
 
@@ -220,6 +258,25 @@ impl Store {
             ops.push(Op::Delete(Arc::clone(old.name())));
         }
         ops.push(Op::Rename(Arc::clone(array.name()), to.into()));
+        self.shared.commit(Commit { ops, ..Commit::default() })
+    }
+
+    /// Lets two arrays change names, and no more: each keeps its place in the order.
+    ///
+    /// # Errors
+    /// `NotFound`; `ReadOnly`; `Locked`; `Io`.
+    pub fn exchange(&self, a: &str, b: &str) -> Result<(), StoreError> {
+        let _guard = self.shared.lock_writers()?;
+        let (a, b) = (Arc::clone(self.record(a)?.name()), Arc::clone(self.record(b)?.name()));
+        if a == b {
+            return Ok(());
+        }
+        // Nobody sees what is between the operations of a commit.
+        let between =
+            (0_u64..).map(|n| format!("{n}")).find(|name| !self.shared.manifest().table.contains(name));
+        let between: Arc<str> = between.expect("there are more numbers than arrays").into();
+        let ops = [(&a, &between), (&b, &a), (&between, &b)];
+        let ops = ops.map(|(from, to)| Op::Rename(Arc::clone(from), Arc::clone(to))).into();
         self.shared.commit(Commit { ops, ..Commit::default() })
     }
 
@@ -377,6 +434,9 @@ impl Shared {
         self.swept.store(true, Ordering::Relaxed);
         self.finish_intent(&manifest);
         self.mend_headers(&mut manifest);
+        if self.swept.load(Ordering::Relaxed) {
+            manifest.publish_length();
+        }
         Ok(WriteGuard { file, _thread: thread })
     }
 
@@ -409,6 +469,7 @@ impl Shared {
             moves_rows,
             locked: _locked,
             leaves_files,
+            begun,
         } = commit;
         if staged.is_empty() && ops.is_empty() && last_ops.is_empty() {
             return Ok(());
@@ -428,18 +489,20 @@ impl Shared {
             self.or_poison(self.sync_dirty())?;
         }
         let time = time.unwrap_or_else(now);
-        let (records, superseded) = self.name_files(&staged, &ops, time)?;
+        let is_begun = begun.is_some();
+        let (places, superseded) = match begun {
+            Some(superseded) => (Vec::new(), superseded),
+            None => self.places(staged.iter().map(|new| &*new.name), &ops)?,
+        };
         if !leaves_files {
             superseded.iter().for_each(|(id, _)| self.keep_last_state(*id));
         }
-        let is_intended = !(records.is_empty() && superseded.is_empty());
-        if is_intended {
-            // Should this process die, whoever comes next must look, also one that knows this state.
-            self.manifest().retire(&*self.storage)?;
-            let files =
-                records.iter().map(|record| &*record.file).chain(superseded.iter().map(|(_, file)| &**file));
-            self.write_intent(&files.collect::<Vec<_>>().join("\n"))?;
+        let is_intended = is_begun || !(places.is_empty() && superseded.is_empty());
+        if is_intended && !is_begun {
+            self.begin_intent(&places, &superseded)?;
         }
+        let records: Vec<Record> =
+            places.into_iter().zip(&staged).map(|(place, new)| place.record(new, time)).collect();
         for (record, new) in records.iter().zip(&staged) {
             self.link(&new.data.file, &record.file)?;
         }
@@ -461,9 +524,11 @@ impl Shared {
         if let Err(error) = self.or_poison(appended) {
             if self.poison.get().is_none() {
                 self.unlink(&staged, &placed);
-                for (name, data) in &headers {
-                    if let Ok(Some(record)) = manifest.table.get(name) {
-                        cut_uncommitted(record, data);
+                for name in &headers {
+                    if let Ok(Some(record)) = manifest.table.get(name)
+                        && let Ok(data) = self.files.get(&*self.storage, record)
+                    {
+                        cut_uncommitted(record, &data);
                     }
                 }
             }
@@ -477,9 +542,10 @@ impl Shared {
         for (data, index, space) in spaces {
             space.keep(&data, &index);
         }
-        for (name, data) in &headers {
+        for name in &headers {
             let Ok(Some(record)) = manifest.table.get(name).map(Option::<&_>::cloned) else { continue };
-            if let Err(error) = self.write_header(&record, data) {
+            let data = self.files.get(&*self.storage, &record);
+            if let Err(error) = data.and_then(|data| self.write_header(&record, &data)) {
                 log::warn!("{error}");
                 manifest.lagging.push(Arc::clone(name));
             }
@@ -487,11 +553,12 @@ impl Shared {
                 self.note_dirty(&record);
             }
         }
-        if manifest.lagging.is_empty() {
-            manifest.publish_length();
-        }
         if is_intended {
             self.end_intent(superseded.iter().map(|(_, file)| &**file));
+        }
+        // Whoever finds the length that they know looks for nothing that is left to be done, so nothing may be.
+        if manifest.lagging.is_empty() && self.swept.load(Ordering::Relaxed) {
+            manifest.publish_length();
         }
         // A snapshot does not say whose headers lag behind.
         if manifest.wants_snapshot() && manifest.lagging.is_empty() {
@@ -510,13 +577,21 @@ impl Shared {
         Ok(())
     }
 
-    /// Gives the new versions their identities and files, and finds the versions that `staged` and `ops` supersede.
-    fn name_files(
+    /// Says in the lock file which files come and go.
+    pub(super) fn begin_intent(&self, places: &[Place], superseded: &[Version]) -> Result<(), StoreError> {
+        // Should this process die, whoever comes next must look, also one that knows this state.
+        self.manifest().retire(&*self.storage)?;
+        let files = places.iter().map(|place| &*place.file).chain(superseded.iter().map(|(_, file)| &**file));
+        self.write_intent(&files.collect::<Vec<_>>().join("\n"))
+    }
+
+    /// Gives new versions of these names their identities and files, and finds the versions that they and `ops`
+    /// supersede.
+    pub(super) fn places<'a>(
         &self,
-        staged: &[Staged],
+        names: impl Iterator<Item = &'a str>,
         ops: &[Op],
-        time: i64,
-    ) -> Result<(Vec<Record>, Vec<Version>), StoreError> {
+    ) -> Result<(Vec<Place>, Vec<Version>), StoreError> {
         let manifest = self.manifest();
         let mut superseded = Vec::new();
         let mut supersede = |name: &str| {
@@ -537,30 +612,17 @@ impl Shared {
         // between looking up and opening, or the manifest, if the machine loses power before the newest frames and
         // after the directory reached the disk.
         let has_all = manifest.table.len() as u64 + 1 == next_id;
-        let records = (next_id..).zip(staged).map(|(id, new)| {
-            let old = supersede(&new.name)?;
+        let places = (next_id..).zip(names).map(|(id, name)| {
+            let old = supersede(name)?;
             let id = ArrayId(id);
             let is_first = has_all && old.is_none();
-            let file = names::first_data_file(&new.name)
+            let file = names::first_data_file(name)
                 .filter(|file| is_first && self.storage.stat(file).is_err())
-                .unwrap_or_else(|| names::data_file(&new.name, id));
-            Ok(Record {
-                name: Arc::clone(&new.name),
-                id,
-                file: file.into(),
-                dtype: new.dtype.clone(),
-                layout: new.layout.clone(),
-                offset: new.offset,
-                blocks: new.blocks,
-                deleted: DeletedRows::default(),
-                mtime: time,
-                // Attributes belong to the name: a new version keeps them.
-                attrs: (new.attrs.as_ref()).or_else(|| Some(&old?.attrs)).cloned().unwrap_or_default(),
-                upstream: None,
-            })
+                .unwrap_or_else(|| names::data_file(name, id));
+            Ok(Place { id, file: file.into(), attrs: old.map(|old| Arc::clone(&old.attrs)) })
         });
-        let records = records.collect::<Result<_, StoreError>>()?;
-        Ok((records, superseded))
+        let places = places.collect::<Result<_, StoreError>>()?;
+        Ok((places, superseded))
     }
 
     /// Lets the file of a new version have the permissions and the owner of the present one: who moves rows shows
@@ -575,7 +637,7 @@ impl Shared {
     }
 
     /// Names a new data file. A file of that name is not referred to by any record: ids are never used twice.
-    fn link(&self, file: &Arc<dyn StorageFile>, name: &str) -> Result<(), StoreError> {
+    pub(super) fn link(&self, file: &Arc<dyn StorageFile>, name: &str) -> Result<(), StoreError> {
         let linked = self.storage.link(file, name).or_else(|error| {
             if error.kind() != io::ErrorKind::AlreadyExists {
                 return Err(error);

@@ -18,6 +18,7 @@ use rustix::io::{Errno, retry_on_intr};
 
 use super::claim::Host;
 use super::file::{DirFile, Temporary};
+use super::fork;
 use super::lock::{self, LockTable};
 use super::netfs::{LockReach, Place};
 use super::storage::check_name;
@@ -44,6 +45,8 @@ const NEW_FOLDER_MODE: u32 = 0o700;
 pub struct DirStorage {
     dir: Arc<OwnedFd>,
     path: PathBuf,
+    /// [`fork::generation`] at the opening.
+    forks: u64,
     locks: LockTable,
     /// The file system makes files without a name, as far as is known.
     has_unnamed: AtomicBool,
@@ -68,9 +71,14 @@ impl DirStorage {
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = retry_on_intr(|| openat(CWD, path, flags, Mode::empty()))?;
+        DirStorage::of(Arc::new(dir), path.to_path_buf())
+    }
+
+    fn of(dir: Arc<OwnedFd>, path: PathBuf) -> io::Result<Self> {
         Ok(DirStorage {
-            dir: Arc::new(dir),
-            path: path.to_path_buf(),
+            dir,
+            path,
+            forks: fork::generation()?,
             locks: LockTable::default(),
             has_unnamed: AtomicBool::new(true),
             has_swept: AtomicBool::new(false),
@@ -276,10 +284,30 @@ impl Storage for DirStorage {
         sync_folder(&dir)
     }
 
-    fn open_apart(&self, folder: &str, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+    fn open_apart(&self, folder: &str, name: &str, access: FileAccess) -> io::Result<Arc<dyn StorageFile>> {
         check_name(folder)?;
-        let fd = open_file(&self.open_folder(folder)?, name, FileAccess::Read)?;
+        let fd = open_file(&self.open_folder(folder)?, name, access)?;
         Ok(Arc::new(DirFile::new(fd, None)))
+    }
+
+    fn list_apart(&self, folder: &str) -> io::Result<Vec<String>> {
+        check_name(folder)?;
+        names_in(&self.open_folder(folder)?)
+    }
+
+    fn rename_apart(&self, folder: &str, from: &str, to: &str) -> io::Result<()> {
+        check_name(folder)?;
+        check_name(from)?;
+        check_name(to)?;
+        let dir = self.open_folder(folder)?;
+        renameat(&dir, from, &dir, to)?;
+        sync_folder(&dir)
+    }
+
+    fn claim_apart(&self, folder: &str) -> io::Result<Box<dyn Any + Send + Sync>> {
+        let dir = self.make_folder(folder)?;
+        lock_whole(dir.as_fd(), FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Box::new(dir))
     }
 
     fn remove_apart(&self, folder: &str, name: Option<&str>) -> io::Result<()> {
@@ -334,16 +362,7 @@ impl Storage for DirStorage {
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in Dir::read_from(&self.dir)? {
-            if let Ok(name) = entry?.file_name().to_str()
-                && name != "."
-                && name != ".."
-            {
-                names.push(name.to_owned());
-            }
-        }
-        Ok(names)
+        names_in(&self.dir)
     }
 
     fn sync_dir(&self) -> io::Result<()> {
@@ -412,9 +431,30 @@ impl Storage for DirStorage {
         })
     }
 
+    fn after_fork(&self) -> io::Result<Option<Box<dyn Storage>>> {
+        if fork::generation()? == self.forks {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(DirStorage::of(Arc::clone(&self.dir), self.path.clone())?)))
+    }
+
     fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// All names in a directory that are UTF-8.
+fn names_in(dir: &OwnedFd) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        if let Ok(name) = entry?.file_name().to_str()
+            && name != "."
+            && name != ".."
+        {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
 }
 
 fn open_file(dir: &OwnedFd, name: &str, access: FileAccess) -> io::Result<OwnedFd> {
@@ -637,12 +677,14 @@ mod tests {
         symlink("a", folder.join("link")).expect("is made");
         symlink("folder", dir.path().join("linked")).expect("is made");
         let mut bytes = [0; 2];
-        let file = storage.open_apart("folder", "a").expect("opens");
+        let file = storage.open_apart("folder", "a", FileAccess::Read).expect("opens");
         assert_eq!((file.read_at(&mut bytes, 0).expect("reads"), bytes), (1, *b"a\0"));
-        let kind = |folder, name| storage.open_apart(folder, name).expect_err("refused").kind();
+        let kind =
+            |folder, name| storage.open_apart(folder, name, FileAccess::Read).expect_err("refused").kind();
         assert_eq!(kind("folder", "c"), io::ErrorKind::NotFound);
         assert_eq!(kind("nowhere", "a"), io::ErrorKind::NotFound);
-        let link = storage.open_apart("folder", "link").expect_err("a link is not followed");
+        let link =
+            storage.open_apart("folder", "link", FileAccess::Write).expect_err("a link is not followed");
         assert_eq!(link.raw_os_error(), Some(libc::ELOOP));
         assert_eq!(kind("linked", "a"), io::ErrorKind::NotADirectory);
         for (folder, name) in [("..", "a"), ("folder", ".."), ("folder", ""), ("folder/a", "a")] {

@@ -2,7 +2,7 @@
 
 use std::fs::{File, FileTimes};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -14,7 +14,7 @@ use rustix::fs::{
 use rustix::io::{Errno, retry_on_intr};
 
 use super::fork;
-use super::{FileAccess, FileLock, FileStat, Map, MapMut, SharedWord, StorageFile, lease, lock, netfs};
+use super::{FileAccess, FileLock, FileStat, Map, MapMut, SharedWord, StorageFile, lease, lock, netfs, word};
 
 const COPY_CHUNK_LEN: usize = 1 << 20;
 
@@ -102,7 +102,11 @@ impl StorageFile for DirFile {
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        self.file.write_all_at(data, offset)
+        self.file.write_all_at(data, offset).map_err(|error| match Errno::from_io_error(&error) {
+            // It is open, so it is open for reading: nothing else could be had.
+            Some(Errno::BADF) => Errno::ROFS.into(),
+            _ => error,
+        })
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -158,7 +162,14 @@ impl StorageFile for DirFile {
     }
 
     fn map(&self, offset: u64, len: usize) -> io::Result<Map> {
-        Map::of_file(&self.file, offset, len)
+        match Map::of_file(&self.file, offset, len) {
+            // On a disk that went read-only, what is open for writing cannot even be mapped for reading.
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::ROFS) => {
+                let read_only = File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))?;
+                Map::of_file(&read_only, offset, len)
+            }
+            mapped => mapped,
+        }
     }
 
     fn map_mut(&self, offset: u64, len: usize) -> io::Result<MapMut> {
@@ -187,11 +198,11 @@ impl StorageFile for DirFile {
         Ok(copied + copy_by_reading(src, from, &self.file, to, len - copied)?)
     }
 
-    fn word(&self, offset: usize, access: FileAccess) -> io::Result<SharedWord> {
+    fn word(&self, offset: usize, access: FileAccess) -> io::Result<Box<dyn SharedWord>> {
         if netfs::kind(&self.file)?.is_shared() {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        SharedWord::of_file(&self.file, offset, access == FileAccess::Write)
+        Ok(Box::new(word::MappedWord::of_file(&self.file, offset, access == FileAccess::Write)?))
     }
 
     fn forget_cached(&self) -> io::Result<()> {

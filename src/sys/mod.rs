@@ -17,11 +17,14 @@ pub mod mounts;
 pub mod netfs;
 pub mod process;
 mod random;
+mod remedy;
 mod storage;
+pub mod sync;
 mod word;
 
 pub use dir::DirStorage;
 pub use mmap::{Map, MapMut};
 pub use random::random_bytes;
+pub use remedy::{WithRemedy, remedy};
 pub use storage::{FileAccess, FileLock, FileStat, FsStat, LockGuard, Storage, StorageFile};
 pub use word::SharedWord;

@@ -3,14 +3,21 @@
 //! Asking the table, and not the files, also works for a mount whose daemon has died or does not answer.
 
 use std::ffi::OsString;
-use std::fs;
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStringExt as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags};
+
+/// Where the file system of all FUSE connections is mounted, if it is.
+const CONNECTIONS: &str = "/sys/fs/fuse/connections";
+/// How many symbolic links a path may lead through, as in the kernel.
+const MAX_LINKS: usize = 40;
 
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,11 +41,12 @@ pub fn list() -> io::Result<Vec<MountEntry>> {
 
 /// The mount whose mount point is exactly `path`; where several are stacked, the topmost.
 ///
-/// `path` may be relative and have symbolic links in it. It is not touched if it is a mount point as it is written.
+/// `path` may be relative and have symbolic links in it. No FUSE file system is asked for anything: its process may not
+/// answer.
 pub fn find(path: &Path) -> io::Result<Option<MountEntry>> {
     let mounts = list()?;
     let written = std::path::absolute(path)?;
-    Ok(find_in(&mounts, &written).or_else(|| find_in(&mounts, &fs::canonicalize(path).ok()?)).cloned())
+    Ok(find_in(&mounts, &written).or_else(|| find_in(&mounts, &resolve(&mounts, &written).ok()?)).cloned())
 }
 
 /// As [`find`], of a path that is absolute and has no symbolic links in it. It is not touched.
@@ -77,10 +85,11 @@ pub fn unmount(mount_point: &Path, lazy: bool) -> io::Result<()> {
 /// while it looked whether its own mount answers, the kernel lets nothing end before that.
 ///
 /// # Errors
-/// `PermissionDenied`, `NotFound` where neither way to do it is open to this process.
+/// `PermissionDenied`, `NotFound` where no way to do it is open to this process.
 pub fn abort(mount: &MountEntry) -> io::Result<()> {
-    let connection = format!("/sys/fs/fuse/connections/{}/abort", rustix::fs::minor(mount.dev));
-    if fs::write(connection, "1").is_ok() {
+    let file = format!("{}/abort", rustix::fs::minor(mount.dev));
+    let shared = || OpenOptions::new().write(true).open(Path::new(CONNECTIONS).join(&file));
+    if shared().or_else(|_| own_connections_file(&file)).and_then(|mut abort| abort.write_all(b"1")).is_ok() {
         return Ok(());
     }
     match rustix::mount::unmount(&mount.mount_point, UnmountFlags::NOFOLLOW | UnmountFlags::FORCE) {
@@ -88,6 +97,16 @@ pub fn abort(mount: &MountEntry) -> io::Result<()> {
         Err(Errno::BUSY) => Ok(()),
         result => Ok(result?),
     }
+}
+
+/// A file of the file system of [`CONNECTIONS`], where nobody mounted that, by a mount that only this process sees. Root may.
+fn own_connections_file(file: &str) -> io::Result<File> {
+    let context = rustix::mount::fsopen(c"fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_create(context.as_fd())?;
+    let root =
+        rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(root, file, flags, rustix::fs::Mode::empty())?.into())
 }
 
 fn fusermount(mount_point: &Path, lazy: bool) -> io::Result<()> {
@@ -131,6 +150,56 @@ fn fusermount(mount_point: &Path, lazy: bool) -> io::Result<()> {
 
 fn find_in<'a>(mounts: &'a [MountEntry], path: &Path) -> Option<&'a MountEntry> {
     mounts.iter().rev().find(|mount| mount.mount_point == path)
+}
+
+/// What an absolute path leads to. What is below the mount of a FUSE file system stays as it is written.
+fn resolve(mounts: &[MountEntry], path: &Path) -> io::Result<PathBuf> {
+    let mut resolved = PathBuf::from("/");
+    let mut rest: Vec<OsString> = parts(path);
+    let mut n_links = 0;
+    while let Some(part) = rest.pop() {
+        if part == ".." {
+            resolved.pop();
+            continue;
+        }
+        resolved.push(part);
+        if is_on_fuse(mounts, &resolved) {
+            continue;
+        }
+        match fs::read_link(&resolved) {
+            Ok(target) => {
+                n_links += 1;
+                if n_links > MAX_LINKS {
+                    return Err(Errno::LOOP.into());
+                }
+                // An absolute one takes the place of all before it.
+                resolved = resolved.parent().unwrap_or(Path::new("/")).to_owned();
+                if target.is_absolute() {
+                    resolved = PathBuf::from("/");
+                }
+                rest.extend(parts(&target));
+            }
+            // No link.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(resolved)
+}
+
+/// The names on a path, the first one last.
+fn parts(path: &Path) -> Vec<OsString> {
+    let names = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
+    names.map(|part| part.as_os_str().to_owned()).rev().collect()
+}
+
+/// Whether a FUSE file system answers for what is at a path without links.
+fn is_on_fuse(mounts: &[MountEntry], path: &Path) -> bool {
+    let above = mounts.iter().filter(|mount| path.starts_with(&mount.mount_point));
+    // Of several with one mount point, the last is on top.
+    above.max_by_key(|mount| mount.mount_point.components().count()).is_some_and(|mount| {
+        mount.fs_type == "fuse" || mount.fs_type == "fuseblk" || mount.fs_type.starts_with("fuse.")
+    })
 }
 
 /// Lines that are not understood are left out.
@@ -207,6 +276,34 @@ nonsense
         assert_eq!(find_in(&mounts, Path::new("/data/")).expect("mounted").fs_type, "tmpfs");
         assert_eq!(find_in(&mounts, Path::new("/dat")), None);
         assert_eq!(find_in(&mounts, Path::new("/data/x")), None);
+    }
+
+    #[test]
+    fn links_are_followed_and_what_is_on_fuse_is_not_touched() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let base = fs::canonicalize(folder.path()).expect("is there");
+        fs::create_dir(base.join("mnt")).expect("a folder");
+        std::os::unix::fs::symlink("mnt", base.join("link")).expect("a link");
+        std::os::unix::fs::symlink(base.join("link"), base.join("far")).expect("a link");
+        std::os::unix::fs::symlink("round", base.join("round")).expect("a link");
+        let mount = |point: &Path, fs_type: &str| MountEntry {
+            mount_point: point.to_owned(),
+            fs_type: fs_type.to_owned(),
+            source: OsString::new(),
+            dev: 0,
+            options: String::new(),
+        };
+        let mounts = [mount(Path::new("/"), "ext4"), mount(&base.join("mnt"), "fuse.npk")];
+        for written in ["mnt", "link", "far", "link/../mnt", "mnt/../far"] {
+            assert_eq!(resolve(&mounts, &base.join(written)).expect(written), base.join("mnt"), "{written}");
+        }
+        // There is no such file, which only the file system could tell.
+        assert_eq!(resolve(&mounts, &base.join("far/x/..")).expect("not asked"), base.join("mnt"));
+        assert_eq!(
+            resolve(&mounts[..1], &base.join("far/x")).expect_err("asked").kind(),
+            io::ErrorKind::NotFound
+        );
+        assert!(resolve(&mounts, &base.join("round")).is_err());
     }
 
     #[test]

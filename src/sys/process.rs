@@ -57,6 +57,21 @@ pub fn new_session() -> io::Result<()> {
     Ok(())
 }
 
+/// Ends a process, whatever it is doing.
+///
+/// # Errors
+/// `PermissionDenied` if it is another user's; none if there is no such process.
+pub fn kill(pid: u32) -> io::Result<()> {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+        .ok_or(io::ErrorKind::InvalidInput)?;
+    match rustix::process::kill_process(pid, rustix::process::Signal::KILL) {
+        Err(rustix::io::Errno::SRCH) => Ok(()),
+        result => Ok(result?),
+    }
+}
+
 /// How many descriptors this process may have open.
 pub fn max_descriptors() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;

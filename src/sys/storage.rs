@@ -96,12 +96,41 @@ pub trait Storage: Send + Sync + fmt::Debug {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// As [`open`](Self::open), for reading, of a file in the folder `folder` within this directory.
+    /// As [`open`](Self::open), of a file in the folder `folder` within this directory.
     ///
     /// # Errors
     /// As [`open`](Self::open); `Unsupported` where there are no folders.
-    fn open_apart(&self, folder: &str, name: &str) -> io::Result<Arc<dyn StorageFile>> {
-        let _ = (folder, name);
+    fn open_apart(&self, folder: &str, name: &str, access: FileAccess) -> io::Result<Arc<dyn StorageFile>> {
+        let _ = (folder, name, access);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// As [`list`](Self::list), of the folder `folder` within this directory.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none; `Unsupported` where there are no folders.
+    fn list_apart(&self, folder: &str) -> io::Result<Vec<String>> {
+        let _ = folder;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Renames a file in the folder `folder` within this directory, replacing what has the name. Returns when that is on
+    /// the disk.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unsupported` where there are no folders.
+    fn rename_apart(&self, folder: &str, from: &str, to: &str) -> io::Result<()> {
+        let _ = (folder, from, to);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Takes the folder `folder` within this directory for oneself, until what is returned is dropped or the process dies.
+    /// The folder is made if it is missing, as by [`link_apart`](Self::link_apart).
+    ///
+    /// # Errors
+    /// `WouldBlock` if somebody has it; `Unsupported` where there are no folders.
+    fn claim_apart(&self, folder: &str) -> io::Result<Box<dyn Any + Send + Sync>> {
+        let _ = folder;
         Err(io::ErrorKind::Unsupported.into())
     }
 
@@ -176,6 +205,15 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
     /// The directory, for messages.
     fn path(&self) -> &Path;
+
+    /// The same directory for a process that was forked since the storage was opened: without what threads have locked
+    /// that are not there any more. `None` in the process that opened it, and where that is nothing special.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    fn after_fork(&self) -> io::Result<Option<Box<dyn Storage>>> {
+        Ok(None)
+    }
 }
 
 /// An open file. All calls take absolute offsets, so threads may share it.
@@ -254,7 +292,7 @@ pub trait StorageFile: Any + Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// `Unsupported` where processes do not share memory through files: in a network file system, in memory.
-    fn word(&self, offset: usize, access: FileAccess) -> io::Result<SharedWord> {
+    fn word(&self, offset: usize, access: FileAccess) -> io::Result<Box<dyn SharedWord>> {
         let _ = (offset, access);
         Err(io::ErrorKind::Unsupported.into())
     }

@@ -7,17 +7,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
 
-/// A little-endian `u64` at a fixed, aligned offset of a file.
+/// A little-endian `u64` at a fixed, aligned offset of a file, which processes share.
+///
+/// A trait, so that a test can decide who is next to load or store one.
+pub trait SharedWord: Send + Sync + fmt::Debug {
+    /// The number, after everything that its writer stored before it.
+    fn load(&self) -> u64;
+
+    /// Stores a number. Does nothing on a word that was opened for reading.
+    fn store(&self, value: u64);
+}
+
+/// A word that is mapped.
 ///
 /// Loads and stores are atomic among processes of one host. On a network file system other hosts do not see them
 /// in time: do not map a word there.
-pub struct SharedWord {
+pub(super) struct MappedWord {
     map: MmapRaw,
     offset: usize,
     writable: bool,
 }
 
-impl SharedWord {
+impl MappedWord {
     /// Maps the word at `offset` of `file`, which must be open for writing if `writable`.
     ///
     /// # Errors
@@ -35,18 +46,6 @@ impl SharedWord {
         Ok(Self { map, offset, writable })
     }
 
-    /// The number, after everything that its writer stored before it.
-    pub fn load(&self) -> u64 {
-        u64::from_le(self.word().load(Ordering::Acquire))
-    }
-
-    /// Stores a number. Does nothing on a word that was mapped for reading.
-    pub fn store(&self, value: u64) {
-        if self.writable {
-            self.word().store(value.to_le(), Ordering::Release);
-        }
-    }
-
     #[expect(unsafe_code, reason = "an atomic view of mapped memory")]
     fn word(&self) -> &AtomicU64 {
         // SAFETY: `of_file` checked that the word lies in the map and is aligned (maps start at a page). All
@@ -56,9 +55,21 @@ impl SharedWord {
     }
 }
 
-impl fmt::Debug for SharedWord {
+impl SharedWord for MappedWord {
+    fn load(&self) -> u64 {
+        u64::from_le(self.word().load(Ordering::Acquire))
+    }
+
+    fn store(&self, value: u64) {
+        if self.writable {
+            self.word().store(value.to_le(), Ordering::Release);
+        }
+    }
+}
+
+impl fmt::Debug for MappedWord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SharedWord").field("value", &self.load()).finish_non_exhaustive()
+        f.debug_struct("MappedWord").field("value", &self.load()).finish_non_exhaustive()
     }
 }
 
@@ -71,8 +82,8 @@ mod tests {
     fn two_maps_of_one_file_share_the_word() {
         let file = tempfile::tempfile().expect("temporary file");
         file.write_all_at(&[0; 64], 0).expect("write");
-        let writer = SharedWord::of_file(&file, 40, true).expect("maps");
-        let reader = SharedWord::of_file(&file, 40, false).expect("maps");
+        let writer = MappedWord::of_file(&file, 40, true).expect("maps");
+        let reader = MappedWord::of_file(&file, 40, false).expect("maps");
         writer.store(0x0102_0304);
         reader.store(9); // read-only: ignored
         assert_eq!(reader.load(), 0x0102_0304);
@@ -85,8 +96,8 @@ mod tests {
     fn words_outside_the_file_are_refused() {
         let file = tempfile::tempfile().expect("temporary file");
         file.write_all_at(&[0; 16], 0).expect("write");
-        assert!(SharedWord::of_file(&file, 16, false).is_err());
-        assert!(SharedWord::of_file(&file, 4, false).is_err());
-        assert!(SharedWord::of_file(&file, usize::MAX - 7, false).is_err());
+        assert!(MappedWord::of_file(&file, 16, false).is_err());
+        assert!(MappedWord::of_file(&file, 4, false).is_err());
+        assert!(MappedWord::of_file(&file, usize::MAX - 7, false).is_err());
     }
 }

@@ -142,6 +142,52 @@ fn rsync_copies_in_and_finds_nothing_to_do_afterwards() {
 }
 
 #[test]
+fn backups_of_arrays_are_plain_files_and_come_back() {
+    each_way(|way| {
+        way.make_store(&[("a", numbers(10, 0)), ("big", numbers(100_000, 7))]);
+        let new = way.place.write("in/new.npy", &numbers(10, 99));
+        for options in ["compress=off", "compress=zstd"] {
+            let (ran, _unmount) = way.mount_with(options);
+            ran.ok();
+            let at = |name: &str| way.mnt.join(name);
+            // There and back, by way of another folder, over what is there.
+            ok(way, "mkdir", &[&at("g")]);
+            for (name, bytes) in [("a", numbers(10, 0)), ("big", numbers(100_000, 7))] {
+                let array = at(&format!("{name}.npy"));
+                ok(way, "mv", &[&array, &at("g/x.bak")]);
+                assert!(!stored(way).contains(&name.to_owned()));
+                assert!(way.read("g/x.bak") == bytes);
+                ok(way, "cp", &[&new, &array]);
+                ok(way, "mv", &[&at("g/x.bak"), &array]);
+                assert!(way.read(&format!("{name}.npy")) == bytes);
+            }
+            // What cp and rsync keep of what they replace, and editors, which write a new file and rename twice.
+            ok(way, "cp", &["--backup=simple".as_ref(), &new, &at("a.npy")]);
+            assert_eq!((way.read("a.npy"), way.read("a.npy~")), (numbers(10, 99), numbers(10, 0)));
+            ok(way, "mv", &[&at("a.npy~"), &at("a.npy")]);
+            if has_program("rsync").is_ok() {
+                ok(way, "rsync", &["-ac".as_ref(), "--backup".as_ref(), &new, &at("a.npy")]);
+                assert_eq!((way.read("a.npy"), way.read("a.npy~")), (numbers(10, 99), numbers(10, 0)));
+                ok(way, "mv", &["-f".as_ref(), &at("a.npy~"), &at("a.npy")]);
+            }
+            ok(way, "cp", &[&new, &at("a.tmp")]);
+            ok(way, "mv", &[&at("a.npy"), &at("a.bak")]);
+            ok(way, "mv", &[&at("a.tmp"), &at("a.npy")]);
+            // Others find them next time, too.
+            way.umount().ok();
+            let (ran, _unmount) = way.mount_with(options);
+            ran.ok();
+            assert_eq!((way.read("a.npy"), way.read("a.bak")), (numbers(10, 99), numbers(10, 0)));
+            ok(way, "mv", &[&at("a.bak"), &at("a.npy")]);
+            assert_eq!(way.files(), ["a.npy", "big.npy"]);
+            way.umount().ok();
+            assert!(files_below(&way.place.store.join("files")).is_empty());
+            assert!(!way.place.store.join("lost+found").exists());
+        }
+    });
+}
+
+#[test]
 fn what_is_no_array_is_refused_and_kept() {
     each_way(|way| {
         way.make_store(&[("a", numbers(10, 0))]);
@@ -158,15 +204,17 @@ fn what_is_no_array_is_refused_and_kept() {
         assert_eq!(stored(way), ["a"]);
         way.umount().ok();
         let lost = way.place.store.join("lost+found");
-        assert_eq!(files_below(&lost), ["a.npy", "half.npy", "notes.txt"]);
+        assert_eq!(files_below(&lost), ["a.npy", "half.npy"]);
         assert_eq!(fs::read(lost.join("half.npy")).unwrap(), numbers(10, 0)[..100]);
         way.run(["export".as_ref(), way.place.store.as_os_str(), way.place.path("out").as_os_str()]).ok();
         assert_eq!(fs::read(way.place.path("out/a.npy")).unwrap(), numbers(10, 0));
         // Once more: nothing of before is overwritten.
         let _unmount = way.mount();
+        assert_eq!(way.files(), ["a.npy", "notes.txt"]);
+        ok(way, "cmp", &[&text, &way.mnt.join("notes.txt")]);
         ok(way, "cp", &[&half, &way.mnt.join("half.npy")]);
         way.umount().ok();
-        assert_eq!(files_below(&lost), ["a.npy", "half.npy", "half.npy~1", "notes.txt"]);
+        assert_eq!(files_below(&lost), ["a.npy", "half.npy", "half.npy~1"]);
     });
 }
 

@@ -4,14 +4,15 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 
 use rustix::process::Signal;
 
-use crate::common::{npy, numbers};
+use crate::common::{Ran, npy, numbers};
 use crate::npkfs;
 use crate::ways::{
-    as_root, as_user, each_mount, each_store, each_way, has_program, is_root, is_running, signal, soon,
+    Way, as_root, as_user, each_mount, each_store, each_way, has_program, is_root, is_running, signal,
+    signal_if_there, soon,
 };
 
 fn ended(mut child: Child) -> (Option<i32>, String) {
@@ -228,6 +229,75 @@ fn what_a_killed_process_leaves_is_named_and_removed() {
         assert!(!way.is_mounted());
         let _unmount = way.mount();
         assert_eq!(way.read("a.npy"), numbers(10, 0));
+    });
+}
+
+/// A program that waits for an answer to something that is in no cache; it fails when there is none any more.
+fn waiting(way: &Way, name: &str) -> Child {
+    let mut command = way.other_command("mkdir");
+    command.arg(way.mnt.join(name)).stderr(Stdio::null()).spawn().expect("mkdir runs")
+}
+
+/// `umount` by a path that leads to the mountpoint through a link and back: to follow it one has to look at what is there,
+/// and nobody answers.
+fn umount_by_way_of_a_link(way: &Way, args: &[&str]) -> Ran {
+    let link = way.place.path("link");
+    let _ = std::os::unix::fs::symlink("mnt", &link);
+    way.run(["umount"].iter().chain(args).map(std::ffi::OsStr::new).chain([link.as_os_str()]))
+}
+
+#[test]
+fn a_stopped_process_is_named_and_goes_on() {
+    each_mount(|way| {
+        let pid = way.server().expect("somebody serves");
+        signal(pid, Signal::STOP);
+        let mut program = waiting(way, "new");
+        let parts = ["which serves it, is stopped", &format!("kill -CONT {pid}"), "npkfs umount --force"];
+        way.umount().fails(1, &parts);
+        umount_by_way_of_a_link(way, &["--lazy"]).fails(1, &parts);
+        assert!(way.is_mounted());
+        signal(pid, Signal::CONT);
+        assert!(program.wait().expect("ends").success(), "what waited for it goes on");
+    });
+}
+
+#[test]
+fn force_ends_the_mount_of_a_stopped_process_and_what_waits_for_it() {
+    each_mount(|way| {
+        let pid = way.server().expect("somebody serves");
+        signal(pid, Signal::STOP);
+        let mut program = waiting(way, "new");
+        umount_by_way_of_a_link(way, &["--force"]).ok();
+        assert!(!way.is_mounted());
+        assert!(!program.wait().expect("ends").success(), "it is told that nobody answers");
+        signal_if_there(pid, Signal::CONT);
+        soon("the end of the serving process", || !is_running(pid));
+        let _unmount = way.mount();
+        assert_eq!(way.read("a.npy"), numbers(10, 0));
+    });
+}
+
+#[test]
+fn force_ends_a_mount_that_is_well_and_in_use() {
+    each_mount(|way| {
+        let pid = way.server().expect("somebody serves");
+        let _holder = way.hold("a.npy");
+        way.run(["umount".as_ref(), "--force".as_ref(), way.mnt.as_os_str()]).ok();
+        assert!(!way.is_mounted() && !is_running(pid));
+    });
+}
+
+#[test]
+fn programs_that_wait_for_a_killed_process_are_let_go() {
+    each_mount(|way| {
+        let pid = way.server().expect("somebody serves");
+        signal(pid, Signal::STOP);
+        let mut program = waiting(way, "new");
+        signal(pid, Signal::KILL);
+        umount_by_way_of_a_link(way, &[]).ok();
+        assert!(!way.is_mounted());
+        soon("the end of the serving process", || !is_running(pid));
+        assert!(!program.wait().expect("ends").success(), "it is told that nobody answers");
     });
 }
 

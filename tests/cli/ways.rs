@@ -390,6 +390,12 @@ pub fn signal(pid: u32, signal: Signal) {
     rustix::process::kill_process(pid, signal).expect("the signal is sent");
 }
 
+/// As [`signal`], of a process that may have ended.
+pub fn signal_if_there(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a process number")).expect("is not 0");
+    let _ = rustix::process::kill_process(pid, signal);
+}
+
 /// Waits for something that happens soon.
 #[track_caller]
 pub fn soon(what: &str, happened: impl Fn() -> bool) {

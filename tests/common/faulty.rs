@@ -229,9 +229,24 @@ impl Storage for FaultyStorage {
         self.inner.keep_apart(from, folder, name)
     }
 
-    fn open_apart(&self, folder: &str, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+    fn open_apart(&self, folder: &str, name: &str, access: FileAccess) -> io::Result<Arc<dyn StorageFile>> {
         self.faults.check_alive()?;
-        Ok(self.file(self.inner.open_apart(folder, name)?, name))
+        Ok(self.file(self.inner.open_apart(folder, name, access)?, name))
+    }
+
+    fn list_apart(&self, folder: &str) -> io::Result<Vec<String>> {
+        self.faults.check_alive()?;
+        self.inner.list_apart(folder)
+    }
+
+    fn rename_apart(&self, folder: &str, from: &str, to: &str) -> io::Result<()> {
+        self.count("rename_apart", from)?;
+        self.inner.rename_apart(folder, from, to)
+    }
+
+    fn claim_apart(&self, folder: &str) -> io::Result<Box<dyn std::any::Any + Send + Sync>> {
+        self.count("claim_apart", folder)?;
+        self.inner.claim_apart(folder)
     }
 
     fn remove_apart(&self, folder: &str, name: Option<&str>) -> io::Result<()> {
@@ -406,7 +421,7 @@ impl StorageFile for FaultyFile {
     }
 
     /// Stores to the word are not counted: they reach the page cache in no time.
-    fn word(&self, offset: usize, access: FileAccess) -> io::Result<SharedWord> {
+    fn word(&self, offset: usize, access: FileAccess) -> io::Result<Box<dyn SharedWord>> {
         self.faults.check_alive()?;
         self.inner.word(offset, access)
     }

@@ -286,10 +286,10 @@ impl Storage for MemStorage {
         Ok(())
     }
 
-    fn open_apart(&self, folder: &str, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+    fn open_apart(&self, folder: &str, name: &str, access: FileAccess) -> io::Result<Arc<dyn StorageFile>> {
         let path = format!("{folder}/{name}");
         let inode = self.names().now.get(&path).cloned().ok_or_else(|| errno(libc::ENOENT))?;
-        Ok(self.file(&inode, FileAccess::Read))
+        Ok(self.file(&inode, access))
     }
 
     fn link_existing(&self, from: &str, to: &str) -> io::Result<()> {

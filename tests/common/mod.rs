@@ -8,6 +8,7 @@ pub mod blocks;
 pub mod check;
 mod faulty;
 pub mod fixture;
+pub mod history;
 mod mem;
 pub mod model;
 #[cfg(feature = "fuse")]

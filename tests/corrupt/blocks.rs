@@ -316,7 +316,7 @@ fn indexes_that_cannot_be_are_refused_by_the_name_of_the_array() {
         (0, Index { live: u64::MAX, ..index(absent, absent, 0) }, "no file has"),
     ] {
         let memory = with_array(&record(nbytes, "'|u1'", index), &[]);
-        let error = opened(&memory).expect_err(what).to_string();
+        let error = opened(&memory).expect("opens").record("x").expect_err(what).to_string();
         assert!(error.contains("\"x\"") && error.contains(what), "{error}");
         assert!(error.contains(MANIFEST) && error.contains("npkfs verify"), "{error}");
     }
@@ -499,7 +499,8 @@ fn codecs_that_nobody_knows_are_refused_by_name() {
         rmpv::encode::write_value(last, &edit).expect("writes to memory");
         let storage = sample().with_payloads(&payloads);
         put(&storage, "data_x.npkd", &read(&memory, "data_x.npkd"));
-        let error = Store::with_storage(Box::new(storage), Access::Read).expect_err(what).to_string();
+        let store = Store::with_storage(Box::new(storage), Access::Read);
+        let error = store.and_then(|store| store.record("x")).expect_err(what).to_string();
         assert!(error.contains(what), "{error}");
     };
     let set = |key: &'static str, value: Value| {

@@ -109,17 +109,24 @@ fn look_and_write(storage: &MemStorage) -> Result<Seen, StoreError> {
 #[test]
 fn wrong_record_is_told_to_who_asks_for_it() {
     let records = [record("bad", 1, "/etc/passwd", &[3]), record("good", 2, "data_good.npkd", &[3])];
-    let ops = records.into_iter().map(Op::Put).collect();
+    let edit = Edit { generation: Generation(1), time: 0, ops: records.into_iter().map(Op::Put).collect() };
     let mut table = Table::default();
-    table.apply(&Edit { generation: Generation(1), time: 0, ops }, &mut |_| ()).expect("fits");
-    let storage = sample().with_payloads(&[table.encode()]);
+    let new = table.encode();
+    table.apply(&edit, &mut |_| ()).expect("fits");
+    // In a snapshot, and in an edit.
+    for payloads in [vec![table.encode()], vec![new, edit.encode()]] {
+        ask_for_wrong_record(&sample().with_payloads(&payloads));
+    }
+}
+
+fn ask_for_wrong_record(storage: &MemStorage) {
     let store = Store::with_storage(Box::new(storage.clone()), Access::Write).expect("opens");
     assert_eq!(store.record("good").expect("is right").shape(), [3]);
     let set: Attrs = [("next".to_owned(), Value::from(1))].into();
     store.set_attrs(Some("good"), set, &[]).expect("is right");
     let dtype = Dtype::parse_python("'|u1'").expect("a dtype");
     let rows = NewArray { dtype, shape: vec![1], fortran_order: false, data: &[7] };
-    let before = files(&storage);
+    let before = files(storage);
     for error in [
         store.record("bad").map(drop),
         store.array("bad").map(drop),
@@ -132,8 +139,8 @@ fn wrong_record_is_told_to_who_asks_for_it() {
         let error = error.expect_err("the record is wrong").to_string();
         assert!(error.contains("metadata.npkm") && error.contains("/etc/passwd"), "{error}");
     }
-    assert!(files(&storage) == before, "something was written");
-    assert!(verify_storage(Box::new(storage)).is_err(), "verify decodes all records");
+    assert!(files(storage) == before, "something was written");
+    assert!(verify_storage(Box::new(storage.clone())).is_err(), "verify decodes all records");
 }
 
 #[test]

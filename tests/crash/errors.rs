@@ -12,7 +12,7 @@ use crate::common::ops::Op;
 use crate::common::random::any_content;
 use crate::common::rng::{self, Rng};
 use crate::disk::{Disk, Place};
-use crate::stories::{Story, stories};
+use crate::stories::{Story, many_arrays, stories};
 use crate::{Death, assert_survived, write_next};
 
 /// How a call fails.
@@ -22,18 +22,24 @@ enum Fault {
     Full,
     /// The disk is full, and half was written.
     FullHalfway,
+    /// The quota is used up, and half was written.
+    OverQuotaHalfway,
     /// The disk is broken.
     Broken,
 }
 
 impl Fault {
     fn errno(self) -> i32 {
-        if self == Fault::Broken { libc::EIO } else { libc::ENOSPC }
+        match self {
+            Fault::Full | Fault::FullHalfway => libc::ENOSPC,
+            Fault::OverQuotaHalfway => libc::EDQUOT,
+            Fault::Broken => libc::EIO,
+        }
     }
 
     fn plan(self, storage: &FaultyStorage, n: usize) {
         let error = io::Error::from_raw_os_error(self.errno());
-        if self == Fault::FullHalfway {
+        if matches!(self, Fault::FullHalfway | Fault::OverQuotaHalfway) {
             storage.fail_halfway_at(n, error);
         } else {
             storage.fail_at(n, error);
@@ -62,7 +68,12 @@ fn fresh(disk: &Disk) -> Store {
 
 /// Lets each call of the story fail once, and returns the number of calls.
 fn fail_everywhere(story: &Story, fault: Fault) -> usize {
-    for n in 1.. {
+    fail_at(story, fault, 1..)
+}
+
+/// Lets these calls of the story fail, each once, and returns the number of the last that there was.
+fn fail_at(story: &Story, fault: Fault, calls: impl Iterator<Item = usize>) -> usize {
+    for n in calls {
         let disk = Disk::new(Place::Disk);
         let storage = FaultyStorage::new(disk.storage());
         fault.plan(&storage, n);
@@ -131,11 +142,21 @@ fn fail_everywhere(story: &Story, fault: Fault) -> usize {
 }
 
 fn fail(fault: Fault) {
-    let is_durable = fault != Fault::FullHalfway;
+    let is_durable = matches!(fault, Fault::Full | Fault::Broken);
     for story in stories().into_iter().filter(|story| story.durable == is_durable || !story.has_blocks()) {
         let n_calls = fail_everywhere(&story, fault);
         eprintln!("{}: {n_calls} failed calls", story.name);
         rng::covered(n_calls as u64, "calls that fail: the disk is full, or broken");
+    }
+}
+
+/// As in `death_while_many_arrays_are_saved_leaves_old_or_new`.
+#[test]
+fn full_disk_while_many_arrays_are_saved_leaves_everything_as_it_was() {
+    let mut rng = Rng::new(rng::seed());
+    for (story, fault) in many_arrays().into_iter().zip([Fault::FullHalfway, Fault::Full]) {
+        let n_calls = fail_at(&story, fault, (1 + rng.below(120) as usize..).step_by(120));
+        rng::covered(n_calls as u64 / 120, "calls that fail: the disk is full, or broken");
     }
 }
 
@@ -147,6 +168,11 @@ fn full_disk_at_any_call_leaves_everything_as_it_was() {
 #[test]
 fn full_disk_in_the_middle_of_any_write_leaves_everything_as_it_was() {
     fail(Fault::FullHalfway);
+}
+
+#[test]
+fn used_up_quota_in_the_middle_of_any_write_leaves_everything_as_it_was() {
+    fail(Fault::OverQuotaHalfway);
 }
 
 #[test]

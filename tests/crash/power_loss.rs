@@ -25,7 +25,7 @@ use crate::common::model::{Content, Model};
 use crate::common::ops::Op;
 use crate::common::rng::{self, Rng};
 use crate::common::{FaultyStorage, LastWrite, MemStorage, random};
-use crate::stories::stories;
+use crate::stories::{many_arrays, stories};
 use crate::write_next;
 
 /// What the tests here cover.
@@ -234,8 +234,19 @@ fn survivors(rng: &mut Rng) -> impl FnMut() -> bool {
 
 /// Lets the power go at each call of `ops`, `n_each` times, and returns the number of losses.
 fn lose_power_everywhere(ops: &[(bool, Op)], n_each: usize, rng: &mut Rng, damage: &mut Damage) -> usize {
+    lose_power_at(1.., ops, n_each, rng, damage)
+}
+
+/// Lets the power go at these calls of `ops`, as far as there are so many.
+fn lose_power_at(
+    calls: impl Iterator<Item = usize>,
+    ops: &[(bool, Op)],
+    n_each: usize,
+    rng: &mut Rng,
+    damage: &mut Damage,
+) -> usize {
     let mut n_losses = 0;
-    for n in 1.. {
+    for n in calls {
         let memory = MemStorage::new();
         drop(Store::create_in(Box::new(memory.clone())).expect("creates"));
         let storage = FaultyStorage::new(std::sync::Arc::new(memory.clone()));
@@ -281,6 +292,17 @@ fn power_loss_at_any_call_keeps_what_was_durable() {
         let n_each = if story.has_blocks() { 2 } else { 3 };
         let n_losses = lose_power_everywhere(&ops, n_each, &mut rng, &mut damage);
         eprintln!("{}, durable {}: {n_losses} losses, {damage:?}", story.name, story.durable);
+        rng::covered(n_losses as u64, LOSSES);
+    }
+}
+
+#[test]
+fn power_loss_while_many_arrays_are_saved_keeps_what_was_durable() {
+    let mut rng = Rng::new(rng::seed());
+    for story in many_arrays() {
+        let ops: Vec<(bool, Op)> = story.ops.iter().map(|op| (story.durable, op.clone())).collect();
+        let calls = (1 + rng.below(120) as usize..).step_by(120);
+        let n_losses = lose_power_at(calls, &ops, 2, &mut rng, &mut Damage::default());
         rng::covered(n_losses as u64, LOSSES);
     }
 }

@@ -208,3 +208,15 @@ pub fn stories() -> Vec<Story> {
     let volatile = stories.drain(..).map(|(name, ops)| Story { name, durable: false, ops });
     volatile.chain(durable).collect()
 }
+
+/// Saves of more arrays than have files without names at a time, some of them over others.
+pub fn many_arrays() -> [Story; 2] {
+    [false, true].map(|durable| {
+        let mut rng = Rng::new(7);
+        let mut save = |names: &mut dyn Iterator<Item = usize>| {
+            Op::Save(names.map(|i| (format!("a{i}"), u16s(&mut rng, &[i as u64 % 3, 2], false))).collect())
+        };
+        let ops = vec![save(&mut (0..5)), save(&mut (3..210)), Op::Remove(vec![name("a4")])];
+        Story { name: "save many arrays", durable, ops }
+    })
+}

@@ -57,3 +57,5 @@ def job(report, way, mount, what, options, environment):
     if status != 0 or "verify" in said and "error=" in said:
         raise Failed(f"fio: {what}: exit code {status}\n{said}")
     report.passed(f"{way.name}: {what}")
+    n_files = 2 if "--numjobs=2" in options else 1
+    print(f"covered: {n_files * SIZE[report.long] // MIB} MiB that fio wrote to mounts and read back")

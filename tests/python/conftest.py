@@ -13,15 +13,16 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from counting import COUNTS
 
 import numpack as package
 
 BACKEND = package.get_backend_info()["backend_type"]
 
 # How many examples random tests try. The Python backend takes several times as long for each.
-hypothesis.settings.register_profile("rust", max_examples=60, deadline=None, print_blob=True)
-hypothesis.settings.register_profile("python", max_examples=15, deadline=None, print_blob=True)
-hypothesis.settings.load_profile(BACKEND)
+N_EXAMPLES = int(os.environ.get("NUMPACK_TEST_CASES", {"rust": 60, "python": 15}[BACKEND]))
+hypothesis.settings.register_profile("all", max_examples=N_EXAMPLES, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("all")
 
 # Test modules in which every store is made uncompressed, compressed, and compressed in the smallest blocks.
 COMPRESSED_AS_WELL = {
@@ -34,6 +35,11 @@ COMPRESSED_AS_WELL = {
     "test_upstream_defects",
 }
 COMPRESSIONS = {"uncompressed": None, "compressed": True, "small blocks": {"block": 4096, "level": 3}}
+
+
+def pytest_terminal_summary(terminalreporter):
+    for what, n in sorted(COUNTS.items()):
+        terminalreporter.write_line(f"covered: {n} {what}")
 
 
 def pytest_generate_tests(metafunc):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from arrays import DTYPES, assert_same, example
 from both import BACKENDS, CLASSES, files, finish, start
+from counting import covered
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
@@ -52,6 +53,7 @@ class Operations(RuleBasedStateMachine):
         self.handles = self.open_handles()
 
     def teardown(self):
+        covered(1, "sequences of random calls of both backends on one store, or on two")
         for npk in self.handles.values():
             npk.close()
         shutil.rmtree(self.folder)

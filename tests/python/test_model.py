@@ -6,6 +6,7 @@ import tempfile
 import numpy as np
 import pytest
 from arrays import DTYPES, assert_same, example
+from counting import covered
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
@@ -27,6 +28,7 @@ class Store(RuleBasedStateMachine):
         self.seen = []
 
     def teardown(self):
+        covered(1, "sequences of random calls of the Python API compared with a dict")
         self.npk.close()
         for lazy, expected in self.seen:
             assert lazy.shape == expected.shape

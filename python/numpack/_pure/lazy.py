@@ -8,7 +8,6 @@ index asks for are read, and NumPy does the rest.
 from __future__ import annotations
 
 import copy
-import functools
 import operator
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpack import _by_rows
 from numpack._errors import RowIndexError
 from numpack._memory import zeros
+from numpack._pure.cached import cached_property
 from numpack._pure.store import error as errors
 from numpack._pure.store.array import Array
 
@@ -94,7 +94,7 @@ class LazyArray:
         lazy._name, lazy._attrs, lazy._array, lazy._view = self._name, self._attrs, self._array, view
         return lazy
 
-    @functools.cached_property
+    @cached_property
     def _view(self) -> np.ndarray | None:
         """The array over a mapping, where there is one. Made when first used: the open file is there until then."""
         return self._array.view()

@@ -49,7 +49,8 @@ class NumPack:
 
     Nothing is touched before `open`, which creates the directory if there is none. A store can be opened and closed any
     number of times; ``with`` does both. Where the directory cannot be written, it opens for reading. Several processes
-    may have the store open; each sees what the others commit.
+    may have the store open; each sees what the others commit. A forked process goes on with the stores, lazy arrays and
+    iterators that it inherits.
 
     Parameters
     ----------

@@ -142,6 +142,10 @@ pub enum UmountError {
     Table { source: io::Error },
     /// The kernel, or fusermount3, refused.
     Refused { mountpoint: PathBuf, source: io::Error },
+    /// The process that serves it is stopped.
+    Stopped { mountpoint: PathBuf, pid: u32 },
+    /// The process that serves it does not take what programs wrote.
+    NoAnswer { mountpoint: PathBuf, pid: Option<u32>, waited_secs: u64 },
     /// Unmounted, but the process that served the mount has not ended.
     Lingers { mountpoint: PathBuf, pid: u32, waited_secs: u64 },
 }
@@ -156,6 +160,8 @@ impl UmountError {
             | Self::Foreign { .. }
             | Self::Table { .. }
             | Self::Refused { .. }
+            | Self::Stopped { .. }
+            | Self::NoAnswer { .. }
             | Self::Lingers { .. } => Exit::Failed,
         }
     }
@@ -191,6 +197,26 @@ impl fmt::Display for UmountError {
                     f.write_str("; only root and the user who mounted it can")?;
                 }
                 Ok(())
+            }
+            Self::Stopped { mountpoint, pid } => {
+                let mountpoint = mountpoint.display();
+                write!(
+                    f,
+                    "{mountpoint}: process {pid}, which serves it, is stopped; still mounted. Let it go on with \"kill \
+                     -CONT {pid}\", or end the mount with \"npkfs umount --force {mountpoint}\", which loses what it \
+                     has not written yet"
+                )
+            }
+            Self::NoAnswer { mountpoint, pid, waited_secs } => {
+                write!(
+                    f,
+                    "{}: the process that serves it has not taken within {waited_secs} s what programs wrote",
+                    mountpoint.display()
+                )?;
+                match pid {
+                    Some(pid) => write!(f, "; \"kill -9 {pid}\" ends it, and loses that"),
+                    None => f.write_str("; look for it with \"pgrep npkfs\", and end it"),
+                }
             }
             Self::Lingers { mountpoint, pid, waited_secs } => write!(
                 f,

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::sys::process;
+
 use super::{preflight, status};
 
 /// How long a connection may take: it takes none where the process lives and nobody floods its socket.
@@ -64,9 +66,32 @@ impl Server {
         })
     }
 
-    /// Whether the process was killed, and some thread of it still waits for something.
-    pub fn is_killed(&self) -> bool {
-        fs::read_to_string(format!("/proc/{}/stat", self.pid)).map_or(true, |stat| is_zombie(&stat))
+    /// How the process is.
+    pub fn health(&self) -> Health {
+        // One that cannot be seen, as it is in a container, may be well: its socket is.
+        let Ok(stat) = fs::read_to_string(format!("/proc/{}/stat", self.pid)) else { return Health::Running };
+        let threads: Vec<String> = fs::read_dir(format!("/proc/{}/task", self.pid))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok())
+            .collect();
+        // Any thread may be the one that waits in the kernel, the first one too.
+        if is_zombie(&stat) || threads.iter().any(|status| is_to_die(status)) {
+            Health::Killed
+        } else if threads.iter().any(|status| is_stopped(status)) {
+            Health::Stopped
+        } else {
+            Health::Running
+        }
+    }
+
+    /// Ends the process.
+    ///
+    /// # Errors
+    /// `PermissionDenied` if it is somebody else's.
+    pub fn kill(&self) -> io::Result<()> {
+        process::kill(self.pid)
     }
 
     /// Waits until the process has ended. `false` if it has not, in that time.
@@ -92,6 +117,34 @@ impl Server {
         }
         true
     }
+}
+
+/// How a process is that has not ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    Running,
+    /// By SIGSTOP, the terminal or a debugger: it goes on when it is told to.
+    Stopped,
+    /// Some thread of it still waits for something in the kernel. It answers nothing any more.
+    Killed,
+}
+
+/// Whether a thread has not died yet of a SIGKILL, as its `status` in `/proc` says.
+fn is_to_die(status: &str) -> bool {
+    const SIGKILL: u64 = 1 << 8;
+    let pending = |line: &str| {
+        let set = line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:"))?;
+        u64::from_str_radix(set.trim(), 16).ok()
+    };
+    status.lines().filter_map(pending).any(|signals| signals & SIGKILL != 0)
+}
+
+/// Whether a thread is stopped, as its `status` in `/proc` says.
+fn is_stopped(status: &str) -> bool {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("State:"))
+        .is_some_and(|state| state.trim_start().starts_with(['T', 't']))
 }
 
 /// Whether a process has ended, even if its parent has not been told yet.
@@ -249,6 +302,18 @@ mod tests {
     fn timespec(time: std::time::SystemTime) -> rustix::fs::Timespec {
         let since = time.duration_since(std::time::UNIX_EPOCH).expect("after 1970");
         rustix::fs::Timespec { tv_sec: since.as_secs().try_into().expect("fits"), tv_nsec: 0 }
+    }
+
+    #[test]
+    fn a_process_that_is_stopped_or_about_to_die_is_known_by_its_threads() {
+        let status = |state, pending| {
+            format!("Name:\tT (x)\nState:\t{state}\nSigPnd:\t{pending}\nShdPnd:\t0000000000000000\n")
+        };
+        assert!(is_stopped(&status("T (stopped)", "0000000000000000")));
+        assert!(is_stopped(&status("t (tracing stop)", "0000000000000000")));
+        assert!(!is_stopped(&status("S (sleeping)", "0000000000000000")));
+        assert!(is_to_die(&status("D (disk sleep)", "0000000000000100")));
+        assert!(!is_to_die(&status("D (disk sleep)", "0000000000004200")));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::cli::config::UmountConfig;
 use crate::cli::error::CliError;
 use crate::sys::mounts::{self, MountEntry};
 
-use super::presence::Server;
+use super::presence::{Health, Server};
 use super::{UmountError, preflight};
 
 /// The type of file system under which the table of mounts has ours.
@@ -19,33 +19,61 @@ pub(super) const FS_TYPE: &str = "fuse.npk";
 
 /// How many programs a message names.
 const MAX_NAMED_USERS: usize = 4;
-/// How long it may take to find them.
+/// How long it may take to find them, or to look at a folder.
 const USERS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a process may take to end that was killed.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub fn umount(config: &UmountConfig) -> Result<(), CliError> {
     let mount = find(&config.mountpoint)?;
     // Asked for now: later the mount is gone from the table.
     let server = Server::find(mount.dev);
-    if server.as_ref().is_some_and(Server::is_killed) {
+    let health = server.as_ref().map(Server::health);
+    match (health, &server) {
+        _ if config.force => force(&mount, server.as_ref())
+            .map_err(|source| UmountError::Refused { mountpoint: config.mountpoint.clone(), source })?,
         // It may wait in the kernel for a folder that a program holds which waits for its answer. Neither can be killed.
-        if let Err(error) = mounts::abort(&mount) {
-            log::warn!("{}: programs may wait for it: {error}", config.mountpoint.display());
+        (Some(Health::Killed), _) => {
+            if let Err(error) = mounts::abort(&mount) {
+                log::warn!("{}: programs may wait for it: {error}", config.mountpoint.display());
+            }
         }
-        if mounts::find(&config.mountpoint).is_ok_and(|found| found.is_none()) {
-            return Ok(());
+        // Programs may wait for it, with what they wrote, and so would this one. Nothing is lost if it goes on.
+        (Some(Health::Stopped), Some(server)) => {
+            return Err(
+                UmountError::Stopped { mountpoint: config.mountpoint.clone(), pid: server.pid }.into()
+            );
         }
+        _ => {}
     }
-    let server = if config.lazy || is_mounted_elsewhere(&mount)? { None } else { server };
-    match mounts::unmount(&mount.mount_point, config.lazy) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+    // Aborting may have unmounted it.
+    if mounts::find_at(&mount.mount_point).is_ok_and(|found| found.is_none_or(|now| now.dev != mount.dev)) {
+        return Ok(());
+    }
+    let is_lazy = config.lazy || config.force;
+    let is_waited_for = !is_lazy || (config.force && health == Some(Health::Running));
+    let server = server.filter(|_| is_waited_for);
+    let server = if is_mounted_elsewhere(&mount)? { None } else { server };
+    let mount_point = mount.mount_point.clone();
+    // The kernel writes back what programs changed, and waits for the process with that.
+    match preflight::in_time(config.timeout, move || mounts::unmount(&mount_point, is_lazy)) {
+        None => {
+            return Err(UmountError::NoAnswer {
+                mountpoint: config.mountpoint.clone(),
+                pid: server.map(|server| server.pid),
+                waited_secs: config.timeout.as_secs(),
+            }
+            .into());
+        }
+        Some(Ok(())) => {}
+        Some(Err(error)) if error.kind() == io::ErrorKind::ResourceBusy => {
             // The system lets nobody look at a process that is about to run another program and cannot, because it closes
             // a file of a mount that does not answer.
             let users =
                 preflight::in_time(USERS_TIMEOUT, move || users(&mount.mount_point)).unwrap_or_default();
             return Err(UmountError::Busy { mountpoint: config.mountpoint.clone(), users }.into());
         }
-        Err(source) => {
+        Some(Err(source)) => {
             return Err(UmountError::Refused { mountpoint: config.mountpoint.clone(), source }.into());
         }
     }
@@ -60,6 +88,19 @@ pub fn umount(config: &UmountConfig) -> Result<(), CliError> {
     }
 }
 
+/// Ends the connection of a mount to the process that serves it: whatever waits for an answer fails.
+fn force(mount: &MountEntry, server: Option<&Server>) -> io::Result<()> {
+    match (mounts::abort(mount), server) {
+        // Whoever may not do it there may end his own process, and the connection with it.
+        (Err(_), Some(server)) => {
+            server.kill()?;
+            server.wait(KILL_TIMEOUT);
+            Ok(())
+        }
+        (result, _) => result,
+    }
+}
+
 /// The mount on this folder, if it can be one of ours.
 fn find(mountpoint: &Path) -> Result<MountEntry, UmountError> {
     match mounts::find(mountpoint).map_err(|source| UmountError::Table { source })? {
@@ -69,12 +110,16 @@ fn find(mountpoint: &Path) -> Result<MountEntry, UmountError> {
             fs_type,
             source: source.to_string_lossy().into_owned(),
         }),
-        None => match fs::symlink_metadata(mountpoint) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(UmountError::Missing { mountpoint: mountpoint.to_owned() })
+        None => {
+            let path = mountpoint.to_owned();
+            // It may be within a mount that does not answer.
+            match preflight::in_time(USERS_TIMEOUT, move || fs::symlink_metadata(path)) {
+                Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+                    Err(UmountError::Missing { mountpoint: mountpoint.to_owned() })
+                }
+                _ => Err(UmountError::NotMounted { mountpoint: mountpoint.to_owned() }),
             }
-            _ => Err(UmountError::NotMounted { mountpoint: mountpoint.to_owned() }),
-        },
+        }
     }
 }
 

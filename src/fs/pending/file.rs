@@ -13,6 +13,13 @@ use crate::fs::file::OpenFlags;
 use crate::fs::names;
 use crate::fs::{Attr, Caller, Fh, Fs, FsError, Ino, SetAttr};
 use crate::store::{Draft, StoreError};
+use crate::sys::FsStat;
+
+/// Writes of at least this many bytes may be answered before they are done: shorter ones are done as soon.
+const ANSWERED_LEN: usize = 64 << 10;
+/// This part of the room that the disk has, and no more than that many bytes, are written so before it is asked again.
+const PART_OF_ROOM: u64 = 16;
+const MAX_ROOM: u64 = 64 << 20;
 
 /// How a file is made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -97,7 +104,12 @@ impl Fs {
     }
 
     /// Opens a file that has no name yet, and lets it take that; with `exclusive`, only if nothing has it.
-    fn open_new(&self, file: &Arc<PendingFile>, write: bool, exclusive: bool) -> Result<Fh, FsError> {
+    pub(super) fn open_new(
+        &self,
+        file: &Arc<PendingFile>,
+        write: bool,
+        exclusive: bool,
+    ) -> Result<Fh, FsError> {
         // Whoever finds the name finds that the file is open.
         file.state().opened(write);
         let fh = self.open_handle(Arc::clone(file), write);
@@ -152,6 +164,7 @@ impl Fs {
                 body => *body = Body::Draft(self.new_draft(state.array.as_deref())?),
             }
             state.written = 0;
+            state.lost = None;
             state.changed();
         }
         state.opened(flags.write);
@@ -218,12 +231,32 @@ impl Fs {
         Ok(reply(&bytes))
     }
 
+    /// Writes to a pending file, as [`Fs::write`] does. If the disk is sure to have room, `answer` is called before the
+    /// bytes are written, so that the program gets the next ones ready meanwhile: the file is locked by then, and
+    /// whoever asks for it waits. What fails after that fails every later write, and closing.
+    ///
+    /// # Errors
+    /// As [`Fs::write`]; `WriteLost`.
+    pub fn write_new(
+        &self,
+        fh: Fh,
+        offset: u64,
+        data: &[u8],
+        from_cache: bool,
+        answer: impl FnOnce(),
+    ) -> Result<(), FsError> {
+        let result = self.write_pending(fh, offset, data, from_cache, answer);
+        self.count_write(&result, data.len());
+        result
+    }
+
     pub(in crate::fs) fn write_pending(
         &self,
         fh: Fh,
         offset: u64,
         data: &[u8],
         from_cache: bool,
+        answer: impl FnOnce(),
     ) -> Result<(), FsError> {
         let open = self.making.get(fh)?;
         // Writeback may come through any handle of the inode that was open for writing.
@@ -232,6 +265,7 @@ impl Fs {
         }
         let mut guard = open.file.state();
         let state = &mut *guard;
+        state.check_written()?;
         let Body::Draft(draft) = &mut state.body else {
             return Err(FsError::Finished { ino: open.file.ino });
         };
@@ -242,12 +276,38 @@ impl Fs {
             data = data.get(..len).unwrap_or(data);
             state.mapped = true;
         }
-        draft.write_at(offset, data).inspect_err(|error| open.log("write", error))?;
+        let is_answered =
+            !from_cache && data.len() >= ANSWERED_LEN && self.has_room(&mut state.room, data.len());
+        if is_answered {
+            answer();
+        }
+        if let Err(error) = draft.write_at(offset, data) {
+            open.log("write", &error);
+            if !is_answered {
+                return Err(error.into());
+            }
+            let first = Arc::new(error);
+            state.lost = Some(Arc::clone(&first));
+            return Err(FsError::WriteLost { first });
+        }
         if !from_cache && offset <= state.written {
             state.written = state.written.max(offset.saturating_add(data.len() as u64));
         }
         state.changed();
         Ok(())
+    }
+
+    /// Takes `len` of the bytes that the disk is sure to have room for. It is asked once for many, as others take little
+    /// of what it has left over in that time.
+    fn has_room(&self, room: &mut u64, len: usize) -> bool {
+        if *room < len as u64 {
+            let free = |stat: FsStat| stat.blocks_available.saturating_mul(stat.block_len);
+            *room = self.store.stat_fs().map_or(0, free) / PART_OF_ROOM;
+            *room = (*room).min(MAX_ROOM);
+        }
+        let left = room.checked_sub(len as u64);
+        *room = left.unwrap_or(*room);
+        left.is_some()
     }
 
     /// Reserves disk space for a pending file that is open, and with `extend` makes it as long. For files of which
@@ -257,6 +317,7 @@ impl Fs {
     /// `BadHandle`; `Unsupported` for arrays; `Finished` if the file became an array: [`Fs::detach`] it first;
     /// `Store` if the disk has less.
     pub fn fallocate(&self, fh: Fh, offset: u64, len: u64, extend: bool) -> Result<(), FsError> {
+        let fh = self.in_place_of(fh);
         if !fh.is_pending() {
             return Err(FsError::Unsupported { what: "reserving space for an array" });
         }
@@ -295,6 +356,9 @@ impl Fs {
                 (Body::Draft(draft), Some(size)) => {
                     draft.set_len(size)?;
                     state.written = state.written.min(size);
+                    if size == 0 {
+                        state.lost = None;
+                    }
                     state.changed();
                 }
                 (Body::Array(array), Some(size)) if size != array.npy_len() => {

@@ -30,6 +30,7 @@ impl Fs {
         if fh.is_view() {
             return Ok(false);
         }
+        let fh = self.in_place_of(fh);
         if !fh.is_pending() {
             // Writes are in the data file when they are answered, but for those of a part of a row.
             self.check_whole(&*self.files.get(fh)?)?;
@@ -43,6 +44,7 @@ impl Fs {
             let mut guard = open.file.state();
             let state = &mut *guard;
             state.flushed = true;
+            state.check_written()?;
             match &state.body {
                 Body::Draft(draft) if state.array.is_some() => match draft.missing() {
                     Ok(missing) => Ok(missing == 0 && state.is_at_rest(draft)),
@@ -61,7 +63,7 @@ impl Fs {
     /// # Errors
     /// `BadHandle`; `Store` if it can become none, or if the commit fails; the file stays pending then.
     pub fn finish(&self, fh: Fh) -> Result<(), FsError> {
-        let file = Arc::clone(&self.making.get(fh)?.file);
+        let file = Arc::clone(&self.making.get(self.in_place_of(fh))?.file);
         self.make_array(&file)
     }
 
@@ -73,6 +75,7 @@ impl Fs {
         // What is whole can outlive this process only as an array.
         let is_whole = {
             let state = file.state();
+            state.check_written()?;
             match &state.body {
                 Body::Draft(draft) => state.is_at_rest(draft) && draft.missing().is_ok_and(|n| n == 0),
                 Body::Array(_) => false,
@@ -81,9 +84,16 @@ impl Fs {
         if is_whole {
             self.make_array(&file)?;
         }
-        match &file.state().body {
-            Body::Draft(draft) => draft.sync()?,
-            Body::Array(array) => array.sync()?,
+        let is_plain = {
+            let state = file.state();
+            match &state.body {
+                Body::Draft(draft) => draft.sync()?,
+                Body::Array(array) => array.sync()?,
+            }
+            state.named && state.array.is_none()
+        };
+        if is_plain && self.keep_plain(&file)? {
+            return Ok(());
         }
         Ok(self.store.sync()?)
     }
@@ -162,7 +172,7 @@ impl Fs {
         let mut pause = Duration::from_micros(200);
         loop {
             match self.try_commit_as(file, name, overwrite) {
-                Err(StoreError::Locked { .. }) if start.elapsed() < TIMEOUT => {}
+                Err(FsError::Store(StoreError::Locked { .. })) if start.elapsed() < TIMEOUT => {}
                 Err(error) => return Err(self.refused(file, error)),
                 Ok(done) => {
                     if done {
@@ -179,13 +189,9 @@ impl Fs {
     }
 
     /// As [`Fs::commit_as`], without waiting for other writers.
-    fn try_commit_as(
-        &self,
-        file: &PendingFile,
-        name: &Arc<str>,
-        overwrite: bool,
-    ) -> Result<bool, StoreError> {
+    fn try_commit_as(&self, file: &PendingFile, name: &Arc<str>, overwrite: bool) -> Result<bool, FsError> {
         let mut state = file.state();
+        state.check_written()?;
         let Body::Draft(draft) = &mut state.body else { return Ok(true) };
         if draft.missing()? > 0 {
             return Ok(false);
@@ -224,6 +230,7 @@ impl Fs {
     /// # Errors
     /// `BadHandle`; `Store`.
     pub fn detach(&self, fh: Fh) -> Result<(), FsError> {
+        let fh = self.in_place_of(fh);
         if fh.is_pending() {
             let file = Arc::clone(&self.making.get(fh)?.file);
             self.detach_file(&file)?;
@@ -272,13 +279,30 @@ impl Fs {
         Ok(())
     }
 
-    /// Gives pending files that became no arrays to the folder `lost+found` of the store, when the mount has ended.
+    /// Keeps plain files in the store, and gives others that became no arrays to its folder `lost+found`, when the mount
+    /// has ended.
     pub fn end(&self) {
+        if self.read_only {
+            return;
+        }
         for file in self.pending.all() {
             // What fails is logged.
             let _ = self.make_array(&file);
             let path = self.path_of(&file.spot());
-            let state = file.state();
+            let mut state = file.state();
+            let Body::Draft(draft) = &state.body else { continue };
+            if draft.is_kept() {
+                continue;
+            }
+            if state.named && state.array.is_none() {
+                drop(state);
+                match self.keep_plain(&file) {
+                    Ok(true) => continue,
+                    Ok(false) => {}
+                    Err(error) => error!("{path}: is not kept for the next mount: {error}"),
+                }
+                state = file.state();
+            }
             let Body::Draft(draft) = &state.body else { continue };
             if draft.is_empty() || !state.named && state.array.is_none() {
                 continue;
@@ -297,7 +321,7 @@ impl Fs {
     }
 
     /// The error that says why no array is made of a file; it is logged.
-    pub(super) fn refused(&self, file: &PendingFile, error: StoreError) -> FsError {
+    pub(super) fn refused(&self, file: &PendingFile, error: impl Into<FsError>) -> FsError {
         let error = error.into();
         self.counters.note_error(&error);
         self.log_refusal(file, &error);

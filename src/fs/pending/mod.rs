@@ -16,11 +16,13 @@ use log::warn;
 use super::attr::FILE_PERM;
 use super::xattr::AttrChanges;
 use super::{Attr, FileKind, Fs, FsError, Ino, lock};
-use crate::store::{Array, Draft};
+use crate::store::{Array, Draft, StoreError};
 
+mod emptied;
 mod file;
 mod finish;
 mod names;
+mod plain;
 mod reserve;
 
 pub use file::NewFile;
@@ -64,6 +66,11 @@ struct State {
     flushed: bool,
     /// Why no array was made of it, as far as the log tells.
     refusal: Option<String>,
+    /// So many bytes may be written behind their answer before the disk is asked again what room it has.
+    room: u64,
+    /// Why something that was answered is not there. Nothing is written any more, and no array made, until the file is
+    /// emptied.
+    lost: Option<Arc<StoreError>>,
     /// What was set and removed of the attributes of the array that it becomes.
     attrs: AttrChanges,
 }
@@ -118,6 +125,8 @@ impl State {
             mapped: false,
             flushed: false,
             refusal: None,
+            room: 0,
+            lost: None,
             attrs: AttrChanges::default(),
         }
     }
@@ -146,10 +155,22 @@ impl State {
         self.refusal = None;
     }
 
+    /// # Errors
+    /// `WriteLost`.
+    fn check_written(&self) -> Result<(), FsError> {
+        match &self.lost {
+            Some(first) => Err(FsError::WriteLost { first: Arc::clone(first) }),
+            None => Ok(()),
+        }
+    }
+
     /// Gives the name up, and with it the claim to an array's.
     fn remove(&mut self) {
         self.named = false;
         self.array = None;
+        if let Body::Draft(draft) = &mut self.body {
+            draft.forget();
+        }
     }
 }
 
@@ -209,6 +230,12 @@ impl Pendings {
 
     pub(super) fn get(&self, ino: Ino) -> Option<Arc<PendingFile>> {
         self.table().known.get(&ino).map(|known| Arc::clone(&known.file))
+    }
+
+    /// The folder and the name that show a file, or did so last.
+    pub(super) fn place_of(&self, ino: Ino) -> Option<(Ino, Arc<str>)> {
+        let Spot { parent, name } = self.get(ino)?.spot();
+        Some((parent, name))
     }
 
     /// All of them.
@@ -297,9 +324,7 @@ impl Fs {
 
     /// The path of a pending file in the mount, for messages.
     fn path_of(&self, spot: &Spot) -> String {
-        let tree = super::read(&self.tree);
-        let prefix = tree.directory(spot.parent).map_or("", |directory| &*directory.prefix);
-        format!("{prefix}{}", spot.name)
+        plain::path_in(&super::read(&self.tree), spot)
     }
 
     /// Says once why no array is made of a file.

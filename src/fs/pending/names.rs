@@ -168,14 +168,20 @@ impl Fs {
     pub(in crate::fs) fn follow_folders(&self, tree: &Tree, folders: &[Ino]) {
         for file in self.pending.all() {
             let mut state = file.state();
-            if state.array.is_some() && folders.contains(&state.spot.parent) {
+            if !folders.contains(&state.spot.parent) {
+                continue;
+            }
+            if state.array.is_some() {
                 state.array = array_for(tree, &state.spot).ok().flatten();
+            }
+            if state.named {
+                Self::follow_plain(tree, &mut state);
             }
         }
     }
 
     /// Lets all files that have or had a name give it up, because it is removed or given to something else.
-    fn abandon(&self, spot: &Spot) {
+    pub(super) fn abandon(&self, spot: &Spot) {
         for file in self.pending.at(spot) {
             file.state().remove();
         }
@@ -213,6 +219,7 @@ impl Fs {
             // Places the array. What fails is logged there.
             let _ = self.sync();
         }
+        self.move_plain(&file, &to)?;
         let mut tree = write(&self.tree);
         if tree.directory(to.parent).is_none() {
             return Err(FsError::Stale { ino: to.parent });
@@ -248,7 +255,7 @@ impl Fs {
 }
 
 /// The array that a file of a name becomes, be it there already or not; `None` for names without `.npy`.
-fn array_for(tree: &Tree, spot: &Spot) -> Result<Option<Arc<str>>, FsError> {
+pub(super) fn array_for(tree: &Tree, spot: &Spot) -> Result<Option<Arc<str>>, FsError> {
     if !spot.name.ends_with(names::SUFFIX) {
         return Ok(None);
     }

@@ -205,7 +205,9 @@ impl Repair<'_> {
         let arrays = store.arrays()?;
         let mut progress = Told::new(self.progress, &arrays);
         let mut files = HashSet::new();
-        for array in &arrays {
+        // By value: an array that was looked at keeps its data file open.
+        for array in arrays {
+            let array = &array;
             if !files.insert(array.file_name().to_owned()) {
                 let what = "has the data file of another array, and may be that".to_owned();
                 findings.add(Mended::new(array.name(), array.file_name(), what, Outcome::InDoubt));
@@ -274,7 +276,9 @@ impl Repair<'_> {
         new.set_default_compression(old.default_compression().as_ref())?;
         let arrays = old.arrays()?;
         let mut progress = Told::new(self.progress, &arrays);
-        for array in &arrays {
+        // By value: an array that was looked at keeps its data file open.
+        for array in arrays {
+            let array = &array;
             let wrong = Wrong::look(array, Depth::Index, &mut progress)?;
             if let Some(mended) = copy(&new.shared, array, known, wrong, &mut progress)? {
                 findings.add(mended);
@@ -508,7 +512,9 @@ fn keep(storage: &dyn Storage, file: &str) -> Result<String, StoreError> {
         match storage.keep_apart(file, names::LOST_AND_FOUND, &name) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && n < MAX_NUMBERS => {
                 // A repair that was interrupted may have kept it already.
-                let there = storage.open_apart(names::LOST_AND_FOUND, &name).and_then(|file| file.stat());
+                let there = storage
+                    .open_apart(names::LOST_AND_FOUND, &name, FileAccess::Read)
+                    .and_then(|file| file.stat());
                 if there.is_ok_and(|there| there.is_same_file(&own)) {
                     return Ok(format!("{}/{name}", names::LOST_AND_FOUND));
                 }

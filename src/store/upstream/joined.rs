@@ -11,7 +11,7 @@ use super::super::error::StoreError;
 use super::{check_len, read_start};
 use crate::format::Record;
 use crate::format::upstream::{Fault, MAX_SEGMENTS_LEN, parse_segments};
-use crate::sys::{FileStat, Map, Storage, StorageFile};
+use crate::sys::{FileAccess, FileStat, Map, Storage, StorageFile};
 
 /// Files that are read as if they were one. They are mapped: an array may have more segments than a process may have
 /// open files.
@@ -40,7 +40,7 @@ pub(super) fn open(
     let mut start = 0_u64;
     for segment in parse_segments(&bytes, nbytes).map_err(wrong)? {
         let name = format!("{}/{}", segment.folder, segment.file);
-        let opened = storage.open_apart(&segment.folder, &segment.file);
+        let opened = storage.open_apart(&segment.folder, &segment.file, FileAccess::Read);
         let file = opened.map_err(|source| match source.kind() {
             // The folder is a link, or a file.
             io::ErrorKind::NotADirectory => fault_of(storage, record, &name, Fault::NotAFile.into()),

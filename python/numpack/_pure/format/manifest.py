@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from pyroaring import BitMap64
 
 from numpack._dtypes import Descr
 from numpack._errors import CorruptStoreError, UnsupportedError
+from numpack._pure.cached import cached_property
 from numpack._pure.format import bitmap, messagepack, names
 from numpack._pure.format import dtype as dtypes
 from numpack._pure.format.block_index import FILE_HEADER_LEN, Index, IndexFault
@@ -113,12 +113,12 @@ class Change:
 
 
 class Stored:
-    """An array as it stands in a snapshot: its record is decoded when somebody asks for it."""
+    """An array as it stands in a manifest: its record is decoded when somebody asks for it, or it changes."""
 
     __slots__ = ("_offset", "_record", "blob", "id", "name")
 
     def __init__(self, name: str, blob: bytes, offset: int) -> None:
-        """``offset`` is where the snapshot's frame starts."""
+        """``offset`` is where the frame starts."""
         self.name, self.blob, self._offset = name, blob, offset
         self.id = _record_id(blob, offset)
         self._record: Record | None = None
@@ -138,8 +138,8 @@ class Stored:
 class Table:
     """All arrays of a store at one generation, in the order of their first save.
 
-    Of a snapshot the names and identities are checked when it is read; a record that is wrong otherwise is an error of
-    those who ask for that array. ``refuse`` makes the exception that they get of what is wrong.
+    Names and identities are checked when a manifest is read; a record that is wrong otherwise is an error of those who
+    ask for that array. ``refuse`` makes the exception that they get of what is wrong.
     """
 
     def __init__(self, refuse: Callable[[FormatError], Exception] = lambda error: error) -> None:
@@ -426,7 +426,7 @@ def _op_from_stored(op: Any, offset: int) -> Op:
     ((key, value),) = op.items()
     if key == "put":
         name, blob = _entry(value)
-        return {key: decode_record(name, blob, offset)}
+        return {key: Stored(name, blob, offset)}
     if key in ("delete", "written"):
         return {key: messagepack.text(value)}
     if key == "codec":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from typing import Any, TYPE_CHECKING
 
 import numpy as np
@@ -96,15 +98,26 @@ class Array:
             self._fill(whole, 0)
             out[...] = whole[stored]
         else:
-            self.elements.gather(stored, bytes_of(out))
+            with self.reading():
+                self.elements.gather(stored, bytes_of(out))
         return out
 
     def _fill(self, out: np.ndarray, offset: int) -> None:
         data = bytes_of(out)
         if not len(data):
             return
+        self.read_into(data, offset)
+
+    def read_into(self, out: memoryview, offset: int) -> None:
+        """Bytes of the stored elements."""
+        with self.reading():
+            self.elements.read_into(out, offset)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let errors of the system name the file."""
         try:
-            self.elements.read_into(data, offset)
+            yield
         except OSError as error:
             if error.filename is not None:
                 raise

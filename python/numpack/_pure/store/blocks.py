@@ -139,26 +139,38 @@ class BlockCache:
         return self._pages.get(pointer)
 
     def keep_page(self, pointer: Pointer, page: list[Pointer]) -> None:
-        """Keeps a page."""
-        with self._lock:
-            if len(self._pages) >= MAX_PAGES:
-                # Readers go on through the array, or jump about: no page is better than another.
-                self._pages.clear()
-            self._pages[pointer] = page
+        """Keeps a page, unless another thread is at it."""
+        with self._changing() as may_change:
+            if may_change:
+                if len(self._pages) >= MAX_PAGES:
+                    # Readers go on through the array, or jump about: no page is better than another.
+                    self._pages.clear()
+                self._pages[pointer] = page
 
     def recent(self, pointer: Pointer) -> Any:
         """The raw bytes of the block at `pointer`, or None."""
         return self._recent.get(pointer)
 
     def keep_recent(self, pointer: Pointer, raw: Any) -> None:
-        """Keeps a decoded block, and as few others as are the limit."""
-        with self._lock:
-            n_kept = max(1, min(MAX_RECENT, MAX_RECENT_LEN // max(1, len(raw))))
-            while len(self._order) >= n_kept:
-                self._recent.pop(self._order.popleft(), None)
-            if pointer not in self._recent:
-                self._order.append(pointer)
-            self._recent[pointer] = raw
+        """Keeps a decoded block, and as few others as are the limit, unless another thread is at it."""
+        with self._changing() as may_change:
+            if may_change:
+                n_kept = max(1, min(MAX_RECENT, MAX_RECENT_LEN // max(1, len(raw))))
+                while len(self._order) >= n_kept:
+                    self._recent.pop(self._order.popleft(), None)
+                if pointer not in self._recent:
+                    self._order.append(pointer)
+                self._recent[pointer] = raw
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[bool]:
+        # Not waited for: in a forked process, whoever has it may not be there.
+        may_change = self._lock.acquire(blocking=False)
+        try:
+            yield may_change
+        finally:
+            if may_change:
+                self._lock.release()
 
 
 def file_header(data: DataFile) -> bytes:

@@ -83,8 +83,15 @@ class DataFiles:
         """
         data = self._by_id.get(record.id)
         if data is None:
-            data = DataFile(self._open(record))
-            self.insert(record.id, data)
+            try:
+                data = DataFile(self._open(record, writable=self._writable))
+                self.insert(record.id, data)
+            except OSError as error:
+                if error.errno != errno.EROFS or not self._writable:
+                    raise
+                # The disk went read-only since the store was opened, as it does after an error. What is there can be read;
+                # and should it be writable again, the file is opened anew when nobody has it open any more.
+                data = self._by_id[record.id] = DataFile(self._open(record, writable=False))
         return data
 
     def insert(self, array_id: int, data: DataFile) -> None:
@@ -110,12 +117,12 @@ class DataFiles:
                 # It may have been another host.
                 data.file.forget_cached()
 
-    def _open(self, record: Record) -> File | Segments:
+    def _open(self, record: Record, *, writable: bool) -> File | Segments:
         directory = self._directory
         if record.upstream is not None:
             return upstream.open_elements(directory, record)
         try:
-            file = directory.open_file(record.file, writable=self._writable)
+            file = directory.open_file(record.file, writable=writable)
         except FileNotFoundError:
             raise
         except OSError as error:

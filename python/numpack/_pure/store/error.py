@@ -14,6 +14,7 @@ from numpack._errors import (
     RowIndexError,
     StoreLockedError,
     UnsupportedError,
+    system_error,
 )
 from numpack._pure.format import names
 from numpack._pure.format.error import BadDtype, FormatError, quoted
@@ -171,8 +172,7 @@ def dtype_mismatch(array: str, found: object, expected: object) -> TypeError:
 
 def io_error(action: str, path: str, error: OSError) -> OSError:
     """The operating system refused."""
-    number = error.errno or errno.EIO
-    return OSError(number, f"cannot {action}: {os.strerror(number)}", path)
+    return system_error(action, path, error)
 
 
 class Poison:

@@ -131,7 +131,8 @@ class ManifestLog:
     def catch_up(self, tell: Tell, *, locked: bool) -> bool:
         """Read what was committed since. Returns whether it was anything.
 
-        With the lock held (``locked``) what it finds is all there is; without, there may be more by now.
+        With the lock held (``locked``) what it finds is all there is; without, there may be more by now. Who has the lock
+        calls `publish_length` when what writers that died had to do is done.
         """
         if locked and not self._directory.place.has_far_locks:
             self._try("stat", self._file.forget_cached)
@@ -163,9 +164,6 @@ class ManifestLog:
                 raise self._damaged(error) from None
         except FormatError as error:
             raise self._damaged(error) from None
-        if locked and self._file_len == self.end:
-            # Whoever took the published length away died since.
-            self.publish_length()
         return self.end > before
 
     def _fold(self, log: frame.Log, tell: Tell) -> None:
@@ -229,8 +227,9 @@ class ManifestLog:
             self._try("write", self._file.write, struct.pack("<Q", frame.RETIRED), frame.PUBLISHED_OFFSET)
 
     def publish_length(self) -> None:
-        """Tell all who have this file open how long it is, if they see at once what is written to it."""
-        if self._writable and self._published is not None:
+        """Tell all who have this file open how long it is, if they see at once what is written to it, and that nothing is
+        left to be done: no header, no file to be removed, no torn end. Who knows this length looks no further."""
+        if self._writable and self._published is not None and self._file_len == self.end:
             self._published.store(self.end)
 
     def _read(self, file: File, start: int, end: int) -> bytes:

@@ -20,6 +20,8 @@ from numpack._pure.store.new_blocks import NewBlocks, with_filter
 from numpack._pure.store.writer import Staged
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from numpack._pure.store.store import Store
 
 # Bytes that are copied at once when an array is rewritten.
@@ -27,7 +29,7 @@ COPY_LEN = 8 << 20
 
 
 class Stage:
-    """A new version whose elements come one after the other."""
+    """A new version whose elements come one after the other, in a ``with`` block: if that raises, the file is gone."""
 
     def __init__(
         self,
@@ -43,13 +45,20 @@ class Stage:
         self._file = store.new_file()
         self._staged = Staged(name, self._file, descr, layout, len(header))
         self._blocks = None
+        self._header = header
         self._end = len(header)
-        if compression is None:
-            self._write(header, 0)
-        else:
+        if compression is not None:
             codec = with_filter(compression, dtypes.to_numpy(descr), 0, None).codec("none")
             self._staged.codec = codec
             self._blocks = NewBlocks(DataFile(self._file), codec, layout, header)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_exception: object) -> None:
+        # Else it would take room on the disk for as long as somebody keeps the exception.
+        if kind is not None:
+            self._file.close()
 
     def push(self, data: memoryview) -> None:
         """The next elements."""
@@ -63,8 +72,10 @@ class Stage:
         """The version, when it has all its elements; with ``zeros`` those that did not come are zeros."""
         if self._blocks is not None:
             self._staged.index = self._try(self._blocks.finish)
-        elif zeros:
-            self._try(self._file.truncate, self._staged.offset + self._staged.layout.nbytes)
+        else:
+            self._write(self._header, 0)
+            if zeros:
+                self._try(self._file.truncate, self._staged.offset + self._staged.layout.nbytes)
         return self._staged
 
     def _write(self, data: Any, offset: int) -> None:
@@ -86,9 +97,9 @@ def stage(store: Store, name: str, array: np.ndarray, descr: Descr, layout: Layo
         # The tail is not looked at.
         whole = len(data) - len(data) % compression.block_len
         compression = with_filter(compression, array.dtype, whole, lambda at, length: data[at : at + length])
-    new = Stage(store, name, descr, layout, npy.encode(descr, layout), compression)
-    new.push(data)
-    return new.finish()
+    with Stage(store, name, descr, layout, npy.encode(descr, layout), compression) as new:
+        new.push(data)
+        return new.finish()
 
 
 def stage_copy(store: Store, array: Array, name: str, compression: Compression | None) -> Staged:
@@ -96,16 +107,17 @@ def stage_copy(store: Store, array: Array, name: str, compression: Compression |
     record = array.record
     if record.deleted:
         return stage_rows(store, array, name, None, compression)
-    header = array.data.header(record)
-    if not array.data.describes(record):
+    with array.reading():
+        header, is_described = array.data.header(record), array.data.describes(record)
+    if not is_described:
         header = npy.encode_within(record.descr, record.layout, record.offset) or npy.encode(
             record.descr, record.layout
         )
 
-    new = Stage(store, name, record.descr, record.layout, header, compression)
-    for offset in range(0, record.layout.nbytes, COPY_LEN):
-        new.push(read_elements(array, offset, min(COPY_LEN, record.layout.nbytes - offset)))
-    return new.finish()
+    with Stage(store, name, record.descr, record.layout, header, compression) as new:
+        for offset in range(0, record.layout.nbytes, COPY_LEN):
+            new.push(read_elements(array, offset, min(COPY_LEN, record.layout.nbytes - offset)))
+        return new.finish()
 
 
 def read_elements(array: Array, offset: int, length: int) -> memoryview:
@@ -113,7 +125,7 @@ def read_elements(array: Array, offset: int, length: int) -> memoryview:
     record, row_len = array.record, array.record.layout.row_len
     if not record.deleted:
         data = memoryview(bytearray(length))
-        array.elements.read_into(data, offset)
+        array.read_into(data, offset)
         return data
     first, last = offset // row_len, -(-(offset + length) // row_len)
     return bytes_of(array.rows(first, last))[offset - first * row_len :][:length]
@@ -137,10 +149,10 @@ def stage_rows(
     def read(start: int, stop: int) -> np.ndarray:
         return array.rows(start, stop) if rows is None else array.gather(rows[start:stop])
 
-    new = Stage(store, name, record.descr, layout, npy.encode(record.descr, layout), compression)
     at_once = max(1, COPY_LEN // max(1, row_len))
-    for start in range(0, n_old if row_len else 0, at_once):
-        new.push(bytes_of(read(start, min(n_old, start + at_once))))
-    if further is not None:
-        new.push(bytes_of(further))
-    return new.finish()
+    with Stage(store, name, record.descr, layout, npy.encode(record.descr, layout), compression) as new:
+        for start in range(0, n_old if row_len else 0, at_once):
+            new.push(bytes_of(read(start, min(n_old, start + at_once))))
+        if further is not None:
+            new.push(bytes_of(further))
+        return new.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat as stat_module
@@ -177,6 +178,11 @@ def _forget_threads() -> None:
     """In a forked process: the threads that held locks are not there."""
     for store in _STORES:
         store.lock.after_fork()
+        if not store.following.acquire(blocking=False):
+            # One of them was changing what is known of the manifest, and is not there to finish that.
+            store.files = DataFiles(store.directory, writable=store.writable)
+            with contextlib.suppress(OSError, ValueError):
+                store.manifest = ManifestLog.load(store.directory, writable=store.writable)
         store.following = threading.RLock()
 
 

@@ -12,7 +12,7 @@ import functools
 import os
 import time
 from typing import Any
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -28,7 +28,8 @@ from numpack._pure.store import error as errors
 from numpack._pure.store import writer
 from numpack._pure.store.array import Array
 from numpack._pure.store.compressed import append_rows, has_dead_bytes, punch, write_parts
-from numpack._pure.store.data import bytes_of, shaped
+from numpack._pure.store.data import MAX_RECENT, bytes_of, shaped
+from numpack._pure.store.in_turn import MAX_UNNAMED, save_in_turn
 from numpack._pure.store.new_blocks import with_filter
 from numpack._pure.store.stage import Stage, read_elements, stage, stage_copy, stage_rows
 from numpack._pure.store.store import Store
@@ -58,10 +59,32 @@ def describe(name: str, array: np.ndarray) -> tuple[Descr, Layout]:
 def save(store: Store, arrays: dict[str, np.ndarray], compression: Compression | None) -> None:
     """Save arrays, all or none, replacing those that have these names."""
     store.check_writable()
-    staged = [_staged(store, name, array, compression) for name, array in arrays.items()]
-    if staged:
-        with writing(store):
-            writer.commit(store, Commit(staged))
+    stages = _stages(store, arrays, dict.fromkeys(arrays, compression))
+    with Commit() as commit:
+        if len(stages) <= MAX_UNNAMED:
+            commit.staged.extend(stage() for stage in stages.values())
+        if stages:
+            with writing(store):
+                _commit_stages(store, commit, stages)
+
+
+def _stages(
+    store: Store, arrays: dict[str, np.ndarray], compressions: dict[str, Compression | None]
+) -> dict[str, Callable[[], Staged]]:
+    """What writes each array to a file; those that cannot be stored are refused here."""
+    described = {name: (array, *describe(name, array)) for name, array in arrays.items()}
+    return {
+        name: functools.partial(stage, store, name, array, descr, layout, compressions[name])
+        for name, (array, descr, layout) in described.items()
+    }
+
+
+def _commit_stages(store: Store, commit: Commit, stages: dict[str, Callable[[], Staged]]) -> None:
+    """Commit arrays that are staged already, unless they are too many for that, with the writers' lock held."""
+    if len(stages) > MAX_UNNAMED:
+        save_in_turn(store, commit, stages)
+    else:
+        writer.commit(store, commit)
 
 
 def change(
@@ -80,25 +103,24 @@ def change(
     for added, _ in attrs.values():
         _check_attrs(added)
     store.refresh()
-    staged = []
-    for name, array in arrays.items():
+    hows = {}
+    for name in arrays:
         old = store.manifest.table.get(name)
         how = compression if old is None else compression_of(old.codec)
-        staged.append(_staged(store, name, array, compressions.get(name, how)))
-    with writing(store):
-        doomed = [name for name in dict.fromkeys(remove) if name not in arrays and name in store.manifest.table]
-        last_ops: list[Op] = []
-        # The store's first.
-        for of in sorted(attrs, key=lambda of: (of is not None, (of or "").encode())):
-            if of is not None and of not in arrays:
-                store.record(of)
-            last_ops.append({"attrs": (of, *attrs[of])})
-        writer.commit(store, Commit(staged, [{"delete": name} for name in doomed], last_ops))
-
-
-def _staged(store: Store, name: str, array: np.ndarray, compression: Compression | None) -> Staged:
-    descr, layout = describe(name, array)
-    return stage(store, name, array, descr, layout, compression)
+        hows[name] = compressions.get(name, how)
+    stages = _stages(store, arrays, hows)
+    with Commit() as commit:
+        if len(stages) <= MAX_UNNAMED:
+            commit.staged.extend(stage() for stage in stages.values())
+        with writing(store):
+            doomed = [name for name in dict.fromkeys(remove) if name not in arrays and name in store.manifest.table]
+            commit.ops = [{"delete": name} for name in doomed]
+            # The store's first.
+            for of in sorted(attrs, key=lambda of: (of is not None, (of or "").encode())):
+                if of is not None and of not in arrays:
+                    store.record(of)
+                commit.last_ops.append({"attrs": (of, *attrs[of])})
+            _commit_stages(store, commit, stages)
 
 
 def create(
@@ -115,10 +137,11 @@ def create(
         header = npy.encode(descr, layout)
     except FormatError as error:
         raise errors.refused(error) from None
-    staged = Stage(store, name, descr, layout, header, compression).finish(zeros=True)
-    with writing(store):
-        store.check_free(name)
-        writer.commit(store, Commit([staged]))
+    with Stage(store, name, descr, layout, header, compression) as new, Commit() as change:
+        change.staged.append(new.finish(zeros=True))
+        with writing(store):
+            store.check_free(name)
+            writer.commit(store, change)
 
 
 def copy_array(store: Store, source: str, target: str) -> None:
@@ -130,11 +153,11 @@ def copy_array(store: Store, source: str, target: str) -> None:
     except FormatError as error:
         raise errors.refused(error) from None
     store.check_free(target)
-    staged = stage_copy(store, array, target, compression_of(array.record.codec))
-    staged.attrs = array.record.attrs
-    with writing(store):
-        store.check_free(target)
-        writer.commit(store, Commit([staged]))
+    with Commit([stage_copy(store, array, target, compression_of(array.record.codec))]) as change:
+        change.staged[0].attrs = array.record.attrs
+        with writing(store):
+            store.check_free(target)
+            writer.commit(store, change)
 
 
 def remove(store: Store, doomed: list[str]) -> None:
@@ -180,11 +203,10 @@ def check_rows(record: Record, rows: np.ndarray) -> None:
 
 def append(store: Store, arrays: dict[str, np.ndarray]) -> None:
     """Append rows to arrays, to all or none. Never moves the rows that are there."""
-    with writing(store):
+    with writing(store), Commit() as change:
         records = {name: store.record(name) for name in arrays}
         for name, rows in arrays.items():
             check_rows(records[name], rows)
-        change = Commit()
         for name, rows in arrays.items():
             if len(rows):
                 _append_rows(store, records[name], rows, change)
@@ -208,7 +230,9 @@ def _append_rows(store: Store, record: Record, rows: np.ndarray, change: Commit)
     if record.codec is not None:
         index, space = append_rows(store, record, array.data, bytes_of(rows))
         change.ops.append({"blocks": (record.name, n_stored, index)})
-        change.spaces.append((array.data, space))
+        # What is not kept is found again; what is keeps the file open.
+        if len(change.spaces) < MAX_RECENT:
+            change.spaces.append((array.data, space))
     else:
         store.dirty.add(record.file)
         try:
@@ -217,7 +241,7 @@ def _append_rows(store: Store, record: Record, rows: np.ndarray, change: Commit)
             writer.cut_uncommitted(record, array.data)
             raise
         change.ops.append({"rows": (record.name, n_stored)})
-    change.headers.append((record.name, array.data))
+    change.headers.append(record.name)
 
 
 def _write(store: Store, record: Record, file: File, data: Any, offset: int) -> None:
@@ -264,7 +288,7 @@ def _write_elements(
         return
     index, space = written
     ops = [{"blocks": (record.name, record.layout.n_rows, index)}]
-    writer.commit(store, Commit(ops=ops, headers=[(record.name, data)], spaces=[(data, space)]))
+    writer.commit(store, Commit(ops=ops, headers=[record.name], spaces=[(data, space)]))
 
 
 def _parts(record: Record, stored: np.ndarray, values: np.ndarray) -> Iterator[tuple[int, memoryview]]:
@@ -294,7 +318,20 @@ def _tell_written(store: Store, record: Record) -> None:
 def write_rows(store: Store, name: str, start: int, values: np.ndarray) -> None:
     """Write rows over those from ``start`` on. Any number of processes may do so at once, if no row is written by two."""
     store.check_writable()
-    locked: tuple[str, File] | None = None
+    with contextlib.ExitStack() as locked:
+        if not _write_region(store, name, start, values, locked):
+            return
+    # Who begins to watch from now on sees what was written.
+    if store.lock.is_watched_now():
+        tell_written(store, name)
+
+
+def _write_region(
+    store: Store, name: str, start: int, values: np.ndarray, locked: contextlib.ExitStack
+) -> bool:
+    """Write rows with the data file locked, until ``locked`` ends. Returns whether nobody who watches knows of it."""
+    file: File | None = None
+    locked_name = None
     seen = None
     while True:
         record = store.current(name)
@@ -306,21 +343,22 @@ def write_rows(store: Store, name: str, start: int, values: np.ndarray) -> None:
         # All who write to one with blocks take turns, and so do all where locks do not keep out other hosts.
         if record.codec is not None or not store.directory.place.has_far_locks:
             replace(store, name, rows, values)
-            return
+            return False
         if not len(values):
-            return
-        if locked is not None and locked[0] == record.file:
+            return False
+        if file is not None and locked_name == record.file:
             # Nobody moves the rows any more, and nobody has since the lock was asked for.
             break
+        locked.close()
         try:
-            locked = (record.file, lock_data(store, record, fcntl.F_RDLCK))
+            file, locked_name = lock_data(store, record, fcntl.F_RDLCK), record.file
+            locked.callback(file.close)
         except FileNotFoundError:
             # Overwritten since the refresh, or really missing.
             if seen == record.id:
                 raise errors.data_file(store.path, name, record.file, "is missing") from None
             seen = record.id
             store.refresh(thorough=True)
-    file = locked[1]
     stored = rows if record.live is None else record.live[rows]
     for offset, part in _parts(record, stored, values):
         _write(store, record, file, part, record.offset + offset)
@@ -328,10 +366,7 @@ def write_rows(store: Store, name: str, start: int, values: np.ndarray) -> None:
         writer.poisoning(store, "sync", record.file, file.sync)
     else:
         store.dirty.add(record.file)
-    del file, locked
-    # Who begins to watch from now on sees what was written.
-    if store.lock.is_watched_now():
-        tell_written(store, name)
+    return True
 
 
 def tell_written(store: Store, name: str) -> None:
@@ -345,25 +380,30 @@ def tell_written(store: Store, name: str) -> None:
 def lock_data(store: Store, record: Record, kind: int) -> File:
     """Lock the data file of an array: shared by those who write regions, alone for those who move the rows.
 
-    It ends when what is returned is dropped.
+    It ends when what is returned is closed.
     """
     path = os.path.join(store.path, record.file)
     try:
         file = store.directory.open_file(record.file, writable=True)
-        wait(lambda: set_lock(file.fd, kind, 0, 1) or None, writer.LOCK_TIMEOUT)
     except FileNotFoundError:
         raise
-    except WouldBlock:
-        raise errors.locked(store.path, writer.LOCK_TIMEOUT, None) from None
     except OSError as error:
-        raise errors.io_error("lock", path, error) from error
+        raise errors.io_error("open", path, error) from error
+    try:
+        wait(lambda: set_lock(file.fd, kind, 0, 1) or None, writer.LOCK_TIMEOUT)
+    except BaseException as error:
+        file.close()
+        if isinstance(error, WouldBlock):
+            raise errors.locked(store.path, writer.LOCK_TIMEOUT, None) from None
+        if isinstance(error, OSError):
+            raise errors.io_error("lock", path, error) from error
+        raise
     return file
 
 
 def drop_rows(store: Store, rows_of: dict[str, np.ndarray]) -> None:
     """Drop rows of arrays: they are marked, and `compact` gives their space back."""
-    with writing(store):
-        change = Commit()
+    with writing(store), Commit() as change:
         for name in sorted(rows_of, key=str.encode):
             record = store.manifest.table.get(name)
             if record is None:
@@ -416,9 +456,10 @@ def recompress(store: Store, name: str, to: Compression | None) -> bool:
 
 def _move(store: Store, array: Array, to: Compression | None) -> None:
     """Write an array to a new file."""
-    locked = [lock_data(store, array.record, fcntl.F_WRLCK)]
-    staged = stage_copy(store, array, array.record.name, to)
-    writer.commit(store, Commit([staged], moves_rows=True, locked=locked))
+    with Commit(moves_rows=True) as change:
+        change.locked.append(lock_data(store, array.record, fcntl.F_WRLCK))
+        change.staged.append(stage_copy(store, array, array.record.name, to))
+        writer.commit(store, change)
 
 
 def flush(store: Store) -> None:

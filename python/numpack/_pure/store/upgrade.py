@@ -191,19 +191,20 @@ def _write_all(
         how = compression
         if how is not None:
             how = with_filter(how, record.dtype, record.nbytes, functools.partial(read_elements, array))
-        staged = stage_copy(to, array, record.name, how)
-        # For a file system without permissions or times, these are not worth failing.
-        stat = array.data.file.stat()
-        with contextlib.suppress(OSError):
-            os.fchmod(staged.file.fd, stat.st_mode & 0o7777)
-            os.utime(staged.file.fd, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        action = "sync"
-        try:
-            staged.file.sync()
-            action = "create"
-            to.directory.link(staged.file, file)
-        except OSError as error:
-            raise errors.io_error(action, os.path.join(to.path, file), error) from error
+        with Commit([stage_copy(to, array, record.name, how)]) as change:
+            staged = change.staged[0]
+            # For a file system without permissions or times, these are not worth failing.
+            stat = array.data.file.stat()
+            with contextlib.suppress(OSError):
+                os.fchmod(staged.file.fd, stat.st_mode & 0o7777)
+                os.utime(staged.file.fd, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+            action = "sync"
+            try:
+                staged.file.sync()
+                action = "create"
+                to.directory.link(staged.file, file)
+            except OSError as error:
+                raise errors.io_error(action, os.path.join(to.path, file), error) from error
         written.append(
             Record(
                 name=record.name,

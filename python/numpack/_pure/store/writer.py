@@ -31,6 +31,8 @@ from numpack._pure.sys.lock import WouldBlock, claiming_host, holder
 from numpack._pure.sys.storage import File
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from numpack._pure.store.store import Store
 
 log = logging.getLogger("numpack")
@@ -59,8 +61,37 @@ class Staged:
 
 
 @dataclass
+class Place:
+    """What a new version is called, and the attributes that its name has."""
+
+    id: int
+    file: str
+    attrs: Attrs
+
+    def record(self, new: Staged, now: int) -> Record:
+        """The record of the new version."""
+        return Record(
+            name=new.name,
+            id=self.id,
+            file=self.file,
+            descr=new.descr,
+            layout=new.layout,
+            offset=new.offset,
+            codec=new.codec,
+            index=new.index,
+            mtime=now,
+            # Attributes belong to the name: a new version keeps them.
+            attrs=new.attrs if new.attrs is not None else self.attrs,
+        )
+
+
+@dataclass
 class Commit:
-    """One commit in the making."""
+    """One commit in the making.
+
+    At the end of a ``with`` block, locks on data files end. If the block raises, new versions are gone as well: whoever
+    keeps the exception keeps all that was made here, and neither room on the disk nor locks may wait for him.
+    """
 
     staged: list[Staged] = field(default_factory=list)
     # Operations that come before the new versions.
@@ -68,13 +99,27 @@ class Commit:
     # Operations that come after them.
     last_ops: list[Op] = field(default_factory=list)
     # Arrays whose headers are to be written after the commit.
-    headers: list[tuple[str, DataFile]] = field(default_factory=list)
+    headers: list[str] = field(default_factory=list)
     # Where there is room in the files of compressed arrays, once the commit is made.
     spaces: list[tuple[DataFile, Any]] = field(default_factory=list)
+    # When the change was made, in nanoseconds since 1970, if that is not now.
+    time: int = 0
     # Rows that are there already move to a new file: the commit is durable, since it removes the old one.
     moves_rows: bool = False
+    # The versions that go, if the intent that names them and the files of new ones is written already.
+    begun: list[Record] | None = None
     # The locks on the files that rows are moved from, which end with the commit.
     locked: list[File] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_exception: object) -> None:
+        for file in self.locked:
+            file.close()
+        if kind is not None:
+            for new in self.staged:
+                new.file.close()
 
 
 @contextlib.contextmanager
@@ -116,6 +161,8 @@ def _catch_up(store: Store) -> None:
     store.is_swept = True
     finish_intent(store)
     _mend_headers(store)
+    if store.is_swept:
+        store.manifest.publish_length()
 
 
 def commit(store: Store, change: Commit) -> None:
@@ -129,6 +176,7 @@ def _commit(store: Store, change: Commit) -> None:
     staged, ops = change.staged, list(change.ops)
     if not staged and not ops and not change.last_ops:
         return
+    is_begun = change.begun is not None
     if change.moves_rows:
         for new in staged:
             _hand_on_permissions(store, new)
@@ -138,17 +186,20 @@ def _commit(store: Store, change: Commit) -> None:
             poisoning(store, "sync", names.data_file(new.name, 0), new.file.sync)
         # The commit takes earlier ones, that were not durable, to the disk with it: their elements go first.
         sync_dirty(store)
-    now = time.time_ns()
-    records, superseded = _name_files(store, staged, ops, now)
+    now = change.time or time.time_ns()
+    places: list[Place] = []
+    if change.begun is not None:
+        superseded = change.begun
+    else:
+        places, superseded = find_places(store, [new.name for new in staged], ops)
     for old in superseded:
         _keep_last_state(store, old)
-    is_intended = bool(records or superseded)
-    if is_intended:
-        # Should this process die, whoever comes next must look, also one that knows this state.
-        store.manifest.retire()
-        write_intent(store, "\n".join(record.file for record in [*records, *superseded]))
+    is_intended = is_begun or bool(places or superseded)
+    if is_intended and not is_begun:
+        begin_intent(store, places, superseded)
+    records = [place.record(new, now) for place, new in zip(places, staged, strict=True)]
     for record, new in zip(records, staged, strict=True):
-        _link(store, new.file, record.file)
+        link(store, new.file, record.file)
     if records:
         store.names_dirty = True
     if durable:
@@ -165,34 +216,38 @@ def _commit(store: Store, change: Commit) -> None:
             for record, new in zip(records, staged, strict=True):
                 with contextlib.suppress(OSError):
                     store.directory.unlink(new.file, record.file)
-            for name, data in change.headers:
+            for name in change.headers:
                 grown = store.manifest.table.get(name)
-                if grown is not None:
-                    cut_uncommitted(grown, data)
+                with contextlib.suppress(OSError, errors.CorruptStoreError):
+                    if grown is not None:
+                        cut_uncommitted(grown, store.files.get(grown))
         else:
             store.poison = store.poison or errors.Poison(store.path, error)
         raise
+    # From here on the files belong to the store, whatever happens.
+    change.staged = []
     # Not before: had the commit failed, somebody else's would get these identities.
     for record, new in zip(records, staged, strict=True):
         store.files.insert(record.id, DataFile(new.file))
     # The commit is made. What fails from here on is mended by the next writer.
     for data, space in change.spaces:
         data.space = space
-    for name, data in change.headers:
+    for name in change.headers:
         changed = store.manifest.table.get(name)
         if changed is None:
             continue
         try:
-            write_header(store, changed, data)
+            write_header(store, changed, store.files.get(changed))
         except (OSError, errors.CorruptStoreError) as error:
             log.warning("%s", error)
             store.manifest.lagging.append(name)
         if not durable:
             store.dirty.add(changed.file)
-    if not store.manifest.lagging:
-        store.manifest.publish_length()
     if is_intended:
         end_intent(store, [record.file for record in superseded])
+    # Whoever finds the length that they know looks for nothing that is left to be done, so nothing may be.
+    if store.is_swept and not store.manifest.lagging:
+        store.manifest.publish_length()
     # A snapshot does not say whose headers lag behind.
     if store.manifest.wants_snapshot() and not store.manifest.lagging:
         _publish(store)
@@ -219,39 +274,31 @@ def _publish(store: Store) -> None:
     end_intent(store, [])
 
 
-def _name_files(
-    store: Store, staged: list[Staged], ops: list[Op], now: int
-) -> tuple[list[Record], list[Record]]:
-    """The records of the new versions, with identities and files, and those of the versions that go."""
+def begin_intent(store: Store, places: list[Place], superseded: list[Record]) -> None:
+    """Say in the lock file which files come and go."""
+    # Should this process die, whoever comes next must look, also one that knows this state.
+    store.manifest.retire()
+    write_intent(store, "\n".join([*(place.file for place in places), *(record.file for record in superseded)]))
+
+
+def find_places(store: Store, new_names: list[str], ops: list[Op]) -> tuple[list[Place], list[Record]]:
+    """Identities and files of new versions of these names, and the records of the versions that they and ``ops``
+    supersede."""
     table = store.manifest.table
     superseded = [table.get(value) for op in ops for key, value in op.items() if key == "delete"]
     # Names without an id are for a store that still has every version it ever had: later, such a name may have been
     # that of a version that is gone, and who did not see it go would take the new file for it.
     has_all = len(table) + 1 == table.next_id
-    records = []
-    for array_id, new in enumerate(staged, table.next_id):
-        old = table.get(new.name)
+    places = []
+    for array_id, name in enumerate(new_names, table.next_id):
+        old = table.get(name)
         if old is not None:
             superseded.append(old)
-        file = names.first_data_file(new.name) if has_all and old is None else None
+        file = names.first_data_file(name) if has_all and old is None else None
         if file is None or _is_there(store, file):
-            file = names.data_file(new.name, array_id)
-        attrs = new.attrs if new.attrs is not None else old.attrs if old is not None else {}
-        records.append(
-            Record(
-                name=new.name,
-                id=array_id,
-                file=file,
-                descr=new.descr,
-                layout=new.layout,
-                offset=new.offset,
-                codec=new.codec,
-                index=new.index,
-                mtime=now,
-                attrs=attrs,
-            )
-        )
-    return records, [record for record in superseded if record is not None]
+            file = names.data_file(name, array_id)
+        places.append(Place(array_id, file, {} if old is None else old.attrs))
+    return places, [record for record in superseded if record is not None]
 
 
 def _is_there(store: Store, file: str) -> bool:
@@ -262,7 +309,7 @@ def _is_there(store: Store, file: str) -> bool:
     return True
 
 
-def _link(store: Store, file: File, name: str) -> None:
+def link(store: Store, file: File, name: str) -> None:
     """Name a new data file. A file of that name is not referred to by any record: ids are never used twice."""
     try:
         try:
@@ -421,8 +468,13 @@ def sync_dirty(store: Store) -> None:
     for name in dirty:
 
         def sync(name: str = name) -> None:
-            with contextlib.suppress(FileNotFoundError):
-                store.directory.open_file(name, writable=True).sync()
+            try:
+                file = store.directory.open_file(name, writable=True)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                raise errors.io_error("sync", os.path.join(store.path, name), error) from error
+            file.sync()
 
         poisoning(store, "sync", name, sync)
 

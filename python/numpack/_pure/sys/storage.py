@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import functools
 import mmap
 import os
 import re
@@ -20,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from numpack._pure.cached import cached_property
 from numpack._pure.sys.netfs import Place, place_of
 
 TEMPORARY = re.compile(r"tmp_[0-9a-f]{16}\.npkd")
@@ -70,7 +70,10 @@ _FALLOCATE = _fallocate()
 
 
 class File:
-    """An open file, closed with its last reference."""
+    """An open file, closed with its last reference.
+
+    An exception that somebody keeps has a reference, too: files that must not outlive a failure are closed there.
+    """
 
     def __init__(self, fd: int, temporary: tuple[Directory, str] | None = None) -> None:
         self.fd = fd
@@ -78,6 +81,10 @@ class File:
         self.temporary = temporary
 
     def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, with the locks on it. One that has no name but a temporary one is gone."""
         if self.fd < 0:
             return
         if self.temporary is not None:
@@ -110,7 +117,13 @@ class File:
         """Write all of ``data``."""
         view = memoryview(data)
         while len(view):
-            n = os.pwrite(self.fd, view[:MAX_IO_LEN], offset)
+            try:
+                n = os.pwrite(self.fd, view[:MAX_IO_LEN], offset)
+            except OSError as error:
+                if error.errno != errno.EBADF:
+                    raise
+                # It is open, so it is open for reading: nothing else could be had.
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS)) from None
             view, offset = view[n:], offset + n
 
     def forget_cached(self) -> None:
@@ -159,7 +172,19 @@ class File:
     def map(self, length: int, *, writable: bool = False) -> mmap.mmap:
         """The file from its start, mapped."""
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-        return mmap.mmap(self.fd, length, access=access)
+        try:
+            try:
+                return mmap.mmap(self.fd, length, access=access)
+            except OSError as error:
+                if error.errno != errno.EROFS or writable:
+                    raise
+            # On a disk that went read-only, what is open for writing cannot even be mapped for reading.
+            with open(f"/proc/self/fd/{self.fd}", "rb") as read_only:
+                return mmap.mmap(read_only.fileno(), length, access=access)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise MemoryError(f"cannot map {length} bytes of a file: {error.strerror}") from None
 
 
 class Directory:
@@ -355,7 +380,7 @@ class Directory:
                 fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self.remove(name)
 
-    @functools.cached_property
+    @cached_property
     def place(self) -> Place:
         """The kind of file system, and how far locks reach there."""
         return place_of(self.fd)
