@@ -145,7 +145,7 @@ class Field:
             except CannotMeasure as error:
                 if name in (OURS, NUMPY):
                     raise
-                self.absent[name] = str(error)
+                self.absent[name] = f"{n_others + 1:,} arrays: {error}"
         yield
         for process in ready:
             if not process.gave_up:
@@ -356,7 +356,7 @@ def rows(prefix, field_of):
         Row(f"{prefix}/change/small", changes(field_of, 0)),
         Row(f"{prefix}/change/large", changes(field_of, 1), is_variant=True),
         Row(f"{prefix}/change/many", changes(field_of, what="many arrays", n_others=9_999)),
-        Row(f"{prefix}/change/beside", changes(field_of, what="beside an array of 400 MB", has_big=True)),
+        Row(f"{prefix}/change/beside", changes(field_of, what="beside an array of 400 MB", has_big=True), is_variant=True),
         Row(f"{prefix}/drop", drop(field_of)),
         Row(f"{prefix}/open", opening(field_of)),
         Row(f"{prefix}/batch/80KB", batch(field_of, 10_000, 100, {"batch": 3.8e-3, "writable": 5.1e-3})),

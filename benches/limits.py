@@ -101,7 +101,7 @@ class Ceilings:
     def gather(self, n_rows, row_len):
         """So many rows of memory, by NumPy, out of 64 MiB."""
         seconds = statistics.median(self.time_gather(n_rows, row_len))
-        return Ceiling("rows from memory", seconds)
+        return Ceiling("NumPy with rows in memory", seconds)
 
     def fuse_read(self, nbytes):
         """A file of a FUSE mount, which the kernel has cached nothing of, into memory."""
