@@ -59,7 +59,11 @@ impl Server {
     /// Finds the process that serves the mount with this device number. A mount that was made by something else, or
     /// out of sight of this user, has none.
     pub fn find(dev: u64) -> Option<Server> {
-        sockets_of(dev, parse_name).into_iter().find_map(|(pid, path)| {
+        let mut sockets = sockets_of(dev, parse_name);
+        // Older ones are of mounts that had the number before. Should the newest be of a process that was killed, it is
+        // none of theirs, as long as they live.
+        sockets.dedup_by(|older, newer| older.1.parent() == newer.1.parent());
+        sockets.into_iter().find_map(|(pid, path)| {
             // Whoever can write to the folder could let us wait here.
             let connection = preflight::in_time(CONNECT_TIMEOUT, move || UnixStream::connect(path).ok())??;
             Some(Server { pid, connection })
@@ -294,6 +298,11 @@ mod tests {
             .expect("is set");
         let presence = Presence::announce(dev).expect("a folder for the socket");
         assert_eq!(Server::find(dev).expect("announced").pid, std::process::id());
+        // Not even when the newer one was killed: a test met one that was stopped, and was told so of its own.
+        let killed = folder.join(format!("{dev}-2.sock"));
+        drop(UnixListener::bind(&killed).expect("a socket"));
+        assert!(Server::find(dev).is_none());
+        fs::remove_file(killed).expect("is removed");
         drop(presence);
         assert_eq!(Server::find(dev).expect("the other one").pid, 1);
         fs::remove_file(older).expect("is removed");
