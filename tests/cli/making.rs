@@ -187,6 +187,31 @@ fn backups_of_arrays_are_plain_files_and_come_back() {
     });
 }
 
+/// Hundreds of small files, locks, renames and folders, and all of it again through the next mount.
+#[test]
+fn a_repository_in_a_mount_is_whole_in_the_next_one() {
+    if let Err(reason) = has_program("git") {
+        return eprintln!("SKIPPED: {reason}");
+    }
+    each_way(|way| {
+        way.make_store(&[("a", numbers(10, 0))]);
+        let git = "HOME=/nonexistent GIT_CONFIG_GLOBAL=/dev/null git -C $0/repo -c user.name=n -c user.email=e -c safe.directory='*'";
+        {
+            let _unmount = way.mount();
+            ok(way, "mkdir", &[&way.mnt.join("repo")]);
+            let script = format!(
+                "{git} init -q; cp $0/a.npy $0/repo; echo text >$0/repo/notes.txt; {git} add .; {git} commit -qm first"
+            );
+            ok(way, "sh", &["-ec".as_ref(), Path::new(&script), &way.mnt]);
+            way.umount().ok();
+        }
+        let _unmount = way.mount();
+        let script = format!("{git} fsck --strict && {git} status --short && {git} log --format=%s");
+        assert_eq!(ok(way, "sh", &["-ec".as_ref(), Path::new(&script), &way.mnt]), "first\n");
+        way.umount().ok();
+    });
+}
+
 #[test]
 fn what_is_no_array_is_refused_and_kept() {
     each_way(|way| {
