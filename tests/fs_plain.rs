@@ -367,6 +367,24 @@ fn wherever_the_process_dies_there_is_the_array_or_the_file() {
 }
 
 /// An error at each call leaves both names as they were, or does what was asked.
+/// Its array was there again then, without its data file, and the copy was taken for half of a step and removed.
+#[test]
+fn a_plain_file_outlives_an_old_manifest_that_is_put_back() {
+    each_kind(|path| {
+        let manifest = path.join("metadata.npkm");
+        let old = std::fs::read(&manifest).unwrap();
+        let f = mount(path);
+        let before = bytes_of(&f, "a.npy");
+        f.rename("a.npy", "a.bak", Rename::Replace).unwrap();
+        f.fs.end();
+        drop(f);
+        std::fs::write(&manifest, old).unwrap();
+        for _ in 0..2 {
+            assert!(bytes_of(&mount(path), "a.bak") == before);
+        }
+    });
+}
+
 #[test]
 fn what_fails_changes_no_name() {
     each_kind(|original| {

@@ -122,11 +122,14 @@ impl Store {
                 stat.nlink > 1 && arrays.iter().any(is_it)
             })
         };
-        // Of an array that is to become a file, but was not removed. Where it is not the file itself, a copy was made.
+        // Of an array that is to become a file, but was not removed. Where it is not the file itself, a copy was made. An
+        // old manifest that was put back has arrays whose data files are gone: then the copy is all there is.
         let by_id: HashMap<ArrayId, &Array> = arrays.iter().map(|array| (array.id(), array)).collect();
         let is_undone = |found: &Found| {
             let array = found.of.and_then(|of| by_id.get(&of));
-            array.is_some_and(|array| is_array(found) || matches!(array.backing(), Ok(None)))
+            array.is_some_and(|array| {
+                is_array(found) || matches!(array.backing(), Ok(None)) && array.stat().is_ok()
+            })
         };
         let (mut kept, mut left) = (Vec::new(), Vec::new());
         let mut newest: Option<String> = None;

@@ -307,7 +307,7 @@ impl Storage for DirStorage {
     fn claim_apart(&self, folder: &str) -> io::Result<Box<dyn Any + Send + Sync>> {
         let dir = self.make_folder(folder)?;
         lock_whole(dir.as_fd(), FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Box::new(dir))
+        Ok(Box::new(Claim { dir, process: std::process::id() }))
     }
 
     fn remove_apart(&self, folder: &str, name: Option<&str>) -> io::Result<()> {
@@ -492,6 +492,22 @@ fn own_file(file: &Arc<dyn StorageFile>) -> io::Result<&DirFile> {
 fn link_unnamed(file: &DirFile, dir: &OwnedFd, name: &str) -> rustix::io::Result<()> {
     let by_fd = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
     linkat(CWD, by_fd, dir, name, AtFlags::SYMLINK_FOLLOW)
+}
+
+/// A folder that is locked.
+struct Claim {
+    dir: OwnedFd,
+    process: u32,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // A child that was forked meanwhile has the descriptor, until it runs another program. In the child itself the
+        // claim is its parent's.
+        if self.process == std::process::id() {
+            let _ = lock_whole(self.dir.as_fd(), FlockOperation::Unlock);
+        }
+    }
 }
 
 fn lock_whole(fd: BorrowedFd<'_>, operation: FlockOperation) -> rustix::io::Result<()> {
