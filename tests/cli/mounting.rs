@@ -12,7 +12,7 @@ use crate::common::{Ran, npy, numbers};
 use crate::npkfs;
 use crate::ways::{
     Way, as_root, as_user, each_mount, each_store, each_way, has_program, is_root, is_running, signal,
-    signal_if_there, soon,
+    signal_if_there, soon, stop,
 };
 
 fn ended(mut child: Child) -> (Option<i32>, String) {
@@ -250,7 +250,7 @@ fn umount_by_way_of_a_link(way: &Way, args: &[&str]) -> Ran {
 fn a_stopped_process_is_named_and_goes_on() {
     each_mount(|way| {
         let pid = way.server().expect("somebody serves");
-        signal(pid, Signal::STOP);
+        stop(pid);
         let mut program = waiting(way, "new");
         let parts = ["which serves it, is stopped", &format!("kill -CONT {pid}"), "npkfs umount --force"];
         way.umount().fails(1, &parts);
@@ -265,7 +265,7 @@ fn a_stopped_process_is_named_and_goes_on() {
 fn force_ends_the_mount_of_a_stopped_process_and_what_waits_for_it() {
     each_mount(|way| {
         let pid = way.server().expect("somebody serves");
-        signal(pid, Signal::STOP);
+        stop(pid);
         let mut program = waiting(way, "new");
         umount_by_way_of_a_link(way, &["--force"]).ok();
         assert!(!way.is_mounted());
@@ -291,7 +291,7 @@ fn force_ends_a_mount_that_is_well_and_in_use() {
 fn programs_that_wait_for_a_killed_process_are_let_go() {
     each_mount(|way| {
         let pid = way.server().expect("somebody serves");
-        signal(pid, Signal::STOP);
+        stop(pid);
         let mut program = waiting(way, "new");
         signal(pid, Signal::KILL);
         umount_by_way_of_a_link(way, &[]).ok();

@@ -390,6 +390,18 @@ pub fn signal(pid: u32, signal: Signal) {
     rustix::process::kill_process(pid, signal).expect("the signal is sent");
 }
 
+/// Stops a process, and waits until its last thread, which may have run elsewhere, has stopped.
+pub fn stop(pid: u32) {
+    signal(pid, Signal::STOP);
+    soon("the process is stopped", || {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("it is there");
+        threads.flatten().all(|thread| {
+            let status = fs::read_to_string(thread.path().join("status"));
+            status.is_ok_and(|status| status.lines().any(|line| line.starts_with("State:\tT")))
+        })
+    });
+}
+
 /// As [`signal`], of a process that may have ended.
 pub fn signal_if_there(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(pid).expect("a process number")).expect("is not 0");
