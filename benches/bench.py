@@ -61,7 +61,7 @@ TABLES = "1,000,000 and 10,000,000 rows of 10"
 
 SETS = {
     "limits": Set(limits.ROWS, "bench-limits", "and what this machine can do at best", rounds=15, quick_mib=16),
-    "table": Set(api_rows.TABLE_ROWS, "bench-table", "float32", rounds=15, size="1,000,000 rows of 10"),
+    "table": Set(api_rows.TABLE_ROWS, "bench-table", "float32", rounds=15, size="1,000,000 rows of 10", quick_rounds=1),
     "plain": Set(mount_rows.ROWS + native_rows.ROWS, "bench", "float32", rounds=15),
     "peers": Set(plain_peers.ROWS, "bench-peers", "float32, not compressed", rounds=7, quick_mib=16),
     "growth": Set(growth_rows.ROWS, "bench-growth", "", rounds=7, size="10 to 100,000 arrays, 1 to 100 GB"),
@@ -71,7 +71,7 @@ SETS = {
     "mounted": Set(mounts.ROWS, "bench-mounted", "of each kind of data", rounds=7, quick_mib=16),
     "folder": Set(folder_rows.ROWS, "bench-folder", "float32", rounds=9),
     "api": Set(api_rows.ROWS, "bench-api", "float32", rounds=9, size=TABLES),
-    "python": Set(api_rows.PYTHON_ROWS, "bench-python", "float32, Python backend", rounds=5, size=TABLES),
+    "python": Set(api_rows.PYTHON_ROWS, "bench-python", "float32, Python backend", rounds=5, size=TABLES, quick_rounds=1),
 }
 
 

@@ -165,7 +165,7 @@ def replace(n_arrays, scattered):
             f"`replace` of {which}, {count:,} arrays in the store",
             reference_name="`os.pwrite`, 100 calls" if scattered else "`os.pwrite`",
             goal=Goal(least_ratio=0.5),
-            ceiling=world.ceilings.rewrite(BATCH * ROW * 4),
+            ceiling=None if scattered else world.ceilings.rewrite(BATCH * ROW * 4),
         )
         random = np.random.default_rng(10)
         with NumPack(world.store_with(count)) as npk, RawFile(world) as raw:
