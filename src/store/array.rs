@@ -502,6 +502,10 @@ impl Array {
     /// `ReadOnly`; `Locked`; `Io`.
     pub fn tell_mapped(&self) -> Result<(), StoreError> {
         let guard = self.shared.lock_writers()?;
+        // Nobody reads a version that is gone, and its file may be, too.
+        if self.current().is_none() {
+            return Ok(());
+        }
         let file = &self.data()?.file;
         // Not every file system sets it for a write through a mapping.
         file.set_times(None, Some(SystemTime::now())).map_err(|e| self.io("set the times of", e))?;

@@ -333,3 +333,15 @@ def test_writable_array_maps_a_file_of_bare_elements(tmp_path):
         pass
     with pytest.raises(FileNotFoundError), WritableArray(tmp_path / "missing", 7, "i4"):
         pass
+
+
+def test_an_array_is_dropped_that_was_written_through_a_mapping(stored):
+    """`flush` found the file of the array missing: it had looked after what may still be written to it."""
+    with stored.writable_batch_mode() as wb:
+        a = wb.load("a")
+        a[0] = 7
+    a[1] = 8
+    stored.drop("a")
+    stored.flush()
+    assert stored.get_member_list() == ["b"]
+    assert a[1].tolist() == [8, 8, 8]
