@@ -988,8 +988,8 @@ fn a_large_write_may_be_answered_before_it_is_done() {
     let write = |offset: usize, end: usize| {
         let mut answered = false;
         let answer = || answered = true;
-        let written = f.fs.write_new(fh, offset as u64, &bytes[offset..end], false, answer);
-        (answered, written.map_err(|error| error.errno()))
+        let written = f.fs.write_answering(fh, offset as u64, &bytes[offset..end], false, answer);
+        (answered, written.map(drop).map_err(|error| error.errno()))
     };
     assert_eq!(write(0, 128), (false, Ok(())));
     assert_eq!(write(128, 100_000), (true, Ok(())));

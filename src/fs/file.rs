@@ -279,7 +279,24 @@ impl Fs {
     /// `BadHandle`; `Store` with `HeaderWrite`, `OutOfBounds`, or `Locked` if another writer is at work, which is not
     /// waited for, and nothing was written; or if writing fails; `Uncommitted` if [`Fs::commit_all`] comes first.
     pub fn write(&self, fh: Fh, offset: u64, data: &[u8], from_cache: bool) -> Result<Written, FsError> {
-        let result = self.write_uncounted(fh, offset, data, from_cache);
+        self.write_answering(fh, offset, data, from_cache, || {})
+    }
+
+    /// As [`Fs::write`]. If the file is pending, and the disk is sure to have room, `answer` is called before the bytes
+    /// are written, so that the program gets the next ones ready meanwhile: the file is locked by then, and whoever asks
+    /// for it waits. What fails after that fails every later write, and closing.
+    ///
+    /// # Errors
+    /// As [`Fs::write`]; `WriteLost`.
+    pub fn write_answering(
+        &self,
+        fh: Fh,
+        offset: u64,
+        data: &[u8],
+        from_cache: bool,
+        answer: impl FnOnce(),
+    ) -> Result<Written, FsError> {
+        let result = self.write_uncounted(fh, offset, data, from_cache, answer);
         self.count_write(&result, data.len());
         result
     }
@@ -297,14 +314,15 @@ impl Fs {
         offset: u64,
         data: &[u8],
         from_cache: bool,
+        answer: impl FnOnce(),
     ) -> Result<Written, FsError> {
         if fh.is_pending() {
-            return self.write_pending(fh, offset, data, from_cache, || {}).map(|()| Written::Done);
+            return self.write_pending(fh, offset, data, from_cache, answer);
         }
         // Writeback may come through any handle of the inode that was open for writing.
         let file = if from_cache { self.files.get(fh)? } else { self.writable(fh)? };
         if let Some(new) = file.inode.emptied.get() {
-            return self.write_pending(*new, offset, data, from_cache, || {}).map(|()| Written::Done);
+            return self.write_pending(*new, offset, data, from_cache, answer);
         }
         let (_, shown_len) = file.inode.array();
         if !from_cache && offset.saturating_add(data.len() as u64) > shown_len {

@@ -45,14 +45,11 @@ impl Fs {
         let appended = self.writable(fh).and_then(|file| match file.inode.emptied.get() {
             Some(new) => {
                 let end = self.pending_len(*new)?;
-                self.write_pending(*new, end, data, false, || {}).map(|()| Written::Done)
+                self.write_pending(*new, end, data, false, || {})
             }
             None => self.write_behind(&file, None, data),
         });
-        match &appended {
-            Ok(_) => self.counters.note_write(data.len() as u64),
-            Err(error) => self.counters.note_error(error),
-        }
+        self.count_write(&appended, data.len());
         appended
     }
 

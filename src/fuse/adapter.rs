@@ -365,8 +365,7 @@ impl Filesystem for Adapter {
                     reply.written(len);
                 }
             };
-            let written = self.fs.write_new(fh(handle), offset, data, from_cache, answer);
-            written.map(|()| Written::Done)
+            self.fs.write_answering(fh(handle), offset, data, from_cache, answer)
         } else {
             self.opener.write(ino(node), fh(handle), at, data)
         };

@@ -11,7 +11,7 @@ use crate::fs::attr::FILE_PERM;
 use crate::fs::dir::Child;
 use crate::fs::file::OpenFlags;
 use crate::fs::names;
-use crate::fs::{Attr, Caller, Fh, Fs, FsError, Ino, SetAttr};
+use crate::fs::{Attr, Caller, Fh, Fs, FsError, Ino, SetAttr, Written};
 use crate::store::{Draft, StoreError};
 use crate::sys::FsStat;
 
@@ -231,25 +231,7 @@ impl Fs {
         Ok(reply(&bytes))
     }
 
-    /// Writes to a pending file, as [`Fs::write`] does. If the disk is sure to have room, `answer` is called before the
-    /// bytes are written, so that the program gets the next ones ready meanwhile: the file is locked by then, and
-    /// whoever asks for it waits. What fails after that fails every later write, and closing.
-    ///
-    /// # Errors
-    /// As [`Fs::write`]; `WriteLost`.
-    pub fn write_new(
-        &self,
-        fh: Fh,
-        offset: u64,
-        data: &[u8],
-        from_cache: bool,
-        answer: impl FnOnce(),
-    ) -> Result<(), FsError> {
-        let result = self.write_pending(fh, offset, data, from_cache, answer);
-        self.count_write(&result, data.len());
-        result
-    }
-
+    /// As [`Fs::write_answering`], of a pending file.
     pub(in crate::fs) fn write_pending(
         &self,
         fh: Fh,
@@ -257,7 +239,7 @@ impl Fs {
         data: &[u8],
         from_cache: bool,
         answer: impl FnOnce(),
-    ) -> Result<(), FsError> {
+    ) -> Result<Written, FsError> {
         let open = self.making.get(fh)?;
         // Writeback may come through any handle of the inode that was open for writing.
         if !open.write && !from_cache {
@@ -294,7 +276,7 @@ impl Fs {
             state.written = state.written.max(offset.saturating_add(data.len() as u64));
         }
         state.changed();
-        Ok(())
+        Ok(Written::Done)
     }
 
     /// Takes `len` of the bytes that the disk is sure to have room for. It is asked once for many, as others take little
