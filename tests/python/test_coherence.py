@@ -9,12 +9,11 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from mounting import NPKFS, mounted
 
-NPKFS = Path(sys.executable).parent / "npkfs"
 WRITER = """
 import sys
 import numpy as np
@@ -69,18 +68,8 @@ def mounts(can_mount, tmp_path, path):
     import numpack
 
     numpack.NumPack(path).open()
-    mounts = [tmp_path / f"mnt{i}" for i in range(len(WAYS))]
-    try:
-        for mnt, way in zip(mounts, WAYS, strict=True):
-            mnt.mkdir()
-            subprocess.run([NPKFS, "mount", "-q", "-o", way, path, mnt], check=True)
+    with mounted(path, tmp_path, WAYS) as mounts:
         yield mounts
-        for mnt in mounts:
-            subprocess.run([NPKFS, "umount", mnt], check=True)
-    finally:
-        for mnt in mounts:
-            if os.path.ismount(mnt):
-                subprocess.run([NPKFS, "umount", "--lazy", mnt])
 
 
 def seen(what, look):

@@ -21,8 +21,8 @@ from clients import LISTS, OWN, REGISTERS, rows_of
 from conftest import why_no_mount
 from counting import covered
 from histories import NEVER, Event, array, explain, register
+from mounting import NPKFS, mounted
 
-NPKFS = Path(sys.executable).parent / "npkfs"
 CLIENTS = Path(__file__).with_name("clients.py")
 # What each client does in a round.
 N_OPERATIONS = 60
@@ -144,18 +144,8 @@ def mounts(tmp_path, path):
     if why_no_mount():
         yield []
         return
-    mounts = [tmp_path / f"mnt{n}" for n in range(len(WAYS))]
-    try:
-        for mnt, way in zip(mounts, WAYS, strict=True):
-            mnt.mkdir()
-            subprocess.run([NPKFS, "mount", "-q", "-o", way, path, mnt], check=True)
+    with mounted(path, tmp_path, WAYS) as mounts:
         yield mounts
-        for mnt in mounts:
-            subprocess.run([NPKFS, "umount", mnt], check=True)
-    finally:
-        for mnt in mounts:
-            if os.path.ismount(mnt):
-                subprocess.run([NPKFS, "umount", "--lazy", mnt])
 
 
 def test_some_order_explains_what_processes_threads_and_mounts_saw(mounts, path):
